@@ -1,0 +1,73 @@
+"""The `m7b` command: its subcommands, and the one place where errors become exit codes."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import TyperException
+
+from m7b import __version__
+from m7b.commands.complete import complete
+from m7b.commands.download import download
+from m7b.commands.info import info
+from m7b.commands.tokenize import detokenize, tokenize
+from m7b.errors import ExitCode, M7bError
+from m7b.render import PipeClosed, note
+
+app = typer.Typer(
+    name="m7b",
+    help="Mistral 7B in a terminal: exact, readable, fast.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (complete, download, info, tokenize, detokenize):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"m7b {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+    ),
+) -> None:
+    """Mistral 7B in a terminal: exact, readable, fast."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; `argv` None is that of the process.
+
+    Every error the user can act on is one line on stderr. Only our own bugs show a traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return int(app(arguments or ["--help"], prog_name="m7b", standalone_mode=False) or 0)
+    except TyperException as error:
+        note(f"{error.format_message()} (see m7b {arguments[0] if arguments else ''} --help)")
+        return ExitCode.USAGE
+    except M7bError as error:
+        note(str(error))
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    except PipeClosed:
+        # Nothing more can be written; without this, Python would complain while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.PIPE_CLOSED
+    except Exception:  # noqa: BLE001 - the last resort: show the bug
+        traceback.print_exc()
+        note("this is a bug in m7b; the lines above say where")
+        return ExitCode.BUG
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

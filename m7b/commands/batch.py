@@ -1,0 +1,131 @@
+"""JSONL in, JSONL out: one request a line, one answer a line, in order, and a way to carry on."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from m7b.errors import M7bError, SomeFailed, UsageError
+from m7b.render import Output
+
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Batch:
+    """The lines of `source` and where their answers go.
+
+    Args:
+        source: the requests; `-` is stdin.
+        target: the answers, stdout where None.
+        resume: keep the whole lines that `target` already has and skip as many requests.
+
+    Raises:
+        UsageError: `source` cannot be read, or `target` exists and `resume` is not set.
+    """
+
+    def __init__(self, source: Path, target: Path | None = None, *, resume: bool = False) -> None:
+        if resume and not target:
+            raise UsageError("--resume needs --output", hint="name the file to carry on with")
+        if target and target.exists() and not resume:
+            raise UsageError(
+                f"{target} exists", hint="add --resume to carry on with it, or name another file"
+            )
+        if str(source) != "-" and not source.is_file():
+            raise UsageError(f"{source}: no such file", hint="--jsonl takes a file or -")
+        self._source = source
+        self._target = target
+        self._resume = resume
+
+    def run(self, answer: Answer) -> None:
+        """Answer every line that is not blank; an M7bError becomes the answer of its line.
+
+        Raises:
+            SomeFailed: some lines did.
+            UsageError: the answers kept are not those of these requests.
+        """
+        kept = self._kept_answers() if self._resume else []
+        n_failed = sum("error" in result for result in kept)
+        n_lines = 0
+        with ExitStack() as stack:
+            write = self._writer(stack)
+            for n_lines, line in enumerate(self._lines(stack), 1):
+                if n_lines <= len(kept):
+                    self._check_kept(n_lines, kept[n_lines - 1], line)
+                    continue
+                result = _answered(line, answer)
+                n_failed += "error" in result
+                write(result)
+        if n_failed:
+            raise SomeFailed(f"{n_failed} of {n_lines} lines failed", hint="each has its error in the output")
+
+    def _lines(self, stack: ExitStack) -> Iterator[bytes]:
+        source = (
+            sys.stdin.buffer if str(self._source) == "-" else stack.enter_context(self._source.open("rb"))
+        )
+        return (line for line in source if line.strip())
+
+    def _writer(self, stack: ExitStack) -> Callable[[dict[str, Any]], None]:
+        if self._target is None:
+            return Output().write_json
+        file = stack.enter_context(self._target.open("a", encoding="utf-8", newline="\n"))
+
+        def write(result: dict[str, Any]) -> None:
+            file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            file.flush()
+
+        return write
+
+    def _kept_answers(self) -> list[dict[str, Any]]:
+        """The whole lines of the target; half a line, left by a crash, is cut off."""
+        assert self._target is not None
+        if not self._target.exists():
+            return []
+        with self._target.open("rb+") as file:
+            whole = file.read().rpartition(b"\n")[0]
+            file.truncate(len(whole) + 1 if whole else 0)
+        try:
+            return [json.loads(line) for line in whole.split(b"\n") if line]
+        except ValueError:
+            raise UsageError(
+                f"{self._target} holds lines that are not JSON", hint="name another file"
+            ) from None
+
+    def _check_kept(self, number: int, result: dict[str, Any], line: bytes) -> None:
+        wanted = request_id(line)
+        if wanted is not None and result.get("id") != wanted:
+            raise UsageError(
+                f"line {number} of {self._target} answers {result.get('id')!r}, the request is {wanted!r}",
+                hint="these are the answers of other requests: name another file",
+            )
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """The JSON object on one line.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"a JSON {type(value).__name__} instead of an object")
+    return value
+
+
+def request_id(line: bytes) -> Any:
+    """The `id` on a line that may be bad otherwise, None where it has none."""
+    try:
+        return json_object(line).get("id")
+    except UsageError:
+        return None
+
+
+def _answered(line: bytes, answer: Answer) -> dict[str, Any]:
+    try:
+        return answer(json_object(line))
+    except M7bError as error:
+        return {"id": request_id(line), "error": {"type": type(error).__name__, "message": str(error)}}

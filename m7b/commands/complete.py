@@ -1,0 +1,198 @@
+"""`m7b complete`: continue a prompt."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, assert_never
+
+import typer
+
+from m7b.commands.batch import Batch
+from m7b.commands.loading import LoadedModel, load_model
+from m7b.commands.options import (
+    CtxSizeOption,
+    DeviceOption,
+    DTypeOption,
+    JsonOption,
+    KeepNewlineOption,
+    ModelOption,
+    PrefillChunkOption,
+    ThreadsOption,
+    VariantOption,
+    WindowOption,
+)
+from m7b.commands.prompt import read_prompt
+from m7b.completions import Completion, CompletionRequest, answer, parse_request
+from m7b.errors import UsageError
+from m7b.generation import Finished, GenerationEvent, PromptProgress, SamplingParams, TextDelta
+from m7b.render import Output, Status
+
+
+def complete(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to continue; - or nothing reads stdin.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="Read the prompt from a file.", show_default=False)
+    ] = None,
+    keep_newline: KeepNewlineOption = False,
+    jsonl: Annotated[
+        Path | None,
+        typer.Option(
+            "--jsonl", help="Answer a file of JSON requests, one a line; - is stdin.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="With --jsonl: write the answers here.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With -o: keep its answers and do the rest.")
+    ] = False,
+    variant: VariantOption = None,
+    model: ModelOption = None,
+    max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", help="Most tokens to generate.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Randomness; 0 takes the most likely token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this mass; 1 is off.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 is off.")] = 0,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens less likely than this times the likeliest; 0 is off.")
+    ] = 0.0,
+    typical_p: Annotated[
+        float, typer.Option(help="Keep the most typical tokens up to this mass; 1 is off.")
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Divide the logits of seen tokens; 1 is off.")
+    ] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Subtract once from each seen token; 0 is off.")
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Subtract for every time a token was seen; 0 is off.")
+    ] = 0.0,
+    repeat_last_n: Annotated[
+        int, typer.Option(help="Tokens that the penalties look back on; -1 is all.")
+    ] = -1,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID=BIAS", help="Add to one token's logit; can be repeated.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same text.", show_default=False)] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; can be repeated.", show_default=False)
+    ] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
+    num_samples: Annotated[int, typer.Option("-N", "--num-samples", help="How many continuations.")] = 1,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="With --json: report this many alternatives per token.", show_default=False),
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
+    as_json: JsonOption = False,
+    threads: ThreadsOption = None,
+    dtype: DTypeOption = None,
+    device: DeviceOption = "cpu",
+    window: WindowOption = None,
+    ctx_size: CtxSizeOption = None,
+    prefill_chunk: PrefillChunkOption = 512,
+) -> None:
+    """Continue a text exactly as it stands, with no template around it.
+
+    Examples:
+
+      m7b complete "The capital of France is" -n 20
+
+      m7b complete --variant base-v0.3 --json < prompt.txt
+    """
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        typical_p=typical_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        repeat_last_n=repeat_last_n,
+        logit_bias=dict(map(_bias, logit_bias or ())),
+        seed=seed,
+        stop=tuple(stop or ()),
+        logprobs=logprobs,
+    )
+    if logprobs is not None and not as_json and not jsonl:
+        raise UsageError("--logprobs prints nothing in plain text", hint="add --json")
+    request = CompletionRequest("", params, num_samples, echo)
+    if jsonl:
+        if prompt is not None or file:
+            raise UsageError("--jsonl brings its own prompts", hint="leave out PROMPT and --file")
+        batch = Batch(jsonl, output, resume=resume)
+    elif output or resume:
+        raise UsageError("--output and --resume go with --jsonl")
+    else:
+        request = replace(request, prompt=read_prompt(prompt, file, keep_newline=keep_newline))
+    loaded = load_model(
+        variant,
+        model,
+        window=window,
+        ctx_size=ctx_size,
+        prefill_chunk=prefill_chunk,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+    )
+    request = replace(request, params=replace(params, stop_ids=loaded.stop_ids))
+    if jsonl:
+        batch.run(lambda fields: complete_silently(loaded, parse_request(fields, request)))
+    elif as_json:
+        Output().write_json(complete_silently(loaded, request))
+    else:
+        _print(Completion(loaded.engine, loaded.tokenizer, request), streaming=stream)
+
+
+def complete_silently(loaded: LoadedModel, request: CompletionRequest) -> dict[str, Any]:
+    """The whole answer object of one request."""
+    completion = Completion(loaded.engine, loaded.tokenizer, request)
+    for events in completion.samples():
+        for _ in _with_progress(events):
+            pass
+    return answer(completion, loaded.name, loaded.load_s)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise UsageError(f"--logit-bias is {text!r}", hint="write ID=BIAS, such as 15043=-5") from None
+
+
+def _print(completion: Completion, *, streaming: bool) -> None:
+    """Show the samples as plain text, each followed by one newline."""
+    output = Output()
+    try:
+        for events in completion.samples():
+            texts = (event.text for event in _with_progress(events) if isinstance(event, TextDelta))
+            for text in texts if streaming else ["".join(texts)]:
+                output.write(text)
+            output.write("\n")
+    except KeyboardInterrupt:
+        if output.is_terminal:
+            output.write("\n")
+        raise
+
+
+def _with_progress(events: Iterator[GenerationEvent]) -> Iterator[GenerationEvent]:
+    """The same events; on a terminal, the reading of a long prompt shows meanwhile."""
+    status = Status()
+    for event in events:
+        match event:
+            case PromptProgress():
+                status.show(f"reading the prompt: {event.done} of {event.total} tokens")
+            case TextDelta() | Finished():
+                status.clear()
+            case other:
+                assert_never(other)
+        yield event

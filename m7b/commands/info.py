@@ -1,0 +1,177 @@
+"""`m7b info`: what a checkpoint is and what it takes to run it."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m7b import hub
+from m7b.commands.loading import chosen_variant, open_chosen
+from m7b.commands.options import (
+    JsonOption,
+    ModelOption,
+    PrefillChunkOption,
+    VariantName,
+    VariantOption,
+    WindowOption,
+)
+from m7b.render import Output
+from m7b.tokenizer import OfficialVocabulary, load_tokenizer
+from m7b.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from m7b.runtime.checkpoints import Checkpoint
+    from m7b.runtime.config import ModelConfig
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+_CONTEXTS = (4096, 8192, 16384, 32768)
+
+
+def info(
+    variant: VariantOption = None,
+    model: ModelOption = None,
+    window: WindowOption = None,
+    prefill_chunk: PrefillChunkOption = 512,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a model's configuration, exact size, and the memory it takes at each context; loads no weights.
+
+    Examples:
+
+      m7b info --variant base-v0.1
+
+      m7b info -m ./my-model --json
+    """
+    report = _report(variant, model, window, prefill_chunk)
+    output = Output()
+    if as_json:
+        output.write_json(report)
+    else:
+        output.write("".join(f"{line}\n" for line in _lines(report)))
+
+
+def _report(
+    variant: VariantName | None, model: Path | None, window: int | None, prefill_chunk: int
+) -> dict[str, Any]:
+    import psutil
+
+    from m7b.runtime.config import ModelConfig
+
+    name = chosen_variant(variant, model)
+    checkpoint: Checkpoint | None = None
+    if name and not hub.installed(name):
+        config = ModelConfig.of_variant(VARIANTS[name])
+    else:
+        name, checkpoint = open_chosen(variant, model, window_given=window is not None)
+        config = checkpoint.config
+    if window is not None:
+        config = replace(config, sliding_window=window or None)
+    weights = {dtype: config.n_params * size for dtype, size in _ITEM_BYTES.items()}
+    available = psutil.virtual_memory().available
+    largest = config.cache_slots(config.max_seq_len, prefill_chunk) * config.cache_bytes_per_token(2)
+    return {
+        "name": name,
+        "checkpoint": checkpoint and _checkpoint(checkpoint),
+        "note": checkpoint.note if checkpoint else "",
+        "config": asdict(config),
+        "parameters": config.n_params,
+        "tokenizer": _tokenizer(name, checkpoint),
+        "chat_template": _template(name, checkpoint),
+        "weight_bytes": weights,
+        "cache": {
+            "dtype": "bfloat16",
+            "bytes_per_token": config.cache_bytes_per_token(2),
+            "prefill_chunk": prefill_chunk,
+            "contexts": [_cache_at(config, ctx_size, prefill_chunk) for ctx_size in _contexts(config)],
+        },
+        "memory": {
+            "available_bytes": available,
+            "fits": {dtype: weights[dtype] + largest <= available for dtype in weights},
+        },
+    }
+
+
+def _checkpoint(checkpoint: "Checkpoint") -> dict[str, Any]:
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format.value,
+        "dtypes": sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
+        "bytes": checkpoint.n_bytes,
+        "stop_ids": sorted(checkpoint.stop_ids),
+    }
+
+
+def _tokenizer(name: str, checkpoint: "Checkpoint | None") -> dict[str, Any] | None:
+    version = VARIANTS[name].tokenizer if checkpoint is None else None
+    source = checkpoint.tokenizer if checkpoint else OfficialVocabulary(version) if version else None
+    if source is None:
+        return None
+    tokenizer = load_tokenizer(source)
+    return {
+        "description": tokenizer.description,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "adds_bos": tokenizer.adds_bos,
+    }
+
+
+def _template(name: str, checkpoint: "Checkpoint | None") -> str | None:
+    """What turns a conversation into ids, None where the model was not trained to chat."""
+    if checkpoint and checkpoint.chat_template:
+        return "the checkpoint's own (Jinja)"
+    variant = VARIANTS.get(name)
+    return f"Mistral {variant.tokenizer}" if variant and variant.is_instruct and variant.tokenizer else None
+
+
+def _contexts(config: "ModelConfig") -> list[int]:
+    return [n for n in _CONTEXTS if n < config.max_seq_len] + [config.max_seq_len]
+
+
+def _cache_at(config: "ModelConfig", ctx_size: int, prefill_chunk: int) -> dict[str, int]:
+    """Cache bytes at one context; the window's own share and the bytes of full attention beside it."""
+    per_token = config.cache_bytes_per_token(2)
+    return {
+        "context": ctx_size,
+        "bytes": config.cache_slots(ctx_size, prefill_chunk) * per_token,
+        "window_bytes": min(ctx_size, config.sliding_window or ctx_size) * per_token,
+        "full_attention_bytes": ctx_size * per_token,
+    }
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report for people."""
+    config, checkpoint, cache = report["config"], report["checkpoint"], report["cache"]
+
+    def row(label: str, value: object) -> str:
+        return f"{label:<18}{value}"
+
+    yield row("model", report["name"])
+    if checkpoint:
+        yield row(
+            "checkpoint", f"{checkpoint['path']} ({checkpoint['format']}, {', '.join(checkpoint['dtypes'])})"
+        )
+        yield row("on disk", f"{checkpoint['bytes']:,} bytes")
+    else:
+        yield row("checkpoint", "not on this machine: figures are those of the release")
+    if report["note"]:
+        yield row("note", report["note"])
+    yield row("parameters", f"{report['parameters']:,}")
+    for key, value in config.items():
+        yield row("  " + key, "off" if key == "sliding_window" and value is None else value)
+    tokenizer = report["tokenizer"]
+    yield row(
+        "tokenizer",
+        f"{tokenizer['description']}, {tokenizer['vocab_size']:,} ids" if tokenizer else "in the checkpoint",
+    )
+    yield row("chat template", report["chat_template"] or "none: use m7b complete")
+    for dtype, size in report["weight_bytes"].items():
+        verdict = "fits" if report["memory"]["fits"][dtype] else "does not fit"
+        yield row("weights", f"{size:>15,} bytes in {dtype}: {verdict} this machine with its cache")
+    yield row("memory free", f"{report['memory']['available_bytes']:>15,} bytes")
+    yield ""
+    per_token, chunk = cache["bytes_per_token"], cache["prefill_chunk"]
+    yield f"KV cache in bfloat16, {per_token:,} bytes a token, prefill chunk {chunk}"
+    yield f"{'context':>9}{'cache bytes':>18}{'of it window':>18}{'full attention':>18}"
+    for at in cache["contexts"]:
+        window, full = at["window_bytes"], at["full_attention_bytes"]
+        yield f"{at['context']:>9}{at['bytes']:>18,}{window:>18,}{full:>18,}"

@@ -1,0 +1,41 @@
+"""Where the text of a prompt comes from: an argument, a file or stdin."""
+
+import sys
+from pathlib import Path
+
+from m7b.errors import UsageError
+
+
+def read_prompt(prompt: str | None, file: Path | None, *, keep_newline: bool = False) -> str:
+    """The prompt from exactly one of argument, file and stdin.
+
+    Raises:
+        UsageError: there is none or more than one, or it is not UTF-8.
+    """
+    if prompt not in (None, "-") and file:
+        raise UsageError("a prompt and --file are both given", hint="give one")
+    if prompt not in (None, "-"):
+        assert prompt is not None
+        return prompt
+    if file and str(file) != "-":
+        return _decoded(file.name, _read_file(file))
+    if sys.stdin.isatty():
+        raise UsageError("no prompt", hint="give it as an argument, with -f FILE, or through a pipe")
+    text = _decoded("stdin", sys.stdin.buffer.read())
+    return text if keep_newline else text.removesuffix("\n")
+
+
+def _read_file(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _decoded(name: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
+        ) from None

@@ -1,0 +1,77 @@
+"""What can go wrong for a user, and the exit code that says so.
+
+Knows the words of an error and its exit code; knows nothing about where it is printed.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The process exit codes, documented in docs/exit-codes.md."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    CHECKPOINT = 3
+    DAMAGED = 4
+    RESOURCES = 5
+    PROMPT_TOO_LONG = 6
+    SOME_FAILED = 7
+    INTERRUPTED = 130
+    PIPE_CLOSED = 141
+
+
+class M7bError(Exception):
+    """An error the user can act on: what is wrong, with its figures, and the way out."""
+
+    exit_code = ExitCode.BUG
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class UsageError(M7bError):
+    """An option, a request or a file of ours that cannot mean anything."""
+
+    exit_code = ExitCode.USAGE
+
+
+class CheckpointNotFound(M7bError):
+    """There is no checkpoint where one was named."""
+
+    exit_code = ExitCode.CHECKPOINT
+
+
+class UnsupportedCheckpoint(M7bError):
+    """A sound checkpoint of something that m7b does not run."""
+
+    exit_code = ExitCode.CHECKPOINT
+
+
+class DamagedCheckpoint(M7bError):
+    """A checkpoint that is truncated, contradicts itself or fails its checksum."""
+
+    exit_code = ExitCode.DAMAGED
+
+
+class OutOfResources(M7bError):
+    """Not enough memory or disk, or no such device."""
+
+    exit_code = ExitCode.RESOURCES
+
+
+class ContextOverflow(M7bError):
+    """The prompt does not fit the context."""
+
+    exit_code = ExitCode.PROMPT_TOO_LONG
+
+
+class SomeFailed(M7bError):
+    """A batch ended, and some of its lines failed."""
+
+    exit_code = ExitCode.SOME_FAILED

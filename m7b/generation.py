@@ -1,0 +1,164 @@
+"""The light contract with the engine: what may be asked of it and what it answers.
+
+Knows ids, numbers and text; imports nothing heavy, so that every layer can speak it.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from m7b.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose each next token, and when to stop.
+
+    `temperature` 0 is argmax. `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `repetition_penalty` 1
+    and the other penalties at 0 switch that filter off. The penalties look at the last
+    `repeat_last_n` tokens of prompt and answer (-1: all of them). `seed` None draws one.
+    `logprobs` is the number of alternatives to report per token, None for no report.
+
+    Raises:
+        UsageError: a value is outside its range.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_last_n: int = -1
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("max_tokens", self.max_tokens, low=0)
+        _check("temperature", self.temperature, low=0)
+        _check("top_p", self.top_p, low=0, high=1)
+        _check("top_k", self.top_k, low=0)
+        _check("min_p", self.min_p, low=0, high=1)
+        _check("typical_p", self.typical_p, low=0, high=1)
+        _check("repetition_penalty", self.repetition_penalty, low=0, open_low=True)
+        _check("presence_penalty", self.presence_penalty)
+        _check("frequency_penalty", self.frequency_penalty)
+        _check("repeat_last_n", self.repeat_last_n, low=-1)
+        _check("logprobs", self.logprobs or 0, low=0)
+        _check("seed", self.seed or 0, low=0, high=2**63 - 1)
+        if "" in self.stop:
+            raise UsageError("a stop string is empty", hint="leave it out")
+        for token, bias in self.logit_bias.items():
+            if math.isnan(bias) or bias == math.inf:
+                raise UsageError(
+                    f"logit_bias of token {token} is {bias}", hint="give a finite number or -inf"
+                )
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended: a stop id or stop string, or no room left."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The model's own log-probability of one token, before any sampling filter.
+
+    `top` holds the most likely alternatives, best first, as (id, log-probability).
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """`done` of `total` prompt tokens are in the cache; `reused` of them were there before."""
+
+    done: int
+    total: int
+    reused: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One sampled token. The last step of an answer has a `finish`; a stop id is never text."""
+
+    token: int
+    logprob: TokenLogprob | None
+    finish: FinishReason | None
+
+
+class Engine(Protocol):
+    """A model that continues token ids. Knows nothing about text."""
+
+    @property
+    def ctx_size(self) -> int:
+        """The most tokens, prompt and answer together, that one sequence may hold."""
+        ...
+
+    def generate(self, ids: Sequence[int], params: SamplingParams) -> Iterator[PromptProgress | Step]:
+        """Continue `ids`: progress while the prompt is read, then one step a token."""
+        ...
+
+    def score(self, ids: Sequence[int], top: int = 0) -> Iterator[TokenLogprob]:
+        """The log-probability of each of `ids[1:]` given all before it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts, and seconds as measured by the caller's clock.
+
+    `prefill_s` runs from the request to the first token, `decode_s` from the first to the last.
+    """
+
+    prompt_tokens: int
+    reused_tokens: int
+    completion_tokens: int
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text that is final: no later token and no stop string can take it back."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of an answer, with all its token ids (a stop id excluded)."""
+
+    reason: FinishReason
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    usage: Usage
+
+
+GenerationEvent = PromptProgress | TextDelta | Finished
+
+
+def _check(
+    name: str, value: float, low: float = -math.inf, high: float = math.inf, open_low: bool = False
+) -> None:
+    if math.isnan(value) or math.isinf(value) or not low <= value <= high or (open_low and value == low):
+        above = f"more than {low}" if open_low else f"at least {low}"
+        bounds = " and ".join(
+            part
+            for part in (above if low > -math.inf else "", f"at most {high}" if high < math.inf else "")
+            if part
+        )
+        raise UsageError(f"{name} is {value}", hint=f"it must be {bounds or 'a finite number'}")

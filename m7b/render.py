@@ -1,0 +1,85 @@
+"""Writing to the user: the answer on stdout, all else on stderr. Knows terminals; nothing about models."""
+
+import io
+import json
+import sys
+from typing import Any, TextIO
+
+
+class PipeClosed(Exception):
+    """Whoever read our stdout has gone: stop quietly."""
+
+
+class Output:
+    """Stdout as the place for answers: flushed piece by piece, UTF-8 in pipes whatever the locale.
+
+    On a terminal, control bytes in the model's text are shown as U+FFFD instead of obeyed.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._is_terminal = self._stream.isatty()
+        if isinstance(self._stream, io.TextIOWrapper):
+            if self._is_terminal:
+                self._stream.reconfigure(errors="replace")
+            else:
+                self._stream.reconfigure(encoding="utf-8", newline="\n")
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person is watching."""
+        return self._is_terminal
+
+    def write(self, text: str) -> None:
+        """Show `text` now.
+
+        Raises:
+            PipeClosed: nobody reads any more.
+        """
+        try:
+            self._stream.write(printable(text) if self._is_terminal else text)
+            self._stream.flush()
+        except BrokenPipeError:
+            raise PipeClosed from None
+
+    def write_json(self, value: Any) -> None:
+        """Write `value` as one line of JSON."""
+        self.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+class Status:
+    """One line on stderr that tells what goes on, rewritten in place; silent where stderr is no terminal."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._shown = False
+
+    def show(self, text: str) -> None:
+        """Replace the line."""
+        if self._stream.isatty():
+            self._stream.write(f"\r\x1b[K{text}")
+            self._stream.flush()
+            self._shown = True
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._shown = False
+
+
+def printable(text: str) -> str:
+    """`text` with every control character but newline and tab shown as U+FFFD."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or not _is_control(c) else "\ufffd" for c in text)
+
+
+def note(text: str) -> None:
+    """Tell the user something on stderr, on a line of its own."""
+    print(f"m7b: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def _is_control(char: str) -> bool:
+    return ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0

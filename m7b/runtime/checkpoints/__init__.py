@@ -1,0 +1,48 @@
+"""Checkpoint formats. Each module has `sniff(path)` and `open_checkpoint(path)`; one is picked here."""
+
+from pathlib import Path
+
+from m7b.errors import CheckpointNotFound, UnsupportedCheckpoint
+from m7b.runtime.checkpoints import gguf, hf, native
+from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, StoredTensor
+
+__all__ = ["Checkpoint", "Format", "StoredTensor", "open_checkpoint"]
+
+# In order of preference where a folder holds two: the Hugging Face layout loads without reordering rows.
+_FORMATS = (hf, native, gguf)
+
+
+def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
+    """Look at the checkpoint at `path`, a folder or a GGUF file, and read no weights.
+
+    Args:
+        path: what it is is judged from its content, never from its name.
+        window_given: the user names the sliding window, so the files need not.
+
+    Raises:
+        CheckpointNotFound: there is nothing at `path`.
+        UnsupportedCheckpoint: it is no format or no model that m7b runs.
+        DamagedCheckpoint: its files are cut short or contradict each other.
+    """
+    if not path.exists():
+        raise CheckpointNotFound(f"{path}: no such file or folder", hint="give a folder or a GGUF file")
+    for module in _FORMATS:
+        if module.sniff(path):
+            return module.open_checkpoint(path, window_given=window_given)
+    if path.is_dir():
+        files = [child for child in sorted(path.iterdir()) if gguf.sniff(child)]
+        if len(files) == 1:
+            return gguf.open_checkpoint(files[0], window_given=window_given)
+        if files:
+            raise UnsupportedCheckpoint(
+                f"{path}: holds {len(files)} GGUF files", hint=f"name one of them, such as {files[0]}"
+            )
+        raise UnsupportedCheckpoint(
+            f"{path}: no checkpoint in this folder",
+            hint="it needs config.json with safetensors or pytorch_model*.bin, "
+            "params.json with consolidated.*, or a GGUF file",
+        )
+    raise UnsupportedCheckpoint(
+        f"{path}: not a GGUF file",
+        hint="other formats are opened by their folder, with the configuration inside",
+    )

@@ -1,0 +1,98 @@
+"""What every checkpoint format is turned into, and the check that it is whole before it is loaded."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+
+from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
+from m7b.runtime.config import ModelConfig
+from m7b.tokenizer import TokenizerSource
+
+
+class Format(StrEnum):
+    """How a checkpoint is laid out on disk."""
+
+    HF = "hf"
+    NATIVE = "native"
+    GGUF = "gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor as its file describes it: `shape` is (out, in) for a linear, `dtype` the file's word."""
+
+    source_name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was looked at and not yet loaded.
+
+    `tensors` has exactly the canonical names and shapes of `config`. `read` gives one of them in
+    canonical row order. `stop_ids` end an answer. `note` is for the user, empty where all is well.
+    """
+
+    path: Path
+    format: Format
+    config: ModelConfig
+    dtype: torch.dtype
+    tensors: Mapping[str, StoredTensor]
+    read: Callable[[str], torch.Tensor]
+    tokenizer: TokenizerSource | None
+    stop_ids: frozenset[int]
+    chat_template: str | None
+    note: str = ""
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of weights on disk."""
+        return sum(tensor.n_bytes for tensor in self.tensors.values())
+
+
+def check_tensors(
+    path: Path, config: ModelConfig, found: Mapping[str, StoredTensor], dtypes: Mapping[str, object]
+) -> None:
+    """Compare what the files hold with what the configuration asks for.
+
+    Raises:
+        DamagedCheckpoint: a tensor is missing, extra or of another shape.
+        UnsupportedCheckpoint: a tensor is of a dtype not in `dtypes`.
+    """
+    shapes = config.tensor_shapes()
+    missing = sorted(shapes.keys() - found.keys())
+    if missing:
+        raise DamagedCheckpoint(
+            f"{path}: {len(missing)} of {len(shapes)} tensors are missing, the first is {missing[0]}",
+            hint="fetch the checkpoint again",
+        )
+    extra = sorted(found.keys() - shapes.keys())
+    if extra:
+        tensor = found[extra[0]]
+        raise DamagedCheckpoint(
+            f"{tensor.file}: {len(extra)} tensors more than the {len(shapes)} of this architecture, "
+            f"the first is {tensor.source_name}",
+            hint="m7b runs plain Mistral and Llama models without biases or adapters",
+        )
+    for name, shape in shapes.items():
+        tensor = found[name]
+        if tensor.shape != shape:
+            raise DamagedCheckpoint(
+                f"{tensor.file}: {tensor.source_name} is {_dims(tensor.shape)}, "
+                f"the configuration says {_dims(shape)}"
+            )
+        if tensor.dtype not in dtypes:
+            raise UnsupportedCheckpoint(
+                f"{tensor.file}: {tensor.source_name} is stored as {tensor.dtype}",
+                hint=f"m7b reads {', '.join(dtypes)}",
+            )
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

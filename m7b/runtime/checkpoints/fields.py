@@ -1,0 +1,113 @@
+"""Reading numbers from files that nobody vouches for: every value has a type and a range, or is refused."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from m7b.errors import DamagedCheckpoint
+
+MAX_DIM = 1 << 20
+MAX_LAYERS = 1 << 10
+MAX_VOCAB = 1 << 22
+MAX_POSITIONS = 1 << 31
+MAX_JSON_BYTES = 256 << 20  # the largest tokenizer.json in use is some 35 MB
+
+_REQUIRED = object()
+
+
+class Fields:
+    """The keys of one configuration file, read with their bounds."""
+
+    def __init__(self, file: Path, values: Mapping[str, Any]) -> None:
+        self.file = file
+        self._values = values
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def raw(self, key: str) -> Any:
+        """The value as it stands, None where the key is absent."""
+        return self._values.get(key)
+
+    def integer(self, key: str, high: int, default: Any = _REQUIRED) -> int:
+        """An integer from 1 to `high`; `default` only where the key is absent."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+            raise self.bad(key, f"an integer from 1 to {high}")
+        return value
+
+    def optional_integer(self, key: str, high: int) -> int | None:
+        """An integer from 1 to `high`, None where the value is null or absent."""
+        return None if self.raw(key) is None else self.integer(key, high)
+
+    def number(self, key: str, high: float, default: Any = _REQUIRED) -> float:
+        """A finite number above 0 and up to `high`; `default` only where the key is absent."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.bad(key, "a number")
+        if not math.isfinite(value) or not 0 < value <= high:
+            raise self.bad(key, f"a number above 0 and up to {high:g}")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false; `default` where the key is absent or null."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.bad(key, "true or false")
+        return value
+
+    def bad(self, key: str, wanted: str) -> DamagedCheckpoint:
+        """The error that says what `key` holds and what it should."""
+        if key not in self._values:
+            return DamagedCheckpoint(f"{self.file}: {key} is missing", hint=f"it must be {wanted}")
+        shown = json.dumps(self._values[key], default=str)
+        return DamagedCheckpoint(f"{self.file}: {key} is {shown[:80]}", hint=f"it must be {wanted}")
+
+    def _get(self, key: str, default: Any) -> Any:
+        if key in self._values:
+            return self._values[key]
+        if default is _REQUIRED:
+            raise self.bad(key, "present")
+        return default
+
+
+def head_dim_of(fields: Fields, key: str, dim: int, n_heads: int, n_kv_heads: int) -> int:
+    """The size of one head under `key`, dim / heads where it is null or absent.
+
+    Raises:
+        DamagedCheckpoint: it is odd (RoPE turns pairs), or the heads do not divide evenly.
+    """
+    if n_heads % n_kv_heads:
+        raise DamagedCheckpoint(
+            f"{fields.file}: {n_heads} attention heads cannot share {n_kv_heads} kv heads"
+        )
+    head_dim = fields.optional_integer(key, MAX_DIM)
+    if head_dim is None:
+        if dim % n_heads:
+            raise DamagedCheckpoint(f"{fields.file}: dimension {dim} does not divide into {n_heads} heads")
+        head_dim = dim // n_heads
+    if head_dim % 2:
+        raise DamagedCheckpoint(f"{fields.file}: {key} is {head_dim}", hint="it must be even")
+    return head_dim
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`.
+
+    Raises:
+        DamagedCheckpoint: it cannot be read or is no JSON object.
+    """
+    try:
+        size = file.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise DamagedCheckpoint(f"{file}: {size} bytes are too many for a JSON file of a checkpoint")
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise DamagedCheckpoint(f"{file}: holds a JSON {type(values).__name__}, not an object")
+    return values

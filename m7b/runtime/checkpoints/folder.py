@@ -1,0 +1,61 @@
+"""What the folder formats share: finding the tokenizer and the chat template beside the weights."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from m7b.errors import DamagedCheckpoint
+from m7b.runtime.checkpoints.fields import read_json
+from m7b.tokenizer import (
+    OFFICIAL_SHA256,
+    OfficialVocabulary,
+    SentencePieceFile,
+    TokenizerJson,
+    TokenizerSource,
+)
+from m7b.variants import TokenizerVersion
+
+_SENTENCEPIECE = ("tokenizer.model.v3", "tokenizer.model.v1", "tokenizer.model")
+_VOCAB_SIZES = {TokenizerVersion.V1: 32000, TokenizerVersion.V3: 32768}
+
+
+def tokenizer_source(folder: Path, vocab_size: int) -> TokenizerSource | None:
+    """The tokenizer in `folder`, judged by content; None where there is none.
+
+    Mistral's own file wins where it covers the whole vocabulary. A fine-tune that added tokens has
+    them in its tokenizer.json.
+    """
+    models = [folder / name for name in _SENTENCEPIECE if (folder / name).is_file()]
+    for model in models:
+        version = OFFICIAL_SHA256.get(hashlib.sha256(model.read_bytes()).hexdigest())
+        if version and _VOCAB_SIZES[version] == vocab_size:
+            return OfficialVocabulary(version)
+    if (folder / "tokenizer.json").is_file():
+        config = _tokenizer_config(folder)
+        return TokenizerJson(
+            folder / "tokenizer.json", _content(config.get("bos_token")), config.get("add_bos_token")
+        )
+    return SentencePieceFile(models[0]) if models else None
+
+
+def chat_template(folder: Path) -> str | None:
+    """The Jinja template that the checkpoint brings, None where it brings none."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise DamagedCheckpoint(f"{file}: not UTF-8: {error}") from None
+    template = _tokenizer_config(folder).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _content(token: Any) -> str | None:
+    """The text of a special token, written as a string or as an object with `content`."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None

@@ -1,0 +1,245 @@
+"""GGUF files of arch `llama`: metadata and tensors in one file, weights dequantized as they are read."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+
+from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
+from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, StoredTensor, check_tensors
+from m7b.runtime.checkpoints.fields import MAX_DIM, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, Fields, head_dim_of
+from m7b.runtime.checkpoints.gguf_header import MAGIC, Header, HeaderError, read_header
+from m7b.runtime.config import ModelConfig
+from m7b.runtime.rope import interleaved_to_half_split
+from m7b.tokenizer import GGUFVocabulary
+
+_LAYER_NAMES = {
+    "attn_norm": "attention_norm",
+    "attn_q": "attention.wq",
+    "attn_k": "attention.wk",
+    "attn_v": "attention.wv",
+    "attn_output": "attention.wo",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3",
+    "ffn_down": "feed_forward.w2",
+}
+_TOP_NAMES = {
+    "token_embd.weight": "tok_embeddings.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "output.weight",
+}
+_LAYER = re.compile(r"blk\.(0|[1-9]\d{0,3})\.([a-z_]+)\.weight")
+
+# Each tensor type that is read, with the dtype that holds it without loss or, quantized, well enough.
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    **dict.fromkeys(("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"), torch.bfloat16),
+}
+
+
+def sniff(path: Path) -> bool:
+    """Whether `path` is a file that begins as GGUF files do."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
+    """Read the metadata and the tensor headers of the file at `path`; no weights.
+
+    A file without a window in its metadata means full attention; `window_given` silences the note
+    about files that lost theirs.
+
+    Raises:
+        DamagedCheckpoint: the file is cut short or contradicts itself.
+        UnsupportedCheckpoint: it is not a plain Llama model, or of a type that is not read.
+    """
+    try:
+        header = read_header(path)
+    except (HeaderError, OSError) as error:
+        raise DamagedCheckpoint(f"{path}: not a whole GGUF file: {error}", hint="fetch it again") from None
+    fields = Fields(path, header.metadata)
+    _refuse_unsupported(fields)
+    found, offsets = {}, {}
+    for tensor, offset in _tensors(path, header):
+        name = _canonical(tensor.source_name)
+        found[name], offsets[name] = tensor, offset
+    config = _config(fields, tied="output.weight" not in found)
+    check_tensors(path, config, found, _DTYPES)
+    return Checkpoint(
+        path=path,
+        format=Format.GGUF,
+        config=config,
+        dtype=_DTYPES[found["layers.0.attention.wq.weight"].dtype],
+        tensors=found,
+        read=_reader(config, found, offsets),
+        tokenizer=_vocabulary(fields),
+        stop_ids=_stop_ids(fields),
+        chat_template=template
+        if isinstance(template := fields.raw("tokenizer.chat_template"), str)
+        else None,
+        note="" if window_given else _lost_window(config),
+    )
+
+
+def _tensors(path: Path, header: Header) -> Iterator[tuple[StoredTensor, int]]:
+    """Each tensor with the offset of its bytes in the file, none past its end."""
+    size = path.stat().st_size
+    for tensor in header.tensors:
+        try:
+            type_ = GGMLQuantizationType(tensor.type_id)
+        except ValueError:
+            raise UnsupportedCheckpoint(
+                f"{path}: {tensor.name} is of the unknown type {tensor.type_id}"
+            ) from None
+        block, block_bytes = GGML_QUANT_SIZES[type_]
+        shape = tuple(reversed(tensor.dims))
+        if not shape or shape[-1] % block:
+            raise DamagedCheckpoint(f"{path}: {tensor.name} is {shape}, which blocks of {block} cannot fill")
+        n_bytes = math.prod(shape) // block * block_bytes
+        start = header.data_start + tensor.offset
+        if start + n_bytes > size:
+            raise DamagedCheckpoint(
+                f"{path}: {tensor.name} ends at byte {start + n_bytes} of {size}", hint="fetch the file again"
+            )
+        yield StoredTensor(tensor.name, path, shape, type_.name, n_bytes), start
+
+
+def _canonical(name: str) -> str:
+    match = _LAYER.fullmatch(name)
+    if match and match[2] in _LAYER_NAMES:
+        return f"layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
+    return _TOP_NAMES.get(name, name)
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    architecture = fields.raw("general.architecture")
+    if architecture != "llama":
+        raise UnsupportedCheckpoint(
+            f"{fields.file}: general.architecture is {architecture!r}",
+            hint="m7b runs 'llama', as Mistral 7B is written",
+        )
+    scaling = fields.raw("llama.rope.scaling.type")
+    if scaling not in (None, "none"):
+        raise UnsupportedCheckpoint(
+            f"{fields.file}: llama.rope.scaling.type is {scaling!r}", hint="m7b runs unscaled RoPE only"
+        )
+    if fields.raw("llama.expert_count"):
+        raise UnsupportedCheckpoint(f"{fields.file}: a mixture of experts", hint="m7b runs dense models only")
+
+
+def _config(fields: Fields, *, tied: bool) -> ModelConfig:
+    dim = fields.integer("llama.embedding_length", MAX_DIM)
+    n_heads = fields.integer("llama.attention.head_count", MAX_DIM)
+    n_kv_heads = fields.integer("llama.attention.head_count_kv", MAX_DIM, default=n_heads)
+    head_dim = head_dim_of(fields, "llama.attention.key_length", dim, n_heads, n_kv_heads)
+    if fields.integer("llama.rope.dimension_count", MAX_DIM, default=head_dim) != head_dim:
+        raise fields.bad("llama.rope.dimension_count", f"the head size, {head_dim}")
+    pieces = fields.raw("tokenizer.ggml.tokens")
+    return ModelConfig(
+        dim=dim,
+        n_layers=fields.integer("llama.block_count", MAX_LAYERS),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        hidden_dim=fields.integer("llama.feed_forward_length", MAX_DIM),
+        vocab_size=fields.integer("llama.vocab_size", MAX_VOCAB, default=len(pieces or ())),
+        norm_eps=_shortest(fields.number("llama.attention.layer_norm_rms_epsilon", 1.0)),
+        rope_theta=_shortest(fields.number("llama.rope.freq_base", 1e12, default=1e4)),  # GGUF's own default
+        sliding_window=fields.optional_integer("llama.attention.sliding_window", MAX_POSITIONS),
+        max_seq_len=fields.integer("llama.context_length", MAX_POSITIONS),
+        tied_embeddings=tied,
+    )
+
+
+def _shortest(value: float) -> float:
+    """The decimal that a float32 was rounded from: 9.999999747378752e-06 back to 1e-05."""
+    return float(str(np.float32(value)))
+
+
+def _reader(
+    config: ModelConfig, found: dict[str, StoredTensor], offsets: dict[str, int]
+) -> Callable[[str], torch.Tensor]:
+    def read(name: str) -> torch.Tensor:
+        tensor = _dequantized(found[name], offsets[name])
+        if name.endswith("wq.weight"):
+            return interleaved_to_half_split(tensor, config.n_heads)
+        if name.endswith("wk.weight"):
+            return interleaved_to_half_split(tensor, config.n_kv_heads)
+        return tensor
+
+    return read
+
+
+def _dequantized(tensor: StoredTensor, offset: int) -> torch.Tensor:
+    # Read rather than mapped, so that the bytes leave memory with the tensor.
+    stored = np.fromfile(tensor.file, dtype=np.uint8, count=tensor.n_bytes, offset=offset)
+    if tensor.dtype in ("F32", "F16", "BF16"):
+        return torch.from_numpy(stored).view(_DTYPES[tensor.dtype]).view(tensor.shape)
+    rows = stored.reshape(*tensor.shape[:-1], -1)
+    return torch.from_numpy(quants.dequantize(rows, GGMLQuantizationType[tensor.dtype]))
+
+
+def _vocabulary(fields: Fields) -> GGUFVocabulary | None:
+    def strings(key: str) -> list[Any]:
+        value = fields.raw(f"tokenizer.ggml.{key}")
+        return value if isinstance(value, list) else []
+
+    model = fields.raw("tokenizer.ggml.model")
+    if model is None:
+        return None
+    pieces = strings("tokens")
+    is_sentencepiece = model == "llama"
+    vocabulary = GGUFVocabulary(
+        path=fields.file,
+        model=str(model),
+        pre=str(fields.raw("tokenizer.ggml.pre") or "default"),
+        pieces=pieces,
+        types=strings("token_type") or [1] * len(pieces),
+        scores=strings("scores") or [0.0] * len(pieces),
+        merges=strings("merges"),
+        bos_id=_token_id(fields, "bos_token_id"),
+        adds_bos=fields.flag("tokenizer.ggml.add_bos_token", is_sentencepiece),
+        adds_space=fields.flag("tokenizer.ggml.add_space_prefix", is_sentencepiece),
+    )
+    for name in ("types", "scores"):
+        if len(getattr(vocabulary, name)) != len(pieces):
+            raise DamagedCheckpoint(
+                f"{fields.file}: {len(pieces)} tokens, but {len(getattr(vocabulary, name))} {name} for them"
+            )
+    return vocabulary
+
+
+def _token_id(fields: Fields, key: str) -> int | None:
+    value = fields.raw(f"tokenizer.ggml.{key}")
+    return value if isinstance(value, int) else None
+
+
+def _stop_ids(fields: Fields) -> frozenset[int]:
+    ids = (_token_id(fields, key) for key in ("eos_token_id", "eot_token_id"))
+    return frozenset(token for token in ids if token is not None)
+
+
+def _lost_window(config: ModelConfig) -> str:
+    """What to tell the user of a file that has the shape of Mistral 7B v0.1 and no window."""
+    v01_shape = (4096, 32, 32, 8, 14336, 1e4)
+    shape = (
+        config.dim,
+        config.n_layers,
+        config.n_heads,
+        config.n_kv_heads,
+        config.hidden_dim,
+        config.rope_theta,
+    )
+    if config.sliding_window is not None or shape != v01_shape:
+        return ""
+    return "this GGUF has the shape of Mistral 7B v0.1 but no sliding window: --window 4096 restores it"

@@ -1,0 +1,204 @@
+"""Hugging Face folders: config.json beside safetensors or pytorch_model*.bin, sharded or not."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
+from m7b.runtime.checkpoints import torch_files
+from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, check_tensors
+from m7b.runtime.checkpoints.fields import (
+    MAX_DIM,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_VOCAB,
+    Fields,
+    head_dim_of,
+    read_json,
+)
+from m7b.runtime.checkpoints.folder import chat_template, tokenizer_source
+from m7b.runtime.config import ModelConfig
+
+_LAYER_NAMES = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+}
+_TOP_NAMES = {
+    "model.embed_tokens.weight": "tok_embeddings.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,3})\.([a-z_.]+)\.weight")
+_IGNORED = re.compile(
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+)  # a constant that old files carry
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def sniff(path: Path) -> bool:
+    """Whether `path` is a folder in this format, judged by its files."""
+    return path.is_dir() and (path / "config.json").is_file() and _weights_entry(path) is not None
+
+
+def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
+    """Read the configuration and the tensor headers of the folder at `path`; no weights.
+
+    `window_given`: the user names the window, so the file need not.
+
+    Raises:
+        DamagedCheckpoint: the files contradict themselves or each other.
+        UnsupportedCheckpoint: the model is not of this architecture.
+    """
+    fields = Fields(path / "config.json", read_json(path / "config.json"))
+    files = _weight_files(path)
+    found = {
+        _canonical(tensor.source_name): tensor
+        for tensor in torch_files.inventory(files)
+        if not _IGNORED.fullmatch(tensor.source_name)
+    }
+    config = _config(fields, tied="output.weight" not in found, window_given=window_given)
+    check_tensors(path, config, found, torch_files.DTYPES)
+    generation = path / "generation_config.json"
+    return Checkpoint(
+        path=path,
+        format=Format.HF,
+        config=config,
+        dtype=torch_files.DTYPES[found["tok_embeddings.weight"].dtype],
+        tensors=found,
+        read=lambda name: torch_files.read(found[name]),
+        tokenizer=tokenizer_source(path, config.vocab_size),
+        stop_ids=_stop_ids(Fields(generation, read_json(generation)) if generation.is_file() else fields),
+        chat_template=chat_template(path),
+    )
+
+
+def _canonical(name: str) -> str:
+    match = _LAYER.fullmatch(name)
+    if match and match[2] in _LAYER_NAMES:
+        return f"layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
+    return _TOP_NAMES.get(name, name)
+
+
+def _config(fields: Fields, *, tied: bool, window_given: bool) -> ModelConfig:
+    model_type = fields.raw("model_type")
+    if model_type not in ("mistral", "llama"):
+        raise UnsupportedCheckpoint(
+            f"{fields.file}: model_type is {model_type!r}", hint="m7b runs 'mistral' and 'llama' models"
+        )
+    _refuse_unsupported(fields)
+    if tied and not fields.flag("tie_word_embeddings", False):
+        raise DamagedCheckpoint(
+            f"{fields.file}: lm_head.weight is missing and tie_word_embeddings is not true",
+            hint="fetch the checkpoint again",
+        )
+    if model_type == "mistral" and "sliding_window" not in fields and not window_given:
+        # transformers would silently take 4096, and the released models differ: absent is not null.
+        raise DamagedCheckpoint(
+            f"{fields.file}: sliding_window is missing (null would mean none)",
+            hint="name it with --window N or --window off",
+        )
+    window = fields.optional_integer("sliding_window", MAX_POSITIONS)
+    dim = fields.integer("hidden_size", MAX_DIM)
+    n_heads = fields.integer("num_attention_heads", MAX_DIM)
+    n_kv_heads = fields.integer("num_key_value_heads", MAX_DIM, default=n_heads)
+    return ModelConfig(
+        dim=dim,
+        n_layers=fields.integer("num_hidden_layers", MAX_LAYERS),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim_of(fields, "head_dim", dim, n_heads, n_kv_heads),
+        hidden_dim=fields.integer("intermediate_size", MAX_DIM),
+        vocab_size=fields.integer("vocab_size", MAX_VOCAB),
+        norm_eps=fields.number("rms_norm_eps", 1.0),
+        rope_theta=_rope_theta(fields, window),
+        sliding_window=window,
+        max_seq_len=fields.integer("max_position_embeddings", MAX_POSITIONS),
+        tied_embeddings=tied,
+    )
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    """Refuse what would change the forward pass."""
+    plain: dict[str, tuple[Any, ...]] = {
+        "hidden_act": (None, "silu"),
+        "attention_bias": (None, False),
+        "mlp_bias": (None, False),
+        "rope_scaling": (None,),
+        "quantization_config": (None,),
+    }
+    for key, allowed in plain.items():
+        if fields.raw(key) not in allowed:
+            raise UnsupportedCheckpoint(
+                f"{fields.file}: {key} is {str(fields.raw(key))[:60]}", hint="m7b does not run such models"
+            )
+
+
+def _rope_theta(fields: Fields, window: int | None) -> float:
+    """`rope_theta`, at the top or inside transformers 5's `rope_parameters` (spec section 1.1)."""
+    rope = fields.raw("rope_parameters")
+    if rope is not None:
+        if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+            raise UnsupportedCheckpoint(
+                f"{fields.file}: rope_parameters is {str(rope)[:60]}", hint="m7b runs unscaled RoPE only"
+            )
+        return Fields(fields.file, rope).number("rope_theta", 1e12)
+    if "rope_theta" not in fields and window is not None:
+        return 1e4  # the first release, whose early files do not say so
+    return fields.number("rope_theta", 1e12)
+
+
+def _stop_ids(fields: Fields) -> frozenset[int]:
+    value = fields.raw("eos_token_id")
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise fields.bad("eos_token_id", "an id or a list of ids")
+    return frozenset(ids)
+
+
+def _weights_entry(path: Path) -> Path | None:
+    """The one file that leads to all weights: safetensors before pickles, an index before a lone file."""
+    for name in _WEIGHTS:
+        for entry in (path / f"{name}.index.json", path / name):
+            if entry.is_file():
+                return entry
+    return None
+
+
+def _weight_files(path: Path) -> list[Path]:
+    entry = _weights_entry(path)
+    assert entry is not None, "sniff found it"
+    if entry.suffix != ".json":
+        return [entry]
+    weight_map = read_json(entry).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DamagedCheckpoint(f"{entry}: has no weight_map")
+    suffix = Path(entry.name.removesuffix(".index.json")).suffix
+    return [_shard(entry, name, suffix) for name in sorted({str(name) for name in weight_map.values()})]
+
+
+def _shard(index: Path, name: str, suffix: str) -> Path:
+    """The file that an index names, which must lie beside it (spec section 7)."""
+    folder = index.parent.resolve()
+    shard = index.parent / name
+    if name != Path(name).name or "\\" in name or not name.endswith(suffix):
+        raise DamagedCheckpoint(
+            f"{index}: names the shard {name!r}", hint=f"a bare file name ending in {suffix} is allowed"
+        )
+    if not shard.is_file():
+        raise DamagedCheckpoint(
+            f"{index}: names the shard {name!r}, which is not there", hint="fetch the checkpoint again"
+        )
+    allowed = [folder]
+    if folder.parent.name == "snapshots":  # the Hugging Face cache links each file to its blobs folder
+        allowed.append(folder.parent.parent / "blobs")
+    if shard.resolve().parent not in allowed:
+        raise DamagedCheckpoint(f"{index}: names the shard {name!r}, a link that leaves the folder")
+    return shard

@@ -1,0 +1,105 @@
+"""Mistral's own folders: params.json beside consolidated.safetensors or consolidated.00.pth."""
+
+from pathlib import Path
+
+import torch
+
+from m7b.errors import DamagedCheckpoint
+from m7b.runtime.checkpoints import torch_files
+from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, check_tensors
+from m7b.runtime.checkpoints.fields import (
+    MAX_DIM,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_VOCAB,
+    Fields,
+    head_dim_of,
+    read_json,
+)
+from m7b.runtime.checkpoints.folder import tokenizer_source
+from m7b.runtime.config import ModelConfig
+from m7b.runtime.rope import interleaved_to_half_split
+
+_WEIGHTS = ("consolidated.safetensors", "consolidated.00.pth")
+_MAX_SEQ_LEN = 32768  # params.json does not say; every release takes this many (spec section 1.1)
+_EOS = 2
+
+
+def sniff(path: Path) -> bool:
+    """Whether `path` is a folder in this format, judged by its files."""
+    return (
+        path.is_dir()
+        and (path / "params.json").is_file()
+        and any((path / name).is_file() for name in _WEIGHTS)
+    )
+
+
+def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
+    """Read the configuration and the tensor headers of the folder at `path`; no weights.
+
+    A params.json without `sliding_window` means full attention, so `window_given` changes nothing.
+
+    Raises:
+        DamagedCheckpoint: the files contradict themselves or each other.
+    """
+    weights = next(path / name for name in _WEIGHTS if (path / name).is_file())
+    found = {tensor.source_name: tensor for tensor in torch_files.inventory([weights])}
+    fields = Fields(path / "params.json", read_json(path / "params.json"))
+    config = _config(fields, tied="output.weight" not in found)
+    check_tensors(path, config, found, torch_files.DTYPES)
+
+    def read(name: str) -> torch.Tensor:
+        tensor = torch_files.read(found[name])
+        if name.endswith("wq.weight"):
+            return interleaved_to_half_split(tensor, config.n_heads)
+        if name.endswith("wk.weight"):
+            return interleaved_to_half_split(tensor, config.n_kv_heads)
+        return tensor
+
+    return Checkpoint(
+        path=path,
+        format=Format.NATIVE,
+        config=config,
+        dtype=torch_files.DTYPES[found["tok_embeddings.weight"].dtype],
+        tensors=found,
+        read=read,
+        tokenizer=tokenizer_source(path, config.vocab_size),
+        stop_ids=frozenset({_EOS}),
+        chat_template=None,
+    )
+
+
+def _config(fields: Fields, *, tied: bool) -> ModelConfig:
+    if tied and not fields.flag("tied_embeddings", False):
+        raise DamagedCheckpoint(
+            f"{fields.file.parent}: output.weight is missing and params.json does not tie it",
+            hint="fetch the checkpoint again",
+        )
+    dim = fields.integer("dim", MAX_DIM)
+    n_heads = fields.integer("n_heads", MAX_DIM)
+    n_kv_heads = fields.integer("n_kv_heads", MAX_DIM)
+    window = _window(fields)
+    return ModelConfig(
+        dim=dim,
+        n_layers=fields.integer("n_layers", MAX_LAYERS),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim_of(fields, "head_dim", dim, n_heads, n_kv_heads),
+        hidden_dim=fields.integer("hidden_dim", MAX_DIM),
+        vocab_size=fields.integer("vocab_size", MAX_VOCAB),
+        norm_eps=fields.number("norm_eps", 1.0),
+        # Where the file is silent: the first release, with a window, had 1e4; all since have 1e6 (spec 1.1).
+        rope_theta=fields.number("rope_theta", 1e12, default=1e6 if window is None else 1e4),
+        sliding_window=window,
+        max_seq_len=_MAX_SEQ_LEN,
+        tied_embeddings=tied,
+    )
+
+
+def _window(fields: Fields) -> int | None:
+    """`sliding_window`, or mistral-inference's alias for it; some files write it as a string."""
+    key = "sliding_window" if "sliding_window" in fields else "_sliding_window"
+    value = fields.raw(key)
+    if isinstance(value, str) and value.isdecimal():
+        return Fields(fields.file, {key: int(value)}).integer(key, MAX_POSITIONS)
+    return fields.optional_integer(key, MAX_POSITIONS)

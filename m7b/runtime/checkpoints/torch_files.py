@@ -1,0 +1,94 @@
+"""Tensors in safetensors files and in torch's zip-pickles, listed without reading them.
+
+Pickles are only ever read with `weights_only=True`: one that wants to run code is refused.
+"""
+
+import pickle
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from m7b.errors import DamagedCheckpoint
+from m7b.runtime.checkpoints.checkpoint import StoredTensor
+
+DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""The dtypes that weights may have, by their safetensors names."""
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+def inventory(files: Iterable[Path]) -> Iterator[StoredTensor]:
+    """Every tensor of `files`, from their headers.
+
+    Raises:
+        DamagedCheckpoint: a file is no such file, is cut short, or two hold the same tensor.
+    """
+    seen: dict[str, Path] = {}
+    for file in files:
+        for tensor in _safetensors(file) if file.suffix == ".safetensors" else _pickled(file):
+            if tensor.source_name in seen:
+                raise DamagedCheckpoint(
+                    f"{tensor.source_name} is both in {seen[tensor.source_name]} and in {file.name}"
+                )
+            seen[tensor.source_name] = file
+            yield tensor
+
+
+def read(tensor: StoredTensor) -> torch.Tensor:
+    """The tensor itself, mapped from its file rather than copied.
+
+    A safetensors file is opened anew for each, so that its pages leave memory with the tensor.
+    """
+    if tensor.file.suffix == ".safetensors":
+        with safe_open(tensor.file, framework="pt") as opened:
+            value: torch.Tensor = opened.get_tensor(tensor.source_name)
+            return value
+    return _load_pickle(tensor.file)[tensor.source_name]
+
+
+def _safetensors(file: Path) -> Iterator[StoredTensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                view = opened.get_slice(name)
+                shape, dtype = tuple(view.get_shape()), view.get_dtype()
+                yield _stored(name, file, shape, dtype)
+    except (SafetensorError, OSError) as error:
+        raise DamagedCheckpoint(
+            f"{file}: not a whole safetensors file: {error}", hint="fetch it again"
+        ) from None
+
+
+def _pickled(file: Path) -> Iterator[StoredTensor]:
+    for name, value in _load_pickle(file).items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise DamagedCheckpoint(f"{file}: {str(name)[:60]!r} is not a tensor")
+        yield _stored(name, file, tuple(value.shape), _NAMES.get(value.dtype, str(value.dtype)))
+
+
+def _stored(name: str, file: Path, shape: tuple[int, ...], dtype: str) -> StoredTensor:
+    n_bytes = torch.Size(shape).numel() * _ITEM_BYTES.get(dtype, 1)
+    return StoredTensor(name, file, shape, dtype, n_bytes)
+
+
+def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        values = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError:
+        raise DamagedCheckpoint(
+            f"{file}: holds more than tensors and would run code when read", hint="do not trust its source"
+        ) from None
+    except (RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+        raise DamagedCheckpoint(
+            f"{file}: not a whole torch file: {str(error).splitlines()[0]}", hint="fetch it again"
+        ) from None
+    if not isinstance(values, dict):
+        raise DamagedCheckpoint(f"{file}: holds a {type(values).__name__}, not a dictionary of tensors")
+    return values

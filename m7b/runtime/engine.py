@@ -1,0 +1,135 @@
+"""The engine: prefill in chunks, decode token by token, keep the cache between calls. Knows no text."""
+
+import random
+from collections.abc import Generator, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from m7b.errors import ContextOverflow, UsageError
+from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step, TokenLogprob
+from m7b.runtime.cache import RollingKVCache
+from m7b.runtime.model import Transformer
+from m7b.runtime.sampling import Sampler, logprob_of
+
+
+class Engine:
+    """One model and one sequence in its cache.
+
+    A call whose ids begin like those in the cache reads only the rest. Closing a generator at any
+    point leaves the engine ready for the next call.
+
+    Args:
+        model: the transformer, ready to run.
+        cache: empty, made for `model`.
+        ctx_size: the most tokens, prompt and answer together, that one sequence may hold.
+        device: where the model takes its tokens.
+    """
+
+    def __init__(self, model: Transformer, cache: RollingKVCache, ctx_size: int, device: str = "cpu") -> None:
+        self._model = model
+        self._cache = cache
+        self._ctx_size = ctx_size
+        self._device = device
+        self._cached: list[int] = []  # the ids that the cache has taken up
+
+    @property
+    def ctx_size(self) -> int:
+        """The most tokens, prompt and answer together, that one sequence may hold."""
+        return self._ctx_size
+
+    @property
+    def cache(self) -> RollingKVCache:
+        """The cache, to look at."""
+        return self._cache
+
+    def generate(self, ids: Sequence[int], params: SamplingParams) -> Iterator[PromptProgress | Step]:
+        """Continue `ids`: progress while the prompt is read, then one step a token.
+
+        The last step carries the finish reason; with `max_tokens` 0 there is no step at all.
+
+        Raises:
+            ContextOverflow: the prompt leaves no room for a token.
+            UsageError: `ids` is empty or not of this vocabulary.
+        """
+        self._check(ids)
+        if len(ids) >= self._ctx_size:
+            raise ContextOverflow(
+                f"the prompt has {len(ids)} tokens and the context holds {self._ctx_size}",
+                hint="shorten it or raise --ctx-size",
+            )
+        seed = random.getrandbits(63) if params.seed is None else params.seed
+        sampler = Sampler(params, ids, self._model.config.vocab_size, seed)
+        budget = min(params.max_tokens, self._ctx_size - len(ids))
+        if budget == 0:
+            return
+        logits = yield from self._prefill(ids)
+        for n_left in reversed(range(budget)):
+            token = sampler.choose(logits)
+            logprob = None if params.logprobs is None else logprob_of(logits, token, params.logprobs)
+            stopped = token in params.stop_ids
+            finish = FinishReason.STOP if stopped else FinishReason.LENGTH if n_left == 0 else None
+            yield Step(token, logprob, finish)
+            if finish:
+                return
+            logits = self._forward([token])[-1]
+
+    def score(self, ids: Sequence[int], top: int = 0) -> Iterator[TokenLogprob]:
+        """The log-probability of each of `ids[1:]` given all before it, with `top` alternatives.
+
+        Raises:
+            ContextOverflow: `ids` does not fit the context.
+            UsageError: `ids` is empty or not of this vocabulary.
+        """
+        self._check(ids)
+        if len(ids) > self._ctx_size:
+            raise ContextOverflow(
+                f"the text has {len(ids)} tokens and the context holds {self._ctx_size}",
+                hint="shorten it or raise --ctx-size",
+            )
+        self._rewind(0)
+        chunk = self._cache.prefill_chunk
+        for start in range(0, len(ids), chunk):
+            logits = self._forward(ids[start : start + chunk], every=True)
+            for row, token in zip(logits, ids[start + 1 : start + 1 + chunk], strict=False):
+                yield logprob_of(row, token, top)
+
+    def _prefill(self, ids: Sequence[int]) -> Generator[PromptProgress, None, Tensor]:
+        """Bring `ids` into the cache; returns the logits (V,) after the last of them."""
+        shared = 0
+        for cached, wanted in zip(self._cached, ids, strict=False):
+            if cached != wanted:
+                break
+            shared += 1
+        reused = min(shared, len(ids) - 1)  # the last token is always read again: its logits are wanted
+        if not self._cache.can_rewind(reused):
+            reused = 0
+        self._rewind(reused)
+        yield PromptProgress(reused, len(ids), reused)
+        logits = torch.empty(0)
+        for start in range(reused, len(ids), self._cache.prefill_chunk):
+            end = min(start + self._cache.prefill_chunk, len(ids))
+            logits = self._forward(ids[start:end])[-1]
+            yield PromptProgress(end, len(ids), reused)
+        return logits
+
+    @torch.inference_mode()
+    def _forward(self, ids: Sequence[int], *, every: bool = False) -> Tensor:
+        """Logits on the CPU, (T, V) for `every` token or (1, V) for the last."""
+        logits = self._model(torch.tensor(ids, device=self._device), self._cache, last_only=not every)
+        self._cached.extend(ids)
+        return logits.cpu()
+
+    def _rewind(self, length: int) -> None:
+        self._cache.rewind(length)
+        del self._cached[length:]
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise UsageError("the prompt is empty", hint="give at least one token to continue from")
+        vocab_size = self._model.config.vocab_size
+        outside = next((token for token in ids if not 0 <= token < vocab_size), None)
+        if outside is not None:
+            raise UsageError(
+                f"the prompt holds token {outside}", hint=f"ids of this model run from 0 to {vocab_size - 1}"
+            )

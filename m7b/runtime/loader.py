@@ -1,0 +1,130 @@
+"""From a checkpoint to an engine that runs: one tensor at a time, each checked and placed."""
+
+import tempfile
+import weakref
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import dispatch_model, init_empty_weights
+from accelerate.utils import offload_weight, save_offload_index, set_module_tensor_to_device
+
+from m7b.errors import OutOfResources
+from m7b.runtime.cache import RollingKVCache
+from m7b.runtime.checkpoints import Checkpoint
+from m7b.runtime.engine import Engine
+from m7b.runtime.model import Transformer
+from m7b.runtime.placement import (
+    DISK,
+    DeviceMap,
+    check_memory,
+    device_of,
+    execution_device,
+    layer_devices,
+    plan_devices,
+)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+"""The dtypes a model can run in, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """`done` of `total` bytes of the model are in place."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the user may choose about a model before it runs.
+
+    `dtype` None is the checkpoint's own, but bfloat16 for float16, which CPUs multiply slowly.
+    `window` None is the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own.
+    """
+
+    device: str = "cpu"
+    dtype: str | None = None
+    window: int | None = None
+    ctx_size: int | None = None
+    prefill_chunk: int = 512
+    max_memory: dict[int | str, int] | None = None
+
+
+def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[LoadProgress, None, Engine]:
+    """Load the weights and set up an empty cache beside them.
+
+    Raises:
+        OutOfResources: memory, disk or the device do not suffice; nothing was allocated.
+    """
+    config = checkpoint.config
+    if options.window is not None:
+        config = replace(config, sliding_window=options.window or None)
+    dtype = run_dtype(checkpoint.dtype, options.dtype)
+    ctx_size = options.ctx_size or config.max_seq_len
+    cache_bytes = config.cache_slots(ctx_size, options.prefill_chunk) * config.cache_bytes_per_token(
+        dtype.itemsize
+    )
+    with init_empty_weights():
+        model = Transformer(config).to(dtype)
+    device_map = plan_devices(model, options.device, dtype, options.max_memory)
+    if set(device_map.values()) == {"cpu"}:
+        check_memory(config.n_params * dtype.itemsize + cache_bytes, f"{checkpoint.path.name} with its cache")
+    try:
+        yield from place_weights(model, checkpoint, device_map)
+        cache = RollingKVCache(
+            config,
+            ctx_size=ctx_size,
+            prefill_chunk=options.prefill_chunk,
+            dtype=dtype,
+            devices=layer_devices(device_map, config.n_layers),
+        )
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfResources(f"out of memory while loading {checkpoint.path}: {error}") from None
+    return Engine(model, cache, ctx_size, execution_device(device_map))
+
+
+def run_dtype(stored: torch.dtype, wanted: str | None) -> torch.dtype:
+    """The dtype to run in: the one named, else the stored one, with bfloat16 for float16."""
+    if wanted is not None:
+        return DTYPES[wanted]
+    return torch.bfloat16 if stored == torch.float16 else stored
+
+
+def place_weights(
+    model: Transformer, checkpoint: Checkpoint, device_map: DeviceMap
+) -> Generator[LoadProgress, None, None]:
+    """Fill a meta `model` from `checkpoint`, one tensor in memory at a time beside what is placed."""
+    dtype = model.norm.weight.dtype
+    total, done = model.config.n_params * dtype.itemsize, 0
+    places = set(device_map.values())
+    disk = tempfile.TemporaryDirectory(prefix="m7b-offload-") if DISK in places else None
+    disk_index: dict[str, dict[str, object]] = {}
+
+    def place(name: str, tensor: torch.Tensor) -> None:
+        if disk is not None and device_of(name, device_map) == DISK:
+            offload_weight(tensor, name, disk.name, disk_index)
+        else:
+            set_module_tensor_to_device(model, name, device_of(name, device_map), value=tensor)
+
+    for name in model.config.tensor_shapes():
+        tensor = checkpoint.read(name).to(dtype)
+        place(name, tensor)
+        if model.config.tied_embeddings and name == "tok_embeddings.weight" and len(places) > 1:
+            place("output.weight", tensor)  # parts that are moved about by themselves cannot share
+        done += tensor.nbytes
+        yield LoadProgress(done, total)
+    model.requires_grad_(False)
+    if len(places) == 1 and disk is None:
+        model.tie()
+        return
+    if disk is not None:
+        save_offload_index(disk_index, disk.name)
+        weakref.finalize(model, disk.cleanup)
+    dispatch_model(
+        model,
+        device_map=device_map,
+        main_device=execution_device(device_map),
+        offload_dir=disk.name if disk else None,
+    )

@@ -1,0 +1,142 @@
+"""The Mistral 7B forward pass: arithmetic only (arXiv 2310.06825; spec section 2.3).
+
+Shapes: T tokens of one sequence, S cache slots, H heads, K kv heads, D head_dim, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m7b.runtime.attention import attend, score_bias
+from m7b.runtime.cache import CacheSpan, LayerCache, RollingKVCache
+from m7b.runtime.config import ModelConfig
+from m7b.runtime.rope import rotate, rotation
+
+LinearFactory = Callable[[int, int], nn.Module]
+"""Makes the layer that maps (T, in) to (T, out) without a bias."""
+
+
+class Linear(nn.Module):
+    """`torch.nn.Linear` without its bias and without initial values, which a checkpoint brings."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, in) to (T, out)."""
+        return F.linear(x, self.weight)
+
+
+class Embedding(nn.Module):
+    """One row of `weight` per id."""
+
+    def __init__(self, vocab_size: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(T,) ids to (T, dim)."""
+        return F.embedding(tokens, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """Scale by the root mean square in float32, round to the model dtype, then weigh."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, dim) to (T, dim)."""
+        wide = x.to(torch.float32)
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return scaled.to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Grouped-query attention through one layer's cache."""
+
+    def __init__(self, config: ModelConfig, linear: LinearFactory) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.wq = linear(config.dim, config.n_heads * config.head_dim)
+        self.wk = linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.wv = linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.wo = linear(config.n_heads * config.head_dim, config.dim)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, cache: LayerCache, span: CacheSpan
+    ) -> Tensor:
+        """(T, dim) to (T, dim)."""
+        T = x.shape[0]
+        q = rotate(self.wq(x).view(T, -1, self.head_dim), cos, sin)  # (T, H, D)
+        k = rotate(self.wk(x).view(T, -1, self.head_dim), cos, sin)  # (T, K, D)
+        v = self.wv(x).view(T, -1, self.head_dim)  # (T, K, D)
+        keys, values = cache.write(span, k.transpose(0, 1), v.transpose(0, 1))  # (K, S, D)
+        return self.wo(attend(q, keys, values, bias).reshape(T, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: ModelConfig, linear: LinearFactory) -> None:
+        super().__init__()
+        self.w1 = linear(config.dim, config.hidden_dim)
+        self.w2 = linear(config.hidden_dim, config.dim)
+        self.w3 = linear(config.dim, config.hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, dim) to (T, dim)."""
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward, each after a norm and added to its input."""
+
+    def __init__(self, config: ModelConfig, linear: LinearFactory) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, linear)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config, linear)
+
+    def forward(
+        self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, cache: LayerCache, span: CacheSpan
+    ) -> Tensor:
+        """(T, dim) to (T, dim)."""
+        h = h + self.attention(self.attention_norm(h), cos, sin, bias, cache, span)
+        return h + self.feed_forward(self.ffn_norm(h))
+
+
+class Transformer(nn.Module):
+    """The whole model; its parameters carry the canonical names of `ModelConfig.tensor_shapes`."""
+
+    def __init__(self, config: ModelConfig, linear: LinearFactory = Linear) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(TransformerBlock(config, linear) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = linear(config.dim, config.vocab_size)
+        self.tie()
+
+    def tie(self) -> None:
+        """Let the output share the embedding's weight, where the checkpoint has one for both."""
+        if self.config.tied_embeddings:
+            self.output.weight = self.tok_embeddings.weight
+
+    def forward(self, tokens: Tensor, cache: RollingKVCache, *, last_only: bool = False) -> Tensor:
+        """Logits (T, V) float32 for `tokens` (T,), which `cache` takes up; (1, V) with `last_only`."""
+        config = self.config
+        h = self.tok_embeddings(tokens)  # (T, dim)
+        span, positions, seen = cache.reserve(tokens.shape[0])
+        cos, sin = rotation(positions.to(h.device), config.head_dim, config.rope_theta)
+        bias = score_bias(seen.to(h.device), config.n_heads // config.n_kv_heads, h.dtype)
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            h = layer(h, cos, sin, bias, cache=layer_cache, span=span)
+        cache.commit(span)
+        return self.output(self.norm(h[-1:] if last_only else h)).to(torch.float32)

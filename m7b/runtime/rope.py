@@ -1,0 +1,34 @@
+"""Rotary position embedding in half-split row order.
+
+The angles and the rotation are float32 whatever the model's dtype, as in mistral-inference
+(`rope.py`); transformers rounds cos and sin to the model dtype first (spec section 2.3).
+"""
+
+import torch
+from torch import Tensor
+
+
+def rotation(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every angle, each (T, 1, D/2) float32, for absolute `positions` (T,)."""
+    frequencies = 1.0 / theta ** (
+        torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    )
+    angles = positions.to(torch.float32)[:, None, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + D/2) of `x` (T, heads, D) by its angle; returns the dtype of `x`."""
+    first, second = x.to(torch.float32).chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def interleaved_to_half_split(weight: Tensor, n_heads: int) -> Tensor:
+    """Reorder the rows of a q or k projection (heads * D, dim) from native to canonical order.
+
+    Native files and GGUF keep pair i of a head in rows 2i and 2i+1; the canonical order, that of
+    Hugging Face, in rows i and i + D/2. One head with D=6: rows [0 1 2 3 4 5] become [0 2 4 1 3 5].
+    """
+    rows, columns = weight.shape
+    pairs = weight.view(n_heads, rows // n_heads // 2, 2, columns)
+    return pairs.transpose(1, 2).reshape(rows, columns)

@@ -1,0 +1,160 @@
+"""Choosing the next token: pure filters over logits (V,) float32, and the Sampler that chains them.
+
+Filters return logits with -inf for what is ruled out. Their order is that of transformers'
+`generate`: penalties and bias, temperature, top-k, top-p, min-p, typical-p.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from m7b.errors import DamagedCheckpoint, UsageError
+from m7b.generation import SamplingParams, TokenLogprob
+
+
+def penalize_repetition(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
+    """Divide positive and multiply negative logits of seen tokens by `penalty` (CTRL, arXiv 1909.05858)."""
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(counts > 0, penalized, logits)
+
+
+def penalize_presence_and_frequency(
+    logits: Tensor, counts: Tensor, presence: float, frequency: float
+) -> Tensor:
+    """Subtract `presence` once and `frequency` per occurrence from each seen token (OpenAI's definition)."""
+    return logits - presence * (counts > 0) - frequency * counts
+
+
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Divide by `temperature`, after moving the largest logit to 0 so that no division overflows."""
+    return (logits - logits.max()) / temperature
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the `k` largest logits and what ties with the last of them."""
+    kth = logits.topk(min(k, logits.numel())).values[-1]
+    return logits.masked_fill(logits < kth, -math.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Drop each token whose more likely ones already hold more than `p`: the one that crosses p stays."""
+    order = logits.argsort(descending=True, stable=True)
+    probs = logits[order].softmax(-1)
+    mass_before = probs.cumsum(-1) - probs
+    dropped = mass_before > p
+    dropped[0] = False  # rounding could otherwise drop everything at p = 0
+    return logits.masked_fill(dropped[order.argsort()], -math.inf)
+
+
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Drop tokens less likely than `min_p` times the most likely one."""
+    return logits.masked_fill(logits < logits.max() + math.log(min_p), -math.inf)
+
+
+def keep_typical(logits: Tensor, mass: float) -> Tensor:
+    """Keep the tokens whose surprise lies closest to the entropy, up to `mass` (arXiv 2202.00666)."""
+    log_probs = logits.log_softmax(-1)
+    probs = log_probs.exp()
+    entropy = -(probs * log_probs).nansum()  # 0 * -inf counts as 0
+    distance = (-log_probs - entropy).abs()
+    order = distance.argsort(stable=True)
+    n_before = int((probs[order].cumsum(-1) < mass).sum())
+    limit = distance[order[min(n_before, logits.numel() - 1)]]
+    return logits.masked_fill(distance > limit, -math.inf)
+
+
+def argmax(logits: Tensor) -> int:
+    """The most likely token, the lowest id on a tie."""
+    return int((logits == logits.max()).nonzero()[0])
+
+
+class Sampler:
+    """Chooses tokens for one answer. Owns its generator: the same seed gives the same choices.
+
+    Args:
+        params: what to filter by.
+        prompt: the ids before the answer, which the penalties look back on.
+        vocab_size: V.
+        seed: of the generator.
+
+    Raises:
+        UsageError: `logit_bias` names an id outside the vocabulary.
+    """
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int, seed: int) -> None:
+        self._params = params
+        self._generator = torch.Generator().manual_seed(seed)
+        self._history = list(prompt)
+        self._penalizes = (
+            params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+        ) and params.repeat_last_n != 0
+        self._bias = torch.zeros(vocab_size)
+        for token, bias in params.logit_bias.items():
+            if not 0 <= token < vocab_size:
+                raise UsageError(
+                    f"logit_bias names token {token}",
+                    hint=f"ids of this model run from 0 to {vocab_size - 1}",
+                )
+            self._bias[token] = bias
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token, given the model's logits (V,) on the CPU in float32.
+
+        Raises:
+            DamagedCheckpoint: the logits are not numbers.
+            UsageError: the bias leaves no token to choose.
+        """
+        token = self._draw(self.filtered(logits))
+        self._history.append(token)
+        return token
+
+    def filtered(self, logits: Tensor) -> Tensor:
+        """The logits after every filter: what `choose` draws from."""
+        if not torch.isfinite(logits).all():
+            raise DamagedCheckpoint(
+                "the model computed logits that are not numbers",
+                hint="verify the checkpoint, or try --dtype float32",
+            )
+        params = self._params
+        if self._penalizes:
+            logits = self._penalized(logits)
+        logits = logits + self._bias
+        if logits.max() == -math.inf:
+            raise UsageError("logit_bias rules out every token", hint="leave at least one")
+        if params.temperature == 0:
+            return logits
+        logits = apply_temperature(logits, params.temperature)
+        if params.top_k:
+            logits = keep_top_k(logits, params.top_k)
+        if params.top_p < 1:
+            logits = keep_top_p(logits, params.top_p)
+        if params.min_p > 0:
+            logits = keep_min_p(logits, params.min_p)
+        if params.typical_p < 1:
+            logits = keep_typical(logits, params.typical_p)
+        return logits
+
+    def _penalized(self, logits: Tensor) -> Tensor:
+        params = self._params
+        last_n = len(self._history) if params.repeat_last_n < 0 else params.repeat_last_n
+        counts = torch.tensor(self._history[-last_n:], dtype=torch.int64).bincount(minlength=logits.numel())
+        logits = penalize_repetition(logits, counts, params.repetition_penalty)
+        return penalize_presence_and_frequency(
+            logits, counts, params.presence_penalty, params.frequency_penalty
+        )
+
+    def _draw(self, logits: Tensor) -> int:
+        if self._params.temperature == 0:
+            return argmax(logits)
+        return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
+
+
+def logprob_of(logits: Tensor, token: int, top: int) -> TokenLogprob:
+    """The log-probability of `token` under `logits` (V,), and the `top` most likely alternatives."""
+    log_probs = logits.log_softmax(-1)
+    values, ids = log_probs.topk(min(top, logits.numel()))
+    return TokenLogprob(
+        token, float(log_probs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    )

@@ -1,0 +1,146 @@
+"""From engine steps to text that is final: incremental decoding and stop strings.
+
+Knows tokenizers and the engine's contract; knows nothing about terminals.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from m7b.generation import (
+    Engine,
+    Finished,
+    FinishReason,
+    GenerationEvent,
+    PromptProgress,
+    SamplingParams,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
+from m7b.tokenizer import Tokenizer
+
+_REPLACEMENT = "\ufffd"
+_HOLD = 3  # an unfinished UTF-8 character is at most three bytes, each shown as U+FFFD
+_CONTEXT = 8  # tokens that a window of undecodable bytes is cut back to
+
+
+class IncrementalDecoder:
+    """Turns a growing list of ids into pieces of text that never change afterwards.
+
+    The pieces add up to `decode(context + ids)` without its part for `context`. Decoding one id at
+    a time would lose every space between words (spec section 3.4), so each decode keeps one id of
+    left context; a character that arrives byte by byte is held until it is whole.
+
+    Args:
+        tokenizer: decodes.
+        context: the ids before the first; empty begins a text of its own.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._window = list(context[-1:])
+        self._emitted = len(tokenizer.decode(self._window))  # characters of the window's text
+
+    def push(self, token: int) -> str:
+        """The text that `token` makes final."""
+        self._window.append(token)
+        text = self._tokenizer.decode(self._window)
+        held = min(_HOLD, len(text) - len(text.rstrip(_REPLACEMENT)))
+        piece = text[self._emitted : len(text) - held]
+        self._emitted += len(piece)
+        if held == 0 or len(self._window) > 2 * _CONTEXT:
+            self._window = self._window[-1 if held == 0 else -_CONTEXT :]
+            self._emitted = max(0, len(self._tokenizer.decode(self._window)) - held)
+        return piece
+
+    def flush(self) -> str:
+        """What was held back: an unfinished character, as U+FFFD."""
+        text = self._tokenizer.decode(self._window)[self._emitted :]
+        self._emitted += len(text)
+        return text
+
+
+class StopStrings:
+    """Passes text through up to the first stop string, holding back what may be the start of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._pending = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """The text that is safe to show, and whether a stop string ended it."""
+        self._pending += text
+        found = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        if found:
+            safe = self._pending[: min(found)]
+            self._pending = ""
+            return safe, True
+        held = max((_overlap(self._pending, stop) for stop in self._stops), default=0)
+        cut = len(self._pending) - held
+        safe, self._pending = self._pending[:cut], self._pending[cut:]
+        return safe, False
+
+    def flush(self) -> str:
+        """The text that was held back and turned out to be no stop string."""
+        held, self._pending = self._pending, ""
+        return held
+
+
+def stream(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    params: SamplingParams,
+    *,
+    context: Sequence[int] = (),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[GenerationEvent]:
+    """Continue `ids` and tell what happens, as events; the last one is `Finished`.
+
+    Args:
+        engine: generates.
+        tokenizer: decodes.
+        ids: the prompt.
+        params: sampling and stops.
+        context: the ids that the answer's text carries on from, empty where it begins a text.
+        clock: seconds, for `Usage`.
+    """
+    decoder, stops = IncrementalDecoder(tokenizer, context), StopStrings(params.stop)
+    tokens: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    reason, stopped, reused = FinishReason.LENGTH, False, 0
+    started = first = last = clock()
+    for step in engine.generate(ids, params):
+        if isinstance(step, PromptProgress):
+            reused = step.reused
+            yield step
+            continue
+        last = clock()
+        first = first if tokens else last
+        if step.finish is FinishReason.STOP:
+            reason = FinishReason.STOP
+            break
+        tokens.append(step.token)
+        if step.logprob is not None:
+            logprobs.append(step.logprob)
+        text, stopped = stops.push(decoder.push(step.token))
+        if text:
+            yield TextDelta(text)
+        if stopped:
+            break
+    if not stopped:
+        text, stopped = stops.push(decoder.flush())
+        if text := text if stopped else text + stops.flush():
+            yield TextDelta(text)
+    yield Finished(
+        FinishReason.STOP if stopped else reason,
+        tuple(tokens),
+        tuple(logprobs),
+        Usage(len(ids), reused, len(tokens), prefill_s=first - started, decode_s=last - first),
+    )
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` with which `stop` begins."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
