@@ -1,0 +1,188 @@
+"""Tiny random checkpoints in the real formats. The oracle is transformers, which also writes the HF ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from m7b.runtime.checkpoints import open_checkpoint
+from m7b.runtime.engine import Engine
+from m7b.runtime.loader import EngineOptions, load_engine
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 64,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def mistral(
+    *, window: int | None = None, theta: float = 1e4, tied: bool = False, seed: int = 0, **changes: Any
+) -> MistralForCausalLM:
+    """A random Mistral model whose weights are large enough that every position matters."""
+    torch.manual_seed(seed)
+    config = MistralConfig(
+        **(TINY | changes),
+        sliding_window=window,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        tie_word_embeddings=tied,
+        attn_implementation="eager",
+    )
+    model = MistralForCausalLM(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def write_hf(model: MistralForCausalLM, folder: Path, **save: Any) -> Path:
+    """Save as transformers does: config.json and safetensors."""
+    model.save_pretrained(folder, **save)
+    return folder
+
+
+def native_tensors(model: MistralForCausalLM) -> dict[str, torch.Tensor]:
+    """The weights under Mistral's own names, q and k rows in interleaved order (spec section 2.2)."""
+    config = model.config
+    names = {
+        "self_attn.q_proj": "attention.wq",
+        "self_attn.k_proj": "attention.wk",
+        "self_attn.v_proj": "attention.wv",
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.down_proj": "feed_forward.w2",
+        "mlp.up_proj": "feed_forward.w3",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "model.embed_tokens": "tok_embeddings",
+        "model.norm": "norm",
+        "lm_head": "output",
+    }
+    tensors = {}
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if "q_proj" in name or "k_proj" in name:
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            half = weight.shape[0] // heads // 2
+            rows = [
+                head * 2 * half + i + part * half
+                for head in range(heads)
+                for i in range(half)
+                for part in (0, 1)
+            ]
+            weight = weight[rows]
+        for source, target in names.items():
+            name = name.replace(source, target)
+        tensors[name.removeprefix("model.")] = weight.contiguous()
+    return tensors
+
+
+def write_native(model: MistralForCausalLM, folder: Path, *, pickle: bool = False, **changes: Any) -> Path:
+    """Save as mistral-inference reads: params.json and consolidated weights."""
+    from safetensors.torch import save_file
+
+    config = model.config
+    params = {
+        "dim": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "head_dim": config.hidden_size // config.num_attention_heads,
+        "hidden_dim": config.intermediate_size,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "norm_eps": config.rms_norm_eps,
+        "vocab_size": config.vocab_size,
+        "rope_theta": config.rope_parameters["rope_theta"],
+    }
+    if config.sliding_window:
+        params["sliding_window"] = config.sliding_window
+    if config.tie_word_embeddings:
+        params["tied_embeddings"] = True
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.json").write_text(json.dumps(params | changes))
+    if pickle:
+        torch.save(native_tensors(model), folder / "consolidated.00.pth")
+    else:
+        save_file(native_tensors(model), folder / "consolidated.safetensors")
+    return folder
+
+
+def write_gguf(model: MistralForCausalLM, file: Path, **metadata: Any) -> Path:
+    """Save as llama.cpp's converter does: arch llama, interleaved rows, float32; the gguf package writes."""
+    from gguf import GGUFWriter
+
+    config = model.config
+    writer = GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    if config.sliding_window:
+        writer.add_sliding_window(config.sliding_window)
+    for key, value in metadata.items():
+        writer.add_string(key, value)
+    for name, weight in native_tensors(model).items():
+        writer.add_tensor(_gguf_name(name), weight.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def engine(path: Path, **options: Any) -> Engine:
+    """The production loader's engine for `path`, in float32 unless told otherwise."""
+    settings = {"dtype": "float32", "prefill_chunk": 16} | options
+    window_given = settings.get("window") is not None
+    loading = load_engine(open_checkpoint(path, window_given=window_given), EngineOptions(**settings))
+    while True:
+        try:
+            next(loading)
+        except StopIteration as done:
+            return done.value
+
+
+def logits(engine: Engine, ids: list[int]) -> torch.Tensor:
+    """Logits (T, V) at every position of `ids`, read in chunks from an empty cache."""
+    engine._rewind(0)
+    chunk = engine.cache.prefill_chunk
+    return torch.cat([engine._forward(ids[i : i + chunk], every=True) for i in range(0, len(ids), chunk)])
+
+
+@torch.inference_mode()
+def oracle_logits(model: MistralForCausalLM, ids: list[int]) -> torch.Tensor:
+    """Logits (T, V) of transformers in one shot, without a cache."""
+    return model(torch.tensor([ids]), use_cache=False).logits[0].float()
+
+
+def _gguf_name(name: str) -> str:
+    names = {
+        "tok_embeddings": "token_embd",
+        "attention_norm": "attn_norm",
+        "attention.wq": "attn_q",
+        "attention.wk": "attn_k",
+        "attention.wv": "attn_v",
+        "attention.wo": "attn_output",
+        "feed_forward.w1": "ffn_gate",
+        "feed_forward.w2": "ffn_down",
+        "feed_forward.w3": "ffn_up",
+        "layers.": "blk.",
+    }
+    if name == "norm.weight":
+        return "output_norm.weight"
+    for source, target in names.items():
+        name = name.replace(source, target)
+    return name

@@ -1,0 +1,27 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test talks to a hub
+
+
+@pytest.fixture(scope="session")
+def demo_home(request: pytest.FixtureRequest) -> Path:
+    """A data folder that holds the demo checkpoint, fetched once by the production code."""
+    from m7b import hub
+
+    home = Path(request.config.cache.mkdir("m7b-home"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("M7B_HOME", str(home))
+        if hub.installed("demo") is None:
+            hub.download_demo()
+    return home
+
+
+@pytest.fixture(scope="session")
+def demo_file(demo_home: Path) -> Path:
+    """The demo checkpoint's GGUF file."""
+    return next((demo_home / "checkpoints" / "demo").glob("*.gguf"))
