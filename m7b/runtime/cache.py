@@ -131,7 +131,7 @@ class RollingKVCache:
             return False
         oldest = max(0, self._reserved - self.capacity)
         first_seen = 0 if self.window is None else max(0, length - self.window + 1)
-        return first_seen >= oldest
+        return first_seen >= min(oldest, length)  # a window of 1 needs no key at all
 
     def rewind(self, length: int) -> None:
         """Drop back to `length` tokens. Only legal where `can_rewind` says so."""
