@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test talks to a hub
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is, as m7b.runtime does
 
 
 @pytest.fixture(scope="session")

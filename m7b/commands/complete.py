@@ -104,7 +104,7 @@ def complete(
 
       m7b complete "The capital of France is" -n 20
 
-      m7b complete --variant base-v0.3 --json < prompt.txt
+      m7b complete --json < prompt.txt
     """
     params = SamplingParams(
         max_tokens=max_tokens,

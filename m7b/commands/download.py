@@ -19,7 +19,7 @@ def download(
 
       m7b download --variant demo
 
-      M7B_HOME=/data/m7b m7b download --variant demo
+      M7B_HOME=./models m7b download --variant demo
     """
     if variant.value != "demo":
         raise UsageError(

@@ -40,7 +40,7 @@ def info(
 
       m7b info --variant base-v0.1
 
-      m7b info -m ./my-model --json
+      m7b info --window 4096 --json
     """
     report = _report(variant, model, window, prefill_chunk)
     output = Output()

@@ -47,7 +47,7 @@ def tokenize(
 
       m7b tokenize --variant base-v0.3 "Hello, world!"
 
-      m7b tokenize --variant instruct-v0.1 --json --no-bos < text.txt
+      m7b tokenize --variant instruct-v0.1 --json --no-bos < prompt.txt
     """
     if jsonl:
         if text is not None:
