@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(app(arguments or ["--help"], prog_name="m7b", standalone_mode=False) or 0)
     except TyperException as error:
-        note(f"{error.format_message()} (see m7b {arguments[0] if arguments else ''} --help)")
+        note(f"{error.format_message().rstrip('.')}; see {_help_for(arguments)}")
         return ExitCode.USAGE
     except M7bError as error:
         note(str(error))
@@ -59,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     except PipeClosed:
-        # Nothing more can be written; without this, Python would complain while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.PIPE_CLOSED
     except Exception:  # noqa: BLE001 - the last resort: show the bug
         traceback.print_exc()
@@ -68,6 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.BUG
 
 
+def _help_for(arguments: Sequence[str]) -> str:
+    """The command line that explains what `arguments` could be."""
+    known = {info.callback.__name__ for info in app.registered_commands if info.callback}
+    name = next((word for word in arguments if word in known), None)
+    return f"m7b {name} --help" if name else "m7b --help"
+
+
 def run() -> None:
     """The console script."""
-    sys.exit(main())
+    code = main()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        # Nothing more can be written; without this, Python would complain while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

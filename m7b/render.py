@@ -5,18 +5,22 @@ import json
 import sys
 from typing import Any, TextIO
 
+from m7b.errors import OutOfResources, UsageError
+
 
 class PipeClosed(Exception):
     """Whoever read our stdout has gone: stop quietly."""
 
 
 class Output:
-    """Stdout as the place for answers: flushed piece by piece, UTF-8 in pipes whatever the locale.
+    """The place for answers, stdout unless another is given: flushed piece by piece, UTF-8 in pipes whatever the locale.
 
     On a terminal, control bytes in the model's text are shown as U+FFFD instead of obeyed.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
+        if stream is None and sys.stdout is None:
+            raise UsageError("stdout is closed", hint="the answer needs somewhere to go")
         self._stream = stream or sys.stdout
         self._is_terminal = self._stream.isatty()
         if isinstance(self._stream, io.TextIOWrapper):
@@ -35,12 +39,15 @@ class Output:
 
         Raises:
             PipeClosed: nobody reads any more.
+            OutOfResources: the disk is full, or whatever else it is that takes the answer.
         """
         try:
             self._stream.write(printable(text) if self._is_terminal else text)
             self._stream.flush()
         except BrokenPipeError:
             raise PipeClosed from None
+        except OSError as error:
+            raise OutOfResources(f"cannot write the answer: {error.strerror}") from None
 
     def write_json(self, value: Any) -> None:
         """Write `value` as one line of JSON."""

@@ -69,13 +69,11 @@ class Batch:
     def _writer(self, stack: ExitStack) -> Callable[[dict[str, Any]], None]:
         if self._target is None:
             return Output().write_json
-        file = stack.enter_context(self._target.open("a", encoding="utf-8", newline="\n"))
-
-        def write(result: dict[str, Any]) -> None:
-            file.write(json.dumps(result, ensure_ascii=False) + "\n")
-            file.flush()
-
-        return write
+        try:
+            file = stack.enter_context(self._target.open("a", encoding="utf-8", newline="\n"))
+        except OSError as error:
+            raise UsageError(f"cannot write {self._target}: {error.strerror}") from None
+        return Output(file).write_json
 
     def _kept_answers(self) -> list[dict[str, Any]]:
         """The whole lines of the target; half a line, left by a crash, is cut off."""

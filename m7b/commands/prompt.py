@@ -19,7 +19,7 @@ def read_prompt(prompt: str | None, file: Path | None, *, keep_newline: bool = F
         return prompt
     if file and str(file) != "-":
         return _decoded(file.name, _read_file(file))
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no prompt", hint="give it as an argument, with -f FILE, or through a pipe")
     text = _decoded("stdin", sys.stdin.buffer.read())
     return text if keep_newline else text.removesuffix("\n")

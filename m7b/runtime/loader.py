@@ -69,8 +69,10 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
     with init_empty_weights():
         model = Transformer(config).to(dtype)
     device_map = plan_devices(model, options.device, dtype, options.max_memory)
-    if set(device_map.values()) == {"cpu"}:
-        check_memory(config.n_params * dtype.itemsize + cache_bytes, f"{checkpoint.path.name} with its cache")
+    is_all_in_memory = set(device_map.values()) == {"cpu"}
+    weight_bytes = config.n_params * dtype.itemsize if is_all_in_memory else 0
+    if execution_device(device_map) == "cpu":
+        check_memory(weight_bytes + cache_bytes, f"{checkpoint.path.name} with a cache for {ctx_size} tokens")
     try:
         yield from place_weights(model, checkpoint, device_map)
         cache = RollingKVCache(
