@@ -13,7 +13,9 @@ class PipeClosed(Exception):
 
 
 class Output:
-    """The place for answers, stdout unless another is given: flushed piece by piece, UTF-8 in pipes whatever the locale.
+    """The place for answers, stdout unless another is given.
+
+    It is flushed piece by piece, and UTF-8 in pipes whatever the locale.
 
     On a terminal, control bytes in the model's text are shown as U+FFFD instead of obeyed.
     """
