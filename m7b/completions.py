@@ -142,7 +142,9 @@ class Completion:
         text = request.prompt if request.echo else ""
         if text:
             yield TextDelta(text)
-        for event in stream(self._engine, self._tokenizer, self._ids, params, context=self._ids):
+        for event in stream(
+            self._engine, self._tokenizer, self._ids, params, continues=bool(self.request.prompt)
+        ):
             match event:
                 case TextDelta():
                     text += event.text
@@ -161,7 +163,8 @@ class Completion:
         if self.request.echo:
             entries = [None, *entries]  # nothing comes before the first token, so it has no probability
             tokens = [self._ids[0], *tokens]
-        decoder = IncrementalDecoder(self._tokenizer, () if self.request.echo else self._ids)
+        continues = bool(self.request.prompt) and not self.request.echo
+        decoder = IncrementalDecoder(self._tokenizer, continues=continues)
         offsets, length = [], 0
         for token in tokens:
             offsets.append(length)

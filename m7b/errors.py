@@ -22,14 +22,18 @@ class ExitCode(IntEnum):
 
 
 class M7bError(Exception):
-    """An error the user can act on: what is wrong, with its figures, and the way out."""
+    """An error the user can act on: what is wrong, with its figures, and the way out.
+
+    Messages quote file names and values that nobody vouches for, so they are kept to one line of
+    printable characters.
+    """
 
     exit_code = ExitCode.BUG
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _printable(message)
+        self.hint = _printable(hint)
 
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
@@ -75,3 +79,9 @@ class SomeFailed(M7bError):
     """A batch ended, and some of its lines failed."""
 
     exit_code = ExitCode.SOME_FAILED
+
+
+def _printable(text: str, limit: int = 600) -> str:
+    """`text` with control characters escaped and an endless middle left out."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"

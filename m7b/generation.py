@@ -11,6 +11,8 @@ from typing import Protocol
 
 from m7b.errors import UsageError
 
+MAX_SEED = 2**63 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -43,17 +45,17 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _check("max_tokens", self.max_tokens, low=0)
-        _check("temperature", self.temperature, low=0)
+        _check("temperature", self.temperature, low=0, high=100)
         _check("top_p", self.top_p, low=0, high=1)
         _check("top_k", self.top_k, low=0)
         _check("min_p", self.min_p, low=0, high=1)
         _check("typical_p", self.typical_p, low=0, high=1)
-        _check("repetition_penalty", self.repetition_penalty, low=0, open_low=True)
-        _check("presence_penalty", self.presence_penalty)
-        _check("frequency_penalty", self.frequency_penalty)
+        _check("repetition_penalty", self.repetition_penalty, low=0.01, high=100)
+        _check("presence_penalty", self.presence_penalty, low=-100, high=100)
+        _check("frequency_penalty", self.frequency_penalty, low=-100, high=100)
         _check("repeat_last_n", self.repeat_last_n, low=-1)
         _check("logprobs", self.logprobs or 0, low=0)
-        _check("seed", self.seed or 0, low=0, high=2**63 - 1)
+        _check("seed", self.seed or 0, low=0, high=MAX_SEED)
         if "" in self.stop:
             raise UsageError("a stop string is empty", hint="leave it out")
         for token, bias in self.logit_bias.items():
@@ -151,14 +153,7 @@ class Finished:
 GenerationEvent = PromptProgress | TextDelta | Finished
 
 
-def _check(
-    name: str, value: float, low: float = -math.inf, high: float = math.inf, open_low: bool = False
-) -> None:
-    if math.isnan(value) or math.isinf(value) or not low <= value <= high or (open_low and value == low):
-        above = f"more than {low}" if open_low else f"at least {low}"
-        bounds = " and ".join(
-            part
-            for part in (above if low > -math.inf else "", f"at most {high}" if high < math.inf else "")
-            if part
-        )
-        raise UsageError(f"{name} is {value}", hint=f"it must be {bounds or 'a finite number'}")
+def _check(name: str, value: float, low: float, high: float = math.inf) -> None:
+    if not low <= value <= high or value == math.inf:  # false for NaN as well
+        bounds = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
+        raise UsageError(f"{name} is {value}", hint=f"it must be {bounds}")

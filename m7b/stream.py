@@ -21,36 +21,42 @@ from m7b.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
 _HOLD = 3  # an unfinished UTF-8 character is at most three bytes, each shown as U+FFFD
-_CONTEXT = 8  # tokens that a window of undecodable bytes is cut back to
+_LONG = 32  # tokens of undecodable bytes after which a cut is tried
 
 
 class IncrementalDecoder:
     """Turns a growing list of ids into pieces of text that never change afterwards.
 
-    The pieces add up to `decode(context + ids)` without its part for `context`. Decoding one id at
-    a time would lose every space between words (spec section 3.4), so each decode keeps one id of
-    left context; a character that arrives byte by byte is held until it is whole.
+    Decoding one id at a time would lose every space between words (spec section 3.4), so each decode
+    has left context. Once all text is final, any whole letter serves as context as well as the ids
+    that were: it stands in for them. A character that arrives byte by byte is held until it is whole.
 
     Args:
         tokenizer: decodes.
-        context: the ids before the first; empty begins a text of its own.
+        continues: whether the ids carry on from a text, so that a space in front of them counts.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, continues: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._window = list(context[-1:])
-        self._emitted = len(tokenizer.decode(self._window))  # characters of the window's text
+        self._anchor = tokenizer.encode("a", bos=False)
+        self._window: list[int] = []
+        self._emitted = 0  # characters of the window's text
+        if continues:
+            self._restart([])
 
     def push(self, token: int) -> str:
         """The text that `token` makes final."""
+        if self._tokenizer.is_control(token):
+            return ""
         self._window.append(token)
         text = self._tokenizer.decode(self._window)
         held = min(_HOLD, len(text) - len(text.rstrip(_REPLACEMENT)))
         piece = text[self._emitted : len(text) - held]
         self._emitted += len(piece)
-        if held == 0 or len(self._window) > 2 * _CONTEXT:
-            self._window = self._window[-1 if held == 0 else -_CONTEXT :]
-            self._emitted = max(0, len(self._tokenizer.decode(self._window)) - held)
+        if held == 0 and text:
+            self._restart([])
+        elif len(self._window) % _LONG == 0:
+            self._shorten(text)
         return piece
 
     def flush(self) -> str:
@@ -58,6 +64,23 @@ class IncrementalDecoder:
         text = self._tokenizer.decode(self._window)[self._emitted :]
         self._emitted += len(text)
         return text
+
+    def _restart(self, tail: list[int]) -> None:
+        self._window = [*self._anchor, *tail]
+        self._emitted = len(self._tokenizer.decode(self._anchor))
+
+    def _shorten(self, text: str) -> None:
+        """Drop the front of a long run of undecodable bytes, where it can be cut without changing it."""
+        decode = self._tokenizer.decode
+        anchor = decode(self._anchor)
+        for n_kept in range(_HOLD, _LONG // 2):
+            head, tail = self._window[:-n_kept], self._window[-n_kept:]
+            kept = decode([*self._anchor, *tail])[len(anchor) :]
+            if decode(head) + kept == text:
+                pending = len(text) - self._emitted
+                self._restart(tail)
+                self._emitted += len(kept) - pending
+                return
 
 
 class StopStrings:
@@ -68,11 +91,14 @@ class StopStrings:
         self._pending = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """The text that is safe to show, and whether a stop string ended it."""
+        """The text that is safe to show, and whether a stop string ended it.
+
+        The stop string that is complete first ends the text, however the text is cut into pieces.
+        """
         self._pending += text
-        found = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._pending.find(stop)) >= 0]
         if found:
-            safe = self._pending[: min(found)]
+            safe = self._pending[: min(found)[1]]
             self._pending = ""
             return safe, True
         held = max((_overlap(self._pending, stop) for stop in self._stops), default=0)
@@ -92,7 +118,7 @@ def stream(
     ids: Sequence[int],
     params: SamplingParams,
     *,
-    context: Sequence[int] = (),
+    continues: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[GenerationEvent]:
     """Continue `ids` and tell what happens, as events; the last one is `Finished`.
@@ -102,10 +128,10 @@ def stream(
         tokenizer: decodes.
         ids: the prompt.
         params: sampling and stops.
-        context: the ids that the answer's text carries on from, empty where it begins a text.
+        continues: whether the answer's text carries on from the prompt's, or begins a text.
         clock: seconds, for `Usage`.
     """
-    decoder, stops = IncrementalDecoder(tokenizer, context), StopStrings(params.stop)
+    decoder, stops = IncrementalDecoder(tokenizer, continues=continues), StopStrings(params.stop)
     tokens: list[int] = []
     logprobs: list[TokenLogprob] = []
     reason, stopped, reused = FinishReason.LENGTH, False, 0
@@ -115,11 +141,13 @@ def stream(
             reused = step.reused
             yield step
             continue
-        last = clock()
-        first = first if tokens else last
+        now = clock()
+        if not tokens:
+            first = last = now
         if step.finish is FinishReason.STOP:
             reason = FinishReason.STOP
             break
+        last = now
         tokens.append(step.token)
         if step.logprob is not None:
             logprobs.append(step.logprob)

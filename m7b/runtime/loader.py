@@ -101,6 +101,7 @@ def place_weights(
     dtype = model.norm.weight.dtype
     total, done = model.config.n_params * dtype.itemsize, 0
     places = set(device_map.values())
+    is_dispatched = len(places) > 1 or DISK in places
     disk = tempfile.TemporaryDirectory(prefix="m7b-offload-") if DISK in places else None
     disk_index: dict[str, dict[str, object]] = {}
 
@@ -113,12 +114,12 @@ def place_weights(
     for name in model.config.tensor_shapes():
         tensor = checkpoint.read(name).to(dtype)
         place(name, tensor)
-        if model.config.tied_embeddings and name == "tok_embeddings.weight" and len(places) > 1:
+        if model.config.tied_embeddings and name == "tok_embeddings.weight" and is_dispatched:
             place("output.weight", tensor)  # parts that are moved about by themselves cannot share
         done += tensor.nbytes
         yield LoadProgress(done, total)
     model.requires_grad_(False)
-    if len(places) == 1 and disk is None:
+    if not is_dispatched:
         model.tie()
         return
     if disk is not None:

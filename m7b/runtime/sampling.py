@@ -1,7 +1,7 @@
-"""Choosing the next token: pure filters over logits (V,) float32, and the Sampler that chains them.
+"""Choosing the next token: pure filters over logits (V,), and the Sampler that chains them in float64.
 
 Filters return logits with -inf for what is ruled out. Their order is that of transformers'
-`generate`: penalties and bias, temperature, top-k, top-p, min-p, typical-p.
+`generate`: bias, penalties, temperature, top-k, top-p, min-p, typical-p.
 """
 
 import math
@@ -90,7 +90,7 @@ class Sampler:
         self._penalizes = (
             params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
         ) and params.repeat_last_n != 0
-        self._bias = torch.zeros(vocab_size)
+        self._bias = torch.zeros(vocab_size, dtype=torch.float64)
         for token, bias in params.logit_bias.items():
             if not 0 <= token < vocab_size:
                 raise UsageError(
@@ -118,11 +118,11 @@ class Sampler:
                 hint="verify the checkpoint, or try --dtype float32",
             )
         params = self._params
-        if self._penalizes:
-            logits = self._penalized(logits)
-        logits = logits + self._bias
+        logits = logits + self._bias  # float64 from here on: no setting in range overflows it
         if logits.max() == -math.inf:
             raise UsageError("logit_bias rules out every token", hint="leave at least one")
+        if self._penalizes:
+            logits = self._penalized(logits)
         if params.temperature == 0:
             return logits
         logits = apply_temperature(logits, params.temperature)

@@ -1,7 +1,6 @@
 """Reading numbers from files that nobody vouches for: every value has a type and a range, or is refused."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ class Fields:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.bad(key, "a number")
-        if not math.isfinite(value) or not 0 < value <= high:
+        if not 0 < value <= high:  # false for NaN as well
             raise self.bad(key, f"a number above 0 and up to {high:g}")
         return float(value)
 
@@ -64,8 +63,9 @@ class Fields:
         """The error that says what `key` holds and what it should."""
         if key not in self._values:
             return DamagedCheckpoint(f"{self.file}: {key} is missing", hint=f"it must be {wanted}")
-        shown = json.dumps(self._values[key], default=str)
-        return DamagedCheckpoint(f"{self.file}: {key} is {shown[:80]}", hint=f"it must be {wanted}")
+        value = self._values[key]
+        shown = f"a {type(value).__name__}" if isinstance(value, list | dict) else json.dumps(value)[:80]
+        return DamagedCheckpoint(f"{self.file}: {key} is {shown}", hint=f"it must be {wanted}")
 
     def _get(self, key: str, default: Any) -> Any:
         if key in self._values:

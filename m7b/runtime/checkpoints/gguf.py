@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     for tensor, offset in _tensors(path, header):
         name = _canonical(tensor.source_name)
         found[name], offsets[name] = tensor, offset
-    config = _config(fields, tied="output.weight" not in found)
+    config = _config(fields, found)
     check_tensors(path, config, found, _DTYPES)
     return Checkpoint(
         path=path,
@@ -118,7 +118,7 @@ def _canonical(name: str) -> str:
     match = _LAYER.fullmatch(name)
     if match and match[2] in _LAYER_NAMES:
         return f"layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
-    return _TOP_NAMES.get(name, name)
+    return _TOP_NAMES.get(name, f"unknown {name}")
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -128,23 +128,24 @@ def _refuse_unsupported(fields: Fields) -> None:
             f"{fields.file}: general.architecture is {architecture!r}",
             hint="m7b runs 'llama', as Mistral 7B is written",
         )
-    scaling = fields.raw("llama.rope.scaling.type")
-    if scaling not in (None, "none"):
-        raise UnsupportedCheckpoint(
-            f"{fields.file}: llama.rope.scaling.type is {scaling!r}", hint="m7b runs unscaled RoPE only"
-        )
+    unscaled = {"scaling.type": (None, "none"), "scaling.factor": (None, 1.0), "scale_linear": (None, 1.0)}
+    for key, allowed in unscaled.items():
+        if (value := fields.raw(f"llama.rope.{key}")) not in allowed:
+            raise UnsupportedCheckpoint(
+                f"{fields.file}: llama.rope.{key} is {value!r}", hint="m7b runs unscaled RoPE only"
+            )
     if fields.raw("llama.expert_count"):
         raise UnsupportedCheckpoint(f"{fields.file}: a mixture of experts", hint="m7b runs dense models only")
 
 
-def _config(fields: Fields, *, tied: bool) -> ModelConfig:
+def _config(fields: Fields, found: Mapping[str, StoredTensor]) -> ModelConfig:
     dim = fields.integer("llama.embedding_length", MAX_DIM)
     n_heads = fields.integer("llama.attention.head_count", MAX_DIM)
     n_kv_heads = fields.integer("llama.attention.head_count_kv", MAX_DIM, default=n_heads)
     head_dim = head_dim_of(fields, "llama.attention.key_length", dim, n_heads, n_kv_heads)
     if fields.integer("llama.rope.dimension_count", MAX_DIM, default=head_dim) != head_dim:
         raise fields.bad("llama.rope.dimension_count", f"the head size, {head_dim}")
-    pieces = fields.raw("tokenizer.ggml.tokens")
+    embeddings = found.get("tok_embeddings.weight")
     return ModelConfig(
         dim=dim,
         n_layers=fields.integer("llama.block_count", MAX_LAYERS),
@@ -152,12 +153,14 @@ def _config(fields: Fields, *, tied: bool) -> ModelConfig:
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         hidden_dim=fields.integer("llama.feed_forward_length", MAX_DIM),
-        vocab_size=fields.integer("llama.vocab_size", MAX_VOCAB, default=len(pieces or ())),
+        vocab_size=fields.integer(
+            "llama.vocab_size", MAX_VOCAB, default=embeddings.shape[0] if embeddings else 0
+        ),
         norm_eps=_shortest(fields.number("llama.attention.layer_norm_rms_epsilon", 1.0)),
         rope_theta=_shortest(fields.number("llama.rope.freq_base", 1e12, default=1e4)),  # GGUF's own default
         sliding_window=fields.optional_integer("llama.attention.sliding_window", MAX_POSITIONS),
         max_seq_len=fields.integer("llama.context_length", MAX_POSITIONS),
-        tied_embeddings=tied,
+        tied_embeddings="output.weight" not in found,
     )
 
 
@@ -190,38 +193,38 @@ def _dequantized(tensor: StoredTensor, offset: int) -> torch.Tensor:
 
 
 def _vocabulary(fields: Fields) -> GGUFVocabulary | None:
-    def strings(key: str) -> list[Any]:
-        value = fields.raw(f"tokenizer.ggml.{key}")
-        return value if isinstance(value, list) else []
+    def entries(key: str) -> list[Any]:
+        key = f"tokenizer.ggml.{key}"
+        value = fields.raw(key)
+        if not isinstance(value, list | None):
+            raise fields.bad(key, "a list")
+        return value or []
 
     model = fields.raw("tokenizer.ggml.model")
     if model is None:
         return None
-    pieces = strings("tokens")
+    pieces = entries("tokens")
     is_sentencepiece = model == "llama"
-    vocabulary = GGUFVocabulary(
+    return GGUFVocabulary(
         path=fields.file,
         model=str(model),
-        pre=str(fields.raw("tokenizer.ggml.pre") or "default"),
+        pre=str(fields.raw("tokenizer.ggml.pre") or "missing"),
         pieces=pieces,
-        types=strings("token_type") or [1] * len(pieces),
-        scores=strings("scores") or [0.0] * len(pieces),
-        merges=strings("merges"),
+        types=entries("token_type") or [1] * len(pieces),
+        scores=entries("scores") or [0.0] * len(pieces),
+        merges=entries("merges"),
         bos_id=_token_id(fields, "bos_token_id"),
         adds_bos=fields.flag("tokenizer.ggml.add_bos_token", is_sentencepiece),
         adds_space=fields.flag("tokenizer.ggml.add_space_prefix", is_sentencepiece),
     )
-    for name in ("types", "scores"):
-        if len(getattr(vocabulary, name)) != len(pieces):
-            raise DamagedCheckpoint(
-                f"{fields.file}: {len(pieces)} tokens, but {len(getattr(vocabulary, name))} {name} for them"
-            )
-    return vocabulary
 
 
 def _token_id(fields: Fields, key: str) -> int | None:
-    value = fields.raw(f"tokenizer.ggml.{key}")
-    return value if isinstance(value, int) else None
+    key = f"tokenizer.ggml.{key}"
+    value = fields.raw(key)
+    if isinstance(value, bool) or not isinstance(value, int | None):
+        raise fields.bad(key, "a token id")
+    return value
 
 
 def _stop_ids(fields: Fields) -> frozenset[int]:

@@ -84,7 +84,7 @@ def _canonical(name: str) -> str:
     match = _LAYER.fullmatch(name)
     if match and match[2] in _LAYER_NAMES:
         return f"layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
-    return _TOP_NAMES.get(name, name)
+    return _TOP_NAMES.get(name, f"unknown {name}")
 
 
 def _config(fields: Fields, *, tied: bool, window_given: bool) -> ModelConfig:
@@ -188,7 +188,7 @@ def _shard(index: Path, name: str, suffix: str) -> Path:
     """The file that an index names, which must lie beside it (spec section 7)."""
     folder = index.parent.resolve()
     shard = index.parent / name
-    if name != Path(name).name or "\\" in name or not name.endswith(suffix):
+    if name != Path(name).name or "\\" in name or len(name) > 255 or not name.endswith(suffix):
         raise DamagedCheckpoint(
             f"{index}: names the shard {name!r}", hint=f"a bare file name ending in {suffix} is allowed"
         )

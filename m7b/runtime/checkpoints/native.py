@@ -100,6 +100,6 @@ def _window(fields: Fields) -> int | None:
     """`sliding_window`, or mistral-inference's alias for it; some files write it as a string."""
     key = "sliding_window" if "sliding_window" in fields else "_sliding_window"
     value = fields.raw(key)
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) < 12:
         return Fields(fields.file, {key: int(value)}).integer(key, MAX_POSITIONS)
     return fields.optional_integer(key, MAX_POSITIONS)

@@ -4,6 +4,7 @@ Pickles are only ever read with `weights_only=True`: one that wants to run code 
 """
 
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def _pickled(file: Path) -> Iterator[StoredTensor]:
     for name, value in _load_pickle(file).items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise DamagedCheckpoint(f"{file}: {str(name)[:60]!r} is not a tensor")
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise DamagedCheckpoint(f"{file}: {name} holds no plain values ({value.layout}, {value.device})")
         yield _stored(name, file, tuple(value.shape), _NAMES.get(value.dtype, str(value.dtype)))
 
 
@@ -80,15 +83,22 @@ def _stored(name: str, file: Path, shape: tuple[int, ...], dtype: str) -> Stored
 
 def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
     try:
+        with zipfile.ZipFile(file) as archive:
+            # torch would map compressed bytes as if they were weights; and only stored ones are bounded.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise DamagedCheckpoint(
+                    f"{file}: compressed inside, as torch never writes", hint="fetch it again"
+                )
         values = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except DamagedCheckpoint:
+        raise
     except pickle.UnpicklingError:
         raise DamagedCheckpoint(
             f"{file}: holds more than tensors and would run code when read", hint="do not trust its source"
         ) from None
-    except (RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
-        raise DamagedCheckpoint(
-            f"{file}: not a whole torch file: {str(error).splitlines()[0]}", hint="fetch it again"
-        ) from None
+    except Exception as error:  # noqa: BLE001 - an unpickler raises whatever the bytes lead it to
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DamagedCheckpoint(f"{file}: not a whole torch file: {reason}", hint="fetch it again") from None
     if not isinstance(values, dict):
         raise DamagedCheckpoint(f"{file}: holds a {type(values).__name__}, not a dictionary of tensors")
     return values

@@ -1,0 +1,46 @@
+"""Text to ids and back. Knows three kinds of tokenizer file; knows nothing about chat or tensors.
+
+Text never becomes a control id, whatever it spells (spec section 3.3): only templates place those.
+"""
+
+from m7b.tokenizer.base import (
+    GGUFVocabulary,
+    OfficialVocabulary,
+    SentencePieceFile,
+    Tokenizer,
+    TokenizerJson,
+    TokenizerSource,
+)
+from m7b.tokenizer.fast import from_json
+from m7b.tokenizer.gguf import from_gguf
+from m7b.tokenizer.mistral import OFFICIAL_SHA256, MistralTokenizer, official_file
+
+__all__ = [
+    "OFFICIAL_SHA256",
+    "GGUFVocabulary",
+    "OfficialVocabulary",
+    "SentencePieceFile",
+    "Tokenizer",
+    "TokenizerJson",
+    "TokenizerSource",
+    "load_tokenizer",
+    "official_file",
+]
+
+
+def load_tokenizer(source: TokenizerSource) -> Tokenizer:
+    """Build the tokenizer that `source` describes.
+
+    Raises:
+        DamagedCheckpoint: its file cannot be read.
+        UnsupportedCheckpoint: a GGUF names a kind of vocabulary that is not known.
+    """
+    match source:
+        case OfficialVocabulary(version):
+            return MistralTokenizer(official_file(version), f"Mistral's {version} tokenizer (SentencePiece)")
+        case SentencePieceFile(path):
+            return MistralTokenizer(path, f"{path.name} (SentencePiece)")
+        case TokenizerJson():
+            return from_json(source)
+        case GGUFVocabulary():
+            return from_gguf(source)

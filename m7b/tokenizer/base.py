@@ -1,0 +1,128 @@
+"""What a tokenizer can do, and the descriptions of those that a checkpoint may bring."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from m7b.errors import DamagedCheckpoint, UsageError
+from m7b.variants import TokenizerVersion
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer can do."""
+
+    @property
+    def description(self) -> str:
+        """What it is and where it comes from, for people."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that begins a text, None where there is none."""
+        ...
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model expects `bos_id` in front of a plain text."""
+        ...
+
+    def encode(self, text: str, *, bos: bool) -> list[int]:
+        """The ids of `text`, behind `bos_id` with `bos`."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; control ids vanish, bytes that are no UTF-8 become U+FFFD."""
+        ...
+
+    def piece(self, token: int) -> str:
+        """The vocabulary entry of one id."""
+        ...
+
+    def is_control(self, token: int) -> bool:
+        """Whether the id stands for no text."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OfficialVocabulary:
+    """One of Mistral's own tokenizers, shipped with mistral-common."""
+
+    version: TokenizerVersion
+
+
+@dataclass(frozen=True, slots=True)
+class SentencePieceFile:
+    """A `tokenizer.model` that is not one of Mistral's own."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerJson:
+    """A Hugging Face `tokenizer.json`, with what tokenizer_config.json says about BOS."""
+
+    path: Path
+    bos_token: str | None
+    adds_bos: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFVocabulary:
+    """The tokenizer metadata of a GGUF file; `types` are those of SentencePiece, as in llama.cpp."""
+
+    path: Path
+    model: str
+    pre: str
+    pieces: Sequence[str]
+    types: Sequence[int]
+    scores: Sequence[float]
+    merges: Sequence[str]
+    bos_id: int | None
+    adds_bos: bool
+    adds_space: bool
+
+    def __post_init__(self) -> None:
+        self._check("tokens", self.pieces, str)
+        self._check("token_type", self.types, int)
+        self._check("scores", self.scores, float)
+        self._check("merges", self.merges, str)
+        for name, values in (("types", self.types), ("scores", self.scores)):
+            if len(values) != len(self.pieces):
+                raise DamagedCheckpoint(f"{self.path}: {len(self.pieces)} tokens with {len(values)} {name}")
+        if self.bos_id is not None and not 0 <= self.bos_id < len(self.pieces):
+            raise DamagedCheckpoint(f"{self.path}: the BOS token is {self.bos_id} of {len(self.pieces)}")
+
+    def _check(self, key: str, values: Sequence[object], kind: type) -> None:
+        if not all(type(value) is kind for value in values):
+            raise DamagedCheckpoint(
+                f"{self.path}: tokenizer.ggml.{key} holds something that is no {kind.__name__}"
+            )
+
+
+TokenizerSource = OfficialVocabulary | SentencePieceFile | TokenizerJson | GGUFVocabulary
+
+
+def unicode_text(text: str) -> str:
+    """`text`, if it is Unicode: arguments that are not UTF-8 and JSON escapes can hold half a character.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the text is not Unicode: lone surrogate U+{ord(text[error.start]):04X} at {error.start}"
+        ) from None
+    return text
+
+
+def no_piece(token: int) -> str:
+    """What stands for an id beyond the vocabulary; a model may have more rows than there are ids."""
+    return f"<no piece for {token}>"

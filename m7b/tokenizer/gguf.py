@@ -1,0 +1,111 @@
+"""The tokenizer in a GGUF's metadata, put together again for the library that runs its kind."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
+from m7b.tokenizer.base import GGUFVocabulary, Tokenizer
+from m7b.tokenizer.fast import FastTokenizer
+from m7b.tokenizer.mistral import MistralTokenizer
+
+_CONTROL, _USER_DEFINED = 3, 4  # SentencePiece's piece types, which GGUF uses for all vocabularies
+
+
+def from_gguf(source: GGUFVocabulary) -> Tokenizer:
+    """The tokenizer that the metadata describe.
+
+    Raises:
+        DamagedCheckpoint: the vocabulary contradicts itself.
+        UnsupportedCheckpoint: it is of a kind that is not read.
+    """
+    match source.model:
+        case "llama":
+            return _sentencepiece(source)
+        case "gpt2":
+            return _byte_level(source)
+        case other:
+            raise UnsupportedCheckpoint(
+                f"{source.path}: tokenizer.ggml.model is {other!r}",
+                hint="m7b reads 'llama' (SentencePiece) and 'gpt2' (byte-level BPE)",
+            )
+
+
+def _sentencepiece(source: GGUFVocabulary) -> Tokenizer:
+    """The SentencePiece model that the GGUF was written from."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        for piece, score, type_ in zip(source.pieces, source.scores, source.types, strict=True):
+            proto.pieces.add(piece=piece, score=score, type=type_)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{source.path}: unusable vocabulary: {error}") from None
+    proto.trainer_spec.model_type = sentencepiece_model_pb2.TrainerSpec.BPE  # type: ignore[attr-defined]
+    proto.trainer_spec.byte_fallback = True
+    proto.trainer_spec.split_digits = True
+    proto.trainer_spec.vocab_size = len(source.pieces)
+    if source.bos_id is not None:
+        proto.trainer_spec.bos_piece = source.pieces[source.bos_id]
+    proto.normalizer_spec.name = "identity"
+    proto.normalizer_spec.add_dummy_prefix = source.adds_space
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vocabulary.model"
+        file.write_bytes(proto.SerializeToString())
+        try:
+            return MistralTokenizer(file, "SentencePiece from the GGUF", adds_bos=source.adds_bos)
+        except DamagedCheckpoint as error:
+            reason = error.message.removeprefix(f"{file}: ")
+            raise DamagedCheckpoint(f"{source.path}: unusable vocabulary: {reason}") from None
+
+
+def _byte_level(source: GGUFVocabulary) -> Tokenizer:
+    """Byte-level BPE: pieces and merges as GPT-2 has them, text split the way `pre` was trained."""
+    from tokenizers import AddedToken, decoders, models
+    from tokenizers import Tokenizer as Backend
+
+    vocab = {piece: token for token, piece in enumerate(source.pieces)}
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in source.merges)]
+    for left, right in merges:
+        if not {left, right, left + right} <= vocab.keys():
+            raise DamagedCheckpoint(
+                f"{source.path}: merges {left!r} and {right!r}, which the vocabulary lacks"
+            )
+    try:
+        # llama.cpp takes a whole word from this vocabulary before it looks at merges.
+        model = Backend(models.BPE(vocab, merges, ignore_merges=source.pre in _LLAMA3))
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        raise DamagedCheckpoint(f"{source.path}: unusable vocabulary: {error}") from None
+    model.pre_tokenizer = _pre_tokenizer(source)
+    model.decoder = decoders.ByteLevel()
+    for type_, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+        added = [piece for piece, t in zip(source.pieces, source.types, strict=True) if t == type_]
+        model.add_tokens([AddedToken(piece, normalized=False, special=special) for piece in added])
+    description = f"{source.pre} BPE from the GGUF"
+    return FastTokenizer(model, description, bos_id=source.bos_id, adds_bos=source.adds_bos)
+
+
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _pre_tokenizer(source: GGUFVocabulary) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if source.pre == "gpt-2":
+        return byte_level
+    if source.pre == "smollm":
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    if source.pre in _LLAMA3:
+        split = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated")
+        bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([split, bytes_only])
+    raise UnsupportedCheckpoint(
+        f"{source.path}: tokenizer.ggml.pre is {source.pre!r}",
+        hint="m7b splits text for 'gpt-2', 'smollm' and 'llama-bpe'",
+    )

@@ -1,0 +1,78 @@
+"""SentencePiece tokenizers, run by mistral-common (spec section 3)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from m7b.errors import DamagedCheckpoint
+from m7b.tokenizer.base import no_piece, unicode_text
+from m7b.variants import TokenizerVersion
+
+_OFFICIAL_FILES = {
+    TokenizerVersion.V1: "tokenizer.model.v1",
+    # The file published with 7B v0.3 as tokenizer.model.v3 is mistral-common's v2 model (spec section 3.1).
+    TokenizerVersion.V3: "mistral_instruct_tokenizer_240216.model.v2",
+}
+
+OFFICIAL_SHA256 = {
+    "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055": TokenizerVersion.V1,
+    "37f00374dea48658ee8f5d0f21895b9bc55cb0103939607c8185bfd1c6ca1f89": TokenizerVersion.V3,
+}
+"""Mistral's own 7B tokenizer files by their sha256."""
+
+
+def official_file(version: TokenizerVersion) -> Path:
+    """Where mistral-common keeps the tokenizer file of a release."""
+    import mistral_common
+
+    return Path(mistral_common.__file__).parent / "data" / _OFFICIAL_FILES[version]
+
+
+class MistralTokenizer:
+    """A SentencePiece tokenizer, run by mistral-common (spec section 3.3)."""
+
+    def __init__(self, path: Path, description: str, *, adds_bos: bool = True) -> None:
+        from mistral_common.tokens.tokenizers import base, sentencepiece
+
+        try:
+            # The version only names a chat template, which is not used here; mistral-common would guess it.
+            self._model = sentencepiece.SentencePieceTokenizer(path, base.TokenizerVersion.v1)
+        except (AssertionError, RuntimeError, OSError) as error:
+            raise DamagedCheckpoint(f"{path}: not a SentencePiece model: {error}") from None
+        self._description = description
+        self._adds_bos = adds_bos
+
+    @property
+    def description(self) -> str:
+        """What it is and where it comes from, for people."""
+        return self._description
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids."""
+        return self._model.n_words
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that begins a text."""
+        return self._model.bos_id
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model expects `bos_id` in front of a plain text."""
+        return self._adds_bos
+
+    def encode(self, text: str, *, bos: bool) -> list[int]:
+        """The ids of `text`, behind `bos_id` with `bos`."""
+        return self._model.encode(unicode_text(text), bos=bos, eos=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; control ids vanish, bytes that are no UTF-8 become U+FFFD."""
+        return self._model.decode([token for token in ids if not self.is_control(token)])
+
+    def piece(self, token: int) -> str:
+        """The vocabulary entry of one id."""
+        return self._model.id_to_piece(token) if token < self.vocab_size else no_piece(token)
+
+    def is_control(self, token: int) -> bool:
+        """Whether the id stands for no text."""
+        return token >= self.vocab_size or self._model.is_special(token)
