@@ -58,8 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    except PipeClosed:
+    except (PipeClosed, SystemExit):  # SystemExit is what Typer makes of a reader of --help that has gone
         return ExitCode.PIPE_CLOSED
+    except OSError as error:
+        note(f"{error.filename or 'cannot write'}: {error.strerror}")
+        return ExitCode.RESOURCES
     except Exception:  # noqa: BLE001 - the last resort: show the bug
         traceback.print_exc()
         note("this is a bug in m7b; the lines above say where")

@@ -74,6 +74,7 @@ def parse_request(fields: Mapping[str, Any], defaults: CompletionRequest) -> Com
     Raises:
         UsageError: a field is unknown, of the wrong type or out of range.
     """
+    fields = {name: value for name, value in fields.items() if value is not None}
     unknown = sorted(fields.keys() - _PARAMS.keys() - _IGNORED - _OTHER)
     if unknown:
         raise UsageError(
@@ -82,14 +83,10 @@ def parse_request(fields: Mapping[str, Any], defaults: CompletionRequest) -> Com
     prompt = fields.get("prompt")
     if not isinstance(prompt, str):
         raise UsageError("prompt must be a string")
-    given = {
-        name: _typed(name, fields[name], kind)
-        for name, kind in _PARAMS.items()
-        if fields.get(name) is not None
-    }
-    if fields.get("stop") is not None:
+    given = {name: _typed(name, fields[name], kind) for name, kind in _PARAMS.items() if name in fields}
+    if "stop" in fields:
         given["stop"] = _stop(fields["stop"])
-    if fields.get("logit_bias") is not None:
+    if "logit_bias" in fields:
         given["logit_bias"] = _logit_bias(fields["logit_bias"])
     echo = fields.get("echo", defaults.echo)
     if not isinstance(echo, bool):
@@ -172,14 +169,16 @@ class Completion:
         return {
             "tokens": [token_text(self._tokenizer, token) for token in tokens],
             "token_logprobs": [entry.logprob if entry else None for entry in entries],
-            "top_logprobs": [
-                {token_text(self._tokenizer, token): logprob for token, logprob in entry.top}
-                if entry
-                else None
-                for entry in entries
-            ],
+            "top_logprobs": [self._named(entry.top) if entry else None for entry in entries],
             "text_offset": offsets,
         }
+
+    def _named(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+        """Alternatives by their text, best first; of two that read alike, the likelier stands."""
+        named: dict[str, float] = {}
+        for token, logprob in top:
+            named.setdefault(token_text(self._tokenizer, token), logprob)
+        return named
 
 
 def answer(completion: Completion, model: str, load_s: float) -> dict[str, Any]:
@@ -236,7 +235,10 @@ def _typed(name: str, value: Any, kind: type) -> Any:
     """`value` as `kind`; an integer passes as a float, a bool as neither."""
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise UsageError(f"{name} is {json.dumps(value)[:60]}", hint=f"it must be {_KIND_NAMES[kind]}")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError:
+        raise UsageError(f"{name} is beyond all numbers", hint="write it smaller") from None
 
 
 _KIND_NAMES = {int: "an integer", float: "a number"}

@@ -59,10 +59,8 @@ class SamplingParams:
         if "" in self.stop:
             raise UsageError("a stop string is empty", hint="leave it out")
         for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
-                raise UsageError(
-                    f"logit_bias of token {token} is {bias}", hint="give a finite number or -inf"
-                )
+            if bias != -math.inf:
+                _check(f"logit_bias of token {token}", bias, low=-1e6, high=1e6)
 
 
 class FinishReason(StrEnum):

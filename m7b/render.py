@@ -60,12 +60,13 @@ class Status:
     """One line on stderr that tells what goes on, rewritten in place; silent where stderr is no terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        self._stream = stream or sys.stderr  # None where it is closed
+        self._is_terminal = self._stream is not None and self._stream.isatty()
         self._shown = False
 
     def show(self, text: str) -> None:
         """Replace the line."""
-        if self._stream.isatty():
+        if self._is_terminal:
             self._stream.write(f"\r\x1b[K{text}")
             self._stream.flush()
             self._shown = True
@@ -86,8 +87,9 @@ def printable(text: str) -> str:
 
 
 def note(text: str) -> None:
-    """Tell the user something on stderr, on a line of its own."""
-    print(f"m7b: {printable(text)}", file=sys.stderr, flush=True)
+    """Tell the user something on stderr, in one line."""
+    if sys.stderr is not None:
+        print(f"m7b: {printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
 
 
 def _is_control(char: str) -> bool:

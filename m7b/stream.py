@@ -76,8 +76,8 @@ class IncrementalDecoder:
         for n_kept in range(_HOLD, _LONG // 2):
             head, tail = self._window[:-n_kept], self._window[-n_kept:]
             kept = decode([*self._anchor, *tail])[len(anchor) :]
-            if decode(head) + kept == text:
-                pending = len(text) - self._emitted
+            pending = len(text) - self._emitted
+            if decode(head) + kept == text and len(kept) >= pending:
                 self._restart(tail)
                 self._emitted += len(kept) - pending
                 return

@@ -1,6 +1,7 @@
 """JSONL in, JSONL out: one request a line, one answer a line, in order, and a way to carry on."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -32,8 +33,9 @@ class Batch:
             raise UsageError(
                 f"{target} exists", hint="add --resume to carry on with it, or name another file"
             )
-        if str(source) != "-" and not source.is_file():
-            raise UsageError(f"{source}: no such file", hint="--jsonl takes a file or -")
+        if str(source) != "-" and (source.is_dir() or not os.access(source, os.R_OK)):
+            reason = "a directory" if source.is_dir() else "no such file, or not readable"
+            raise UsageError(f"{source}: {reason}", hint="--jsonl takes a file or -")
         self._source = source
         self._target = target
         self._resume = resume
@@ -57,6 +59,10 @@ class Batch:
                 result = _answered(line, answer)
                 n_failed += "error" in result
                 write(result)
+        if n_lines < len(kept):
+            raise UsageError(
+                f"{self._target} holds {len(kept)} answers to {n_lines} requests", hint="name another file"
+            )
         if n_failed:
             raise SomeFailed(f"{n_failed} of {n_lines} lines failed", hint="each has its error in the output")
 
@@ -80,15 +86,19 @@ class Batch:
         assert self._target is not None
         if not self._target.exists():
             return []
-        with self._target.open("rb+") as file:
-            whole = file.read().rpartition(b"\n")[0]
-            file.truncate(len(whole) + 1 if whole else 0)
-        try:
-            return [json.loads(line) for line in whole.split(b"\n") if line]
-        except ValueError:
-            raise UsageError(
-                f"{self._target} holds lines that are not JSON", hint="name another file"
-            ) from None
+        whole = self._target.read_bytes().rpartition(b"\n")[0]
+        answers = []
+        for line in filter(None, whole.split(b"\n")):
+            try:
+                answers.append(json_object(line))
+            except UsageError as error:
+                raise UsageError(f"{self._target}: {error.message}", hint="name another file") from None
+            if not answers[-1].keys() & {"choices", "error"}:
+                raise UsageError(
+                    f"{self._target}: line {len(answers)} is no answer", hint="name another file"
+                )
+        os.truncate(self._target, len(whole) + 1 if whole else 0)
+        return answers
 
     def _check_kept(self, number: int, result: dict[str, Any], line: bytes) -> None:
         wanted = request_id(line)
@@ -106,7 +116,8 @@ def json_object(line: bytes) -> dict[str, Any]:
         UsageError: it is none.
     """
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be answered
     except (ValueError, RecursionError) as error:
         raise UsageError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -114,12 +125,18 @@ def json_object(line: bytes) -> dict[str, Any]:
     return value
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
 def request_id(line: bytes) -> Any:
     """The `id` on a line that may be bad otherwise, None where it has none."""
     try:
-        return json_object(line).get("id")
-    except UsageError:
+        found = json.loads(line)["id"]
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
+    return found
 
 
 def _answered(line: bytes, answer: Answer) -> dict[str, Any]:

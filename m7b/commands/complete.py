@@ -20,8 +20,25 @@ from m7b.commands.options import (
     ThreadsOption,
     VariantOption,
     WindowOption,
+    integer,
 )
 from m7b.commands.prompt import read_prompt
+from m7b.commands.sampling_options import (
+    FrequencyPenaltyOption,
+    LogitBiasOption,
+    MaxTokensOption,
+    MinPOption,
+    PresencePenaltyOption,
+    RepeatLastNOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    StopOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    TypicalPOption,
+    logit_bias_of,
+)
 from m7b.completions import Completion, CompletionRequest, answer, parse_request
 from m7b.errors import UsageError
 from m7b.generation import Finished, GenerationEvent, PromptProgress, SamplingParams, TextDelta
@@ -51,43 +68,32 @@ def complete(
     ] = False,
     variant: VariantOption = None,
     model: ModelOption = None,
-    max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", help="Most tokens to generate.")] = 256,
-    temperature: Annotated[float, typer.Option(help="Randomness; 0 takes the most likely token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this mass; 1 is off.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 is off.")] = 0,
-    min_p: Annotated[
-        float, typer.Option(help="Drop tokens less likely than this times the likeliest; 0 is off.")
-    ] = 0.0,
-    typical_p: Annotated[
-        float, typer.Option(help="Keep the most typical tokens up to this mass; 1 is off.")
-    ] = 1.0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Divide the logits of seen tokens; 1 is off.")
-    ] = 1.0,
-    presence_penalty: Annotated[
-        float, typer.Option(help="Subtract once from each seen token; 0 is off.")
-    ] = 0.0,
-    frequency_penalty: Annotated[
-        float, typer.Option(help="Subtract for every time a token was seen; 0 is off.")
-    ] = 0.0,
-    repeat_last_n: Annotated[
-        int, typer.Option(help="Tokens that the penalties look back on; -1 is all.")
-    ] = -1,
-    logit_bias: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ID=BIAS", help="Add to one token's logit; can be repeated.", show_default=False
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.", show_default=False)] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text; can be repeated.", show_default=False)
-    ] = None,
+    max_tokens: MaxTokensOption = 256,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
+    typical_p: TypicalPOption = 1.0,
+    repetition_penalty: RepetitionPenaltyOption = 1.0,
+    presence_penalty: PresencePenaltyOption = 0.0,
+    frequency_penalty: FrequencyPenaltyOption = 0.0,
+    repeat_last_n: RepeatLastNOption = -1,
+    logit_bias: LogitBiasOption = None,
+    seed: SeedOption = None,
+    stop: StopOption = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
-    num_samples: Annotated[int, typer.Option("-N", "--num-samples", help="How many continuations.")] = 1,
+    num_samples: Annotated[
+        int,
+        typer.Option("-N", "--num-samples", parser=integer, metavar="N", help="How many continuations."),
+    ] = 1,
     logprobs: Annotated[
         int | None,
-        typer.Option(help="With --json: report this many alternatives per token.", show_default=False),
+        typer.Option(
+            parser=integer,
+            metavar="K",
+            help="With --json: report this many alternatives per token.",
+            show_default=False,
+        ),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
     as_json: JsonOption = False,
@@ -117,7 +123,7 @@ def complete(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         repeat_last_n=repeat_last_n,
-        logit_bias=dict(map(_bias, logit_bias or ())),
+        logit_bias=logit_bias_of(logit_bias),
         seed=seed,
         stop=tuple(stop or ()),
         logprobs=logprobs,
@@ -159,14 +165,6 @@ def complete_silently(loaded: LoadedModel, request: CompletionRequest) -> dict[s
         for _ in _with_progress(events):
             pass
     return answer(completion, loaded.name, loaded.load_s)
-
-
-def _bias(text: str) -> tuple[int, float]:
-    token, _, bias = text.partition("=")
-    try:
-        return int(token), float(bias)
-    except ValueError:
-        raise UsageError(f"--logit-bias is {text!r}", hint="write ID=BIAS, such as 15043=-5") from None
 
 
 def _print(completion: Completion, *, streaming: bool) -> None:

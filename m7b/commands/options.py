@@ -21,13 +21,51 @@ class DType(StrEnum):
     FLOAT32 = "float32"
 
 
-def parse_window(text: str) -> int:
+_MAX_TOKENS = 1 << 31
+_MAX_THREADS = 1 << 10
+
+
+def integer(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    """A number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number") from None
+
+
+def n_tokens(text: str) -> int:
+    """A number of tokens, at least one."""
+    return _between(text, 1, _MAX_TOKENS)
+
+
+def n_threads(text: str) -> int:
+    """A number of threads, at least one."""
+    return _between(text, 1, _MAX_THREADS)
+
+
+def window_size(text: str) -> int:
     """The tokens of a window, 0 for `off`."""
     if text == "off":
         return 0
-    if not text.isdecimal() or int(text) == 0:
-        raise UsageError(f"--window is {text!r}", hint="it must be a number of tokens, or off")
-    return int(text)
+    try:
+        return n_tokens(text)
+    except typer.BadParameter as error:
+        raise typer.BadParameter(f"{error.message}, nor off") from None
+
+
+def _between(text: str, low: int, high: int) -> int:
+    value = integer(text)
+    if not low <= value <= high:
+        raise typer.BadParameter(f"{value} is not from {low} to {high}")
+    return value
 
 
 def default_variant() -> str:
@@ -51,7 +89,7 @@ WindowOption = Annotated[
     int | None,
     typer.Option(
         "--window",
-        parser=parse_window,
+        parser=window_size,
         metavar="N|off",
         help="Sliding window in tokens, instead of the checkpoint's own.",
         show_default=False,
@@ -61,13 +99,15 @@ CtxSizeOption = Annotated[
     int | None,
     typer.Option(
         "--ctx-size",
-        min=1,
+        parser=n_tokens,
+        metavar="N",
         help="Most tokens of prompt and answer together; the checkpoint's own if not given.",
         show_default=False,
     ),
 ]
 PrefillChunkOption = Annotated[
-    int, typer.Option("--prefill-chunk", min=1, help="Prompt tokens read in one forward pass.")
+    int,
+    typer.Option("--prefill-chunk", parser=n_tokens, metavar="N", help="Prompt tokens read in one pass."),
 ]
 DTypeOption = Annotated[
     DType | None,
@@ -81,7 +121,13 @@ DeviceOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="CPU threads; all cores if not given.", show_default=False),
+    typer.Option(
+        "--threads",
+        parser=n_threads,
+        metavar="N",
+        help="CPU threads; all cores if not given.",
+        show_default=False,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 BosOption = Annotated[

@@ -1,5 +1,6 @@
 """Where the text of a prompt comes from: an argument, a file or stdin."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,11 +13,11 @@ def read_prompt(prompt: str | None, file: Path | None, *, keep_newline: bool = F
     Raises:
         UsageError: there is none or more than one, or it is not UTF-8.
     """
-    if prompt not in (None, "-") and file:
+    if prompt is not None and file:
         raise UsageError("a prompt and --file are both given", hint="give one")
-    if prompt not in (None, "-"):
-        assert prompt is not None
-        return prompt
+    if prompt is not None and prompt != "-":
+        # Arguments are bytes, which Python has decoded by the locale: go back and take them as UTF-8.
+        return _decoded("the prompt", os.fsencode(prompt))
     if file and str(file) != "-":
         return _decoded(file.name, _read_file(file))
     if sys.stdin is None or sys.stdin.isatty():

@@ -82,7 +82,7 @@ def detokenize(
 
       m7b detokenize --variant base-v0.3 23325 29493 2294 29576
 
-      m7b tokenize --variant base-v0.1 --json "Hello" | m7b detokenize --variant base-v0.1
+      m7b tokenize --json "Hello, world!" | m7b detokenize --json
     """
     if jsonl:
         if tokens:
@@ -110,7 +110,7 @@ class _Tokenizers:
     def of(self, fields: dict[str, Any]) -> Tokenizer:
         """The tokenizer of the line's `variant`, else of the options."""
         name = fields.get("variant")
-        if name is not None and name not in VARIANTS:
+        if name is not None and not (isinstance(name, str) and name in VARIANTS):
             raise UsageError(f"variant is {name!r}", hint=f"it can be {', '.join(VARIANTS)}")
         if name not in self._loaded:
             choice = self._default if name is None else (VariantName(name), None)

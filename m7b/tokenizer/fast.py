@@ -12,8 +12,6 @@ class FastTokenizer:
 
     def __init__(self, model: Any, description: str, *, bos_id: int | None, adds_bos: bool) -> None:
         model.encode_special_tokens = True  # text that spells a control token stays text
-        model.no_truncation()
-        model.no_padding()
         self._model = model
         self._description = description
         self._bos_id = bos_id
@@ -76,9 +74,14 @@ def from_json(source: TokenizerJson) -> FastTokenizer:
 
     try:
         model = Backend.from_file(str(source.path))
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the library raises bare Exception, and panics beyond it
         raise DamagedCheckpoint(f"{source.path}: not a tokenizer.json: {error}") from None
-    added = next(iter(model.encode("").ids), None)  # what the post-processor puts in front of a text
+    model.no_truncation()
+    model.no_padding()
+    plain, processed = model.encode("a", add_special_tokens=False).ids, model.encode("a").ids
+    added = processed[0] if processed[1 : len(plain) + 1] == plain else None  # by the post-processor
     bos_id = added if source.bos_token is None else model.token_to_id(source.bos_token)
     adds_bos = (bos_id is not None and bos_id == added) if source.adds_bos is None else source.adds_bos
     return FastTokenizer(model, f"{source.path.name} (tokenizers)", bos_id=bos_id, adds_bos=adds_bos)

@@ -24,8 +24,10 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         UnsupportedCheckpoint: it is no format or no model that m7b runs.
         DamagedCheckpoint: its files are cut short or contradict each other.
     """
-    if not path.exists():
-        raise CheckpointNotFound(f"{path}: no such file or folder", hint="give a folder or a GGUF file")
+    try:
+        path.stat()
+    except OSError as error:
+        raise CheckpointNotFound(f"{path}: {error.strerror}", hint="give a folder or a GGUF file") from None
     for module in _FORMATS:
         if module.sniff(path):
             return module.open_checkpoint(path, window_given=window_given)

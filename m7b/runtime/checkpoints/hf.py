@@ -188,11 +188,15 @@ def _shard(index: Path, name: str, suffix: str) -> Path:
     """The file that an index names, which must lie beside it (spec section 7)."""
     folder = index.parent.resolve()
     shard = index.parent / name
-    if name != Path(name).name or "\\" in name or len(name) > 255 or not name.endswith(suffix):
+    if name != Path(name).name or "\\" in name or not name.endswith(suffix):
         raise DamagedCheckpoint(
             f"{index}: names the shard {name!r}", hint=f"a bare file name ending in {suffix} is allowed"
         )
-    if not shard.is_file():
+    try:
+        is_there = shard.is_file()
+    except (OSError, ValueError):  # too long for a name, or no Unicode
+        is_there = False
+    if not is_there:
         raise DamagedCheckpoint(
             f"{index}: names the shard {name!r}, which is not there", hint="fetch the checkpoint again"
         )
