@@ -310,11 +310,24 @@ def test_native_window_and_theta_follow_the_release_where_the_file_is_silent(cha
     assert (config.sliding_window, config.rope_theta) == (window, theta)
 
 
-def test_a_llama_model_of_this_architecture_is_accepted(tmp_path):
+def test_a_llama_model_is_accepted_and_has_no_window(tmp_path):
+    """Whatever its file says: transformers' Llama has none either."""
     folder = write_hf(MODEL, tmp_path)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    assert_holds(folder, Format.HF)
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llama", "sliding_window": 4}))
+    assert open_checkpoint(folder).config.sliding_window is None
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [(None, {2}), ({}, {2}), ({"eos_token_id": None}, {2}), ({"eos_token_id": [5, 7]}, {5, 7})],
+)
+def test_stop_ids_are_those_of_generation_config_else_of_config(tmp_path, generation, expected):
+    folder = write_hf(MODEL, tmp_path)
+    (folder / "generation_config.json").unlink()
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert open_checkpoint(folder).stop_ids == expected
 
 
 @pytest.mark.parametrize(

@@ -342,6 +342,18 @@ def test_bad_usage_is_one_line_that_names_it(line, fragments):
     assert_refused(call(*line.split()), 2, *fragments)
 
 
+def test_ids_nested_beyond_all_reason_are_refused_in_one_line():
+    """json gives up with RecursionError, which is no ValueError."""
+    assert_refused(call("detokenize", *V1, stdin="[" * 100_000), 2, "list of token ids")
+
+
+def test_a_home_of_nobody_is_named(monkeypatch):
+    monkeypatch.setenv("M7B_HOME", "~no-such-user/m7b")
+    ran = call("info", "--variant", "demo")
+    assert ran.code in (0, 2, 5), ran.err
+    assert ran.code == 0 or "~no-such-user/m7b" in ran.err
+
+
 # the other exit codes
 
 

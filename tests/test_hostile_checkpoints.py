@@ -305,6 +305,18 @@ def test_gguf_tensor_that_cannot_be_is_refused(tmp_path, dims, type_id, offset, 
     assert_refused(file, "output_norm.weight", *words, kind=kind)
 
 
+def test_gguf_tensors_that_share_bytes_are_refused(tmp_path):
+    """Otherwise a small file could pass for a model of any size."""
+    file = gguf(tmp_path / "model.gguf", entries={"output_norm.weight": ((8,), 0, 0)})
+    assert_refused(file, "begins at byte", "inside another tensor")
+
+
+@pytest.mark.parametrize("key", ["moe", "quantization", "yarn", "lora", "vision_encoder"])
+def test_native_models_with_another_forward_pass_are_refused(tmp_path, key):
+    folder = write_native(MODEL, tmp_path / "model", **{key: {"any": 1}})
+    assert_refused(folder, "params.json", key, kind=UnsupportedCheckpoint)
+
+
 # ---- configuration files ---------------------------------------------------------------------------------
 
 INTEGERS = [NAN, INF, -1, 0, HUGE, 2**40, True, "8", 8.0, [], {}]

@@ -162,9 +162,9 @@ def test_text_arrives_while_it_is_made_and_ctrl_c_keeps_it(tiny):
 
 
 def test_every_piece_of_output_is_flushed():
-    raw = io.BytesIO()
-    Output(io.TextIOWrapper(raw, encoding="latin-1")).write("á")
-    assert raw.getvalue() == "á".encode()
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    Output(stream).write("á")
+    assert stream.buffer.getvalue() == "á".encode()
 
 
 # encodings

@@ -180,13 +180,18 @@ def test_sentencepiece_of_a_gguf_heeds_its_metadata():
 
 
 OFFICIAL = FILES["v1"].read_bytes()
+PANICS = (  # a merge of which the result is no piece, and a template that names a token it does not define
+    b'{"model": {"vocab": {"a": 0, "b": 1}, "merges": ["a b"]}}',
+    b'{"model": {"vocab": {"a": 0}, "merges": []}, "post_processor": {"type": "TemplateProcessing", '
+    b'"pair": [], "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}], "special_tokens": {}}}',
+)
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         *(("tokenizer.model", content) for content in (b"", OFFICIAL[:1000], OFFICIAL[:-1], b"no model\n")),
-        *(("tokenizer.json", content) for content in (b"", b"{", b"{}", b"[]", b"\xff", b'{"model": {}}')),
+        *(("tokenizer.json", content) for content in (b"", b"{", b"{}", b"[]", b"\xff", *PANICS)),
     ],
     ids=lambda value: str(value[:15]),
 )
@@ -205,6 +210,7 @@ def test_damaged_tokenizer_file_is_named(tmp_path, name, content):
         ({"model": "llama", "pieces": ["a"], "types": [1], "scores": ["high"]}, DamagedCheckpoint),
         ({"pieces": [5]}, DamagedCheckpoint),
         ({"merges": ["a zz"]}, DamagedCheckpoint),
+        ({"merges": ["a c"]}, DamagedCheckpoint),  # "ac" is no piece, of which tokenizers panics
         ({"merges": [5]}, DamagedCheckpoint),
         ({"pre": "jina"}, UnsupportedCheckpoint),
         ({"pre": "default"}, UnsupportedCheckpoint),  # llama.cpp guesses, badly
@@ -217,9 +223,9 @@ def test_unusable_vocabulary_of_a_gguf_is_named(changes, error):
         load_tokenizer(replace(BYTE_LEVEL, **changes))
 
 
-def load_json(folder, *, template="$A", config=None, cuts=False):
+def load_json(folder, *, letters="ab <s>/", template="$A", config=None, cuts=False):
     """A tokenizer.json of single characters, beside a tokenizer_config.json if there is a `config`."""
-    pieces = ["<unk>", "<s>", *"ab <s>/"]
+    pieces = ["<unk>", "<s>", *letters]
     model = tokenizers.Tokenizer(tokenizers.models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
     model.decoder = tokenizers.decoders.Fuse()
     model.add_special_tokens(["<s>"])
@@ -259,6 +265,13 @@ def test_tokenizer_json_neither_cuts_nor_pads_a_text(tmp_path, text, cuts):
     ids = tokenizer.encode(text, bos=False)
     assert [tokenizer.piece(token) for token in ids] == [*text]
     assert tokenizer.decode([1, *ids]) == text
+
+
+@pytest.mark.parametrize(("template", "bos_id"), [("$A", None), ("<s> $A", 1)])
+def test_tokenizer_json_need_not_know_latin_letters(tmp_path, template, bos_id):
+    tokenizer = load_json(tmp_path, letters="你好", template=template)
+    assert tokenizer.decode(tokenizer.encode("你好", bos=False)) == "你好"
+    assert tokenizer.bos_id == bos_id
 
 
 def test_bos_that_does_not_exist_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """From a checkpoint to an engine that runs: one tensor at a time, each checked and placed."""
 
+import logging
 import tempfile
 import weakref
 from collections.abc import Generator
@@ -125,6 +126,7 @@ def place_weights(
     if disk is not None:
         save_offload_index(disk_index, disk.name)
         weakref.finalize(model, disk.cleanup)
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it would tell what was asked for
     dispatch_model(
         model,
         device_map=device_map,

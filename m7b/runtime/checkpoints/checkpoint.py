@@ -56,32 +56,38 @@ class Checkpoint:
         return sum(tensor.n_bytes for tensor in self.tensors.values())
 
 
-def check_tensors(
-    path: Path, config: ModelConfig, found: Mapping[str, StoredTensor], dtypes: Mapping[str, object]
-) -> None:
-    """Compare what the files hold with what the configuration asks for.
+def match_tensors(
+    path: Path,
+    config: ModelConfig,
+    stored: Mapping[str, StoredTensor],
+    dtypes: Mapping[str, object],
+    source_names: Mapping[str, str],
+) -> dict[str, StoredTensor]:
+    """The `stored` tensors, keyed by their files' names, under the canonical names of `config`.
+
+    `source_names` translates, as `translated` does.
 
     Raises:
         DamagedCheckpoint: a tensor is missing, extra or of another shape.
         UnsupportedCheckpoint: a tensor is of a dtype not in `dtypes`.
     """
     shapes = config.tensor_shapes()
-    missing = sorted(shapes.keys() - found.keys())
+    names = {name: translated(name, source_names) for name in shapes}
+    missing = sorted(set(names.values()) - stored.keys())
     if missing:
         raise DamagedCheckpoint(
             f"{path}: {len(missing)} of {len(shapes)} tensors are missing, the first is {missing[0]}",
             hint="fetch the checkpoint again",
         )
-    extra = sorted(found.keys() - shapes.keys())
+    extra = sorted(stored.keys() - set(names.values()))
     if extra:
-        tensor = found[extra[0]]
         raise DamagedCheckpoint(
-            f"{tensor.file}: {len(extra)} tensors more than the {len(shapes)} of this architecture, "
-            f"the first is {tensor.source_name}",
+            f"{stored[extra[0]].file}: {len(extra)} tensors more than the {len(shapes)} "
+            f"of this architecture, the first is {extra[0]}",
             hint="m7b runs plain Mistral and Llama models without biases or adapters",
         )
     for name, shape in shapes.items():
-        tensor = found[name]
+        tensor = stored[names[name]]
         if tensor.shape != shape:
             raise DamagedCheckpoint(
                 f"{tensor.file}: {tensor.source_name} is {_dims(tensor.shape)}, "
@@ -92,6 +98,20 @@ def check_tensors(
                 f"{tensor.file}: {tensor.source_name} is stored as {tensor.dtype}",
                 hint=f"m7b reads {', '.join(dtypes)}",
             )
+    return {name: stored[names[name]] for name in shapes}
+
+
+def translated(name: str, source_names: Mapping[str, str]) -> str:
+    """What a format calls the tensor with the canonical `name`.
+
+    `source_names` maps the parts of canonical names: `layers.3.attention.wq.weight` is looked up as
+    `layers` and `attention.wq`. A part that is not listed is the same in both.
+    """
+    module = name.removesuffix(".weight")
+    if not module.startswith("layers."):
+        return f"{source_names.get(module, module)}.weight"
+    layers, number, part = module.split(".", 2)
+    return f"{source_names.get(layers, layers)}.{number}.{source_names.get(part, part)}.weight"
 
 
 def _dims(shape: tuple[int, ...]) -> str:

@@ -1,8 +1,7 @@
 """GGUF files of arch `llama`: metadata and tensors in one file, weights dequantized as they are read."""
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +10,26 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
-from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, StoredTensor, check_tensors
+from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, StoredTensor, match_tensors
 from m7b.runtime.checkpoints.fields import MAX_DIM, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, Fields, head_dim_of
 from m7b.runtime.checkpoints.gguf_header import MAGIC, Header, HeaderError, read_header
 from m7b.runtime.config import ModelConfig
 from m7b.runtime.rope import interleaved_to_half_split
 from m7b.tokenizer import GGUFVocabulary
 
-_LAYER_NAMES = {
-    "attn_norm": "attention_norm",
-    "attn_q": "attention.wq",
-    "attn_k": "attention.wk",
-    "attn_v": "attention.wv",
-    "attn_output": "attention.wo",
-    "ffn_norm": "ffn_norm",
-    "ffn_gate": "feed_forward.w1",
-    "ffn_up": "feed_forward.w3",
-    "ffn_down": "feed_forward.w2",
+_NAMES = {
+    "tok_embeddings": "token_embd",
+    "norm": "output_norm",
+    "layers": "blk",
+    "attention_norm": "attn_norm",
+    "attention.wq": "attn_q",
+    "attention.wk": "attn_k",
+    "attention.wv": "attn_v",
+    "attention.wo": "attn_output",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w3": "ffn_up",
+    "feed_forward.w2": "ffn_down",
 }
-_TOP_NAMES = {
-    "token_embd.weight": "tok_embeddings.weight",
-    "output_norm.weight": "norm.weight",
-    "output.weight": "output.weight",
-}
-_LAYER = re.compile(r"blk\.(0|[1-9]\d{0,3})\.([a-z_]+)\.weight")
 
 # Each tensor type that is read, with the dtype that holds it without loss or, quantized, well enough.
 _DTYPES = {
@@ -69,19 +64,18 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         raise DamagedCheckpoint(f"{path}: not a whole GGUF file: {error}", hint="fetch it again") from None
     fields = Fields(path, header.metadata)
     _refuse_unsupported(fields)
-    found, offsets = {}, {}
-    for tensor, offset in _tensors(path, header):
-        name = _canonical(tensor.source_name)
-        found[name], offsets[name] = tensor, offset
-    config = _config(fields, found)
-    check_tensors(path, config, found, _DTYPES)
+    stored = {tensor.source_name: (tensor, offset) for tensor, offset in _tensors(path, header)}
+    tensors = {name: tensor for name, (tensor, _) in stored.items()}
+    config = _config(fields, tensors)
+    found = match_tensors(path, config, tensors, _DTYPES, _NAMES)
+    _refuse_overlap(stored.values())
     return Checkpoint(
         path=path,
         format=Format.GGUF,
         config=config,
         dtype=_DTYPES[found["layers.0.attention.wq.weight"].dtype],
         tensors=found,
-        read=_reader(config, found, offsets),
+        read=_reader(config, {name: stored[tensor.source_name] for name, tensor in found.items()}),
         tokenizer=_vocabulary(fields),
         stop_ids=_stop_ids(fields),
         chat_template=template
@@ -114,11 +108,15 @@ def _tensors(path: Path, header: Header) -> Iterator[tuple[StoredTensor, int]]:
         yield StoredTensor(tensor.name, path, shape, type_.name, n_bytes), start
 
 
-def _canonical(name: str) -> str:
-    match = _LAYER.fullmatch(name)
-    if match and match[2] in _LAYER_NAMES:
-        return f"layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
-    return _TOP_NAMES.get(name, f"unknown {name}")
+def _refuse_overlap(places: Iterable[tuple[StoredTensor, int]]) -> None:
+    """Refuse a small file that passes for a large model by using its bytes twice."""
+    free = 0
+    for tensor, start in sorted(places, key=lambda place: place[1]):
+        if start < free:
+            raise DamagedCheckpoint(
+                f"{tensor.file}: {tensor.source_name} begins at byte {start}, inside another tensor"
+            )
+        free = start + tensor.n_bytes
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -138,14 +136,14 @@ def _refuse_unsupported(fields: Fields) -> None:
         raise UnsupportedCheckpoint(f"{fields.file}: a mixture of experts", hint="m7b runs dense models only")
 
 
-def _config(fields: Fields, found: Mapping[str, StoredTensor]) -> ModelConfig:
+def _config(fields: Fields, stored: Mapping[str, StoredTensor]) -> ModelConfig:
     dim = fields.integer("llama.embedding_length", MAX_DIM)
     n_heads = fields.integer("llama.attention.head_count", MAX_DIM)
     n_kv_heads = fields.integer("llama.attention.head_count_kv", MAX_DIM, default=n_heads)
     head_dim = head_dim_of(fields, "llama.attention.key_length", dim, n_heads, n_kv_heads)
     if fields.integer("llama.rope.dimension_count", MAX_DIM, default=head_dim) != head_dim:
         raise fields.bad("llama.rope.dimension_count", f"the head size, {head_dim}")
-    embeddings = found.get("tok_embeddings.weight")
+    embeddings = stored.get("token_embd.weight")
     return ModelConfig(
         dim=dim,
         n_layers=fields.integer("llama.block_count", MAX_LAYERS),
@@ -160,7 +158,7 @@ def _config(fields: Fields, found: Mapping[str, StoredTensor]) -> ModelConfig:
         rope_theta=_shortest(fields.number("llama.rope.freq_base", 1e12, default=1e4)),  # GGUF's own default
         sliding_window=fields.optional_integer("llama.attention.sliding_window", MAX_POSITIONS),
         max_seq_len=fields.integer("llama.context_length", MAX_POSITIONS),
-        tied_embeddings="output.weight" not in found,
+        tied_embeddings="output.weight" not in stored,
     )
 
 
@@ -170,10 +168,10 @@ def _shortest(value: float) -> float:
 
 
 def _reader(
-    config: ModelConfig, found: dict[str, StoredTensor], offsets: dict[str, int]
+    config: ModelConfig, places: Mapping[str, tuple[StoredTensor, int]]
 ) -> Callable[[str], torch.Tensor]:
     def read(name: str) -> torch.Tensor:
-        tensor = _dequantized(found[name], offsets[name])
+        tensor = _dequantized(*places[name])
         if name.endswith("wq.weight"):
             return interleaved_to_half_split(tensor, config.n_heads)
         if name.endswith("wk.weight"):

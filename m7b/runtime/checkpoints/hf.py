@@ -6,7 +6,7 @@ from typing import Any
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
 from m7b.runtime.checkpoints import torch_files
-from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, check_tensors
+from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, match_tensors
 from m7b.runtime.checkpoints.fields import (
     MAX_DIM,
     MAX_LAYERS,
@@ -19,23 +19,21 @@ from m7b.runtime.checkpoints.fields import (
 from m7b.runtime.checkpoints.folder import chat_template, tokenizer_source
 from m7b.runtime.config import ModelConfig
 
-_LAYER_NAMES = {
-    "input_layernorm": "attention_norm",
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.up_proj": "feed_forward.w3",
-    "mlp.down_proj": "feed_forward.w2",
+_NAMES = {
+    "tok_embeddings": "model.embed_tokens",
+    "norm": "model.norm",
+    "output": "lm_head",
+    "layers": "model.layers",
+    "attention_norm": "input_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "feed_forward.w2": "mlp.down_proj",
 }
-_TOP_NAMES = {
-    "model.embed_tokens.weight": "tok_embeddings.weight",
-    "model.norm.weight": "norm.weight",
-    "lm_head.weight": "output.weight",
-}
-_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,3})\.([a-z_.]+)\.weight")
 _IGNORED = re.compile(
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 )  # a constant that old files carry
@@ -58,15 +56,10 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         UnsupportedCheckpoint: the model is not of this architecture.
     """
     fields = Fields(path / "config.json", read_json(path / "config.json"))
-    files = _weight_files(path)
-    found = {
-        _canonical(tensor.source_name): tensor
-        for tensor in torch_files.inventory(files)
-        if not _IGNORED.fullmatch(tensor.source_name)
-    }
-    config = _config(fields, tied="output.weight" not in found, window_given=window_given)
-    check_tensors(path, config, found, torch_files.DTYPES)
-    generation = path / "generation_config.json"
+    inventory = torch_files.inventory(_weight_files(path))
+    stored = {name: tensor for name, tensor in inventory.items() if not _IGNORED.fullmatch(name)}
+    config = _config(fields, tied="lm_head.weight" not in stored, window_given=window_given)
+    found = match_tensors(path, config, stored, torch_files.DTYPES, _NAMES)
     return Checkpoint(
         path=path,
         format=Format.HF,
@@ -75,16 +68,9 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         tensors=found,
         read=lambda name: torch_files.read(found[name]),
         tokenizer=tokenizer_source(path, config.vocab_size),
-        stop_ids=_stop_ids(Fields(generation, read_json(generation)) if generation.is_file() else fields),
+        stop_ids=_stop_ids(path, fields),
         chat_template=chat_template(path),
     )
-
-
-def _canonical(name: str) -> str:
-    match = _LAYER.fullmatch(name)
-    if match and match[2] in _LAYER_NAMES:
-        return f"layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
-    return _TOP_NAMES.get(name, f"unknown {name}")
 
 
 def _config(fields: Fields, *, tied: bool, window_given: bool) -> ModelConfig:
@@ -105,7 +91,8 @@ def _config(fields: Fields, *, tied: bool, window_given: bool) -> ModelConfig:
             f"{fields.file}: sliding_window is missing (null would mean none)",
             hint="name it with --window N or --window off",
         )
-    window = fields.optional_integer("sliding_window", MAX_POSITIONS)
+    # transformers' Llama has no window, whatever its file says.
+    window = fields.optional_integer("sliding_window", MAX_POSITIONS) if model_type == "mistral" else None
     dim = fields.integer("hidden_size", MAX_DIM)
     n_heads = fields.integer("num_attention_heads", MAX_DIM)
     n_kv_heads = fields.integer("num_key_value_heads", MAX_DIM, default=n_heads)
@@ -155,7 +142,12 @@ def _rope_theta(fields: Fields, window: int | None) -> float:
     return fields.number("rope_theta", 1e12)
 
 
-def _stop_ids(fields: Fields) -> frozenset[int]:
+def _stop_ids(path: Path, fields: Fields) -> frozenset[int]:
+    """`eos_token_id` of generation_config.json, or where that does not say, of config.json."""
+    generation = path / "generation_config.json"
+    if generation.is_file():
+        chosen = Fields(generation, read_json(generation))
+        fields = fields if chosen.raw("eos_token_id") is None else chosen
     value = fields.raw("eos_token_id")
     ids = value if isinstance(value, list) else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):

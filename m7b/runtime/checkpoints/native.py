@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from m7b.errors import DamagedCheckpoint
+from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
 from m7b.runtime.checkpoints import torch_files
-from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, check_tensors
+from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, match_tensors
 from m7b.runtime.checkpoints.fields import (
     MAX_DIM,
     MAX_LAYERS,
@@ -43,10 +43,10 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         DamagedCheckpoint: the files contradict themselves or each other.
     """
     weights = next(path / name for name in _WEIGHTS if (path / name).is_file())
-    found = {tensor.source_name: tensor for tensor in torch_files.inventory([weights])}
+    stored = torch_files.inventory([weights])
     fields = Fields(path / "params.json", read_json(path / "params.json"))
-    config = _config(fields, tied="output.weight" not in found)
-    check_tensors(path, config, found, torch_files.DTYPES)
+    config = _config(fields, tied="output.weight" not in stored)
+    found = match_tensors(path, config, stored, torch_files.DTYPES, source_names={})
 
     def read(name: str) -> torch.Tensor:
         tensor = torch_files.read(found[name])
@@ -75,6 +75,9 @@ def _config(fields: Fields, *, tied: bool) -> ModelConfig:
             f"{fields.file.parent}: output.weight is missing and params.json does not tie it",
             hint="fetch the checkpoint again",
         )
+    for key in ("moe", "quantization", "yarn", "lora", "vision_encoder"):
+        if fields.raw(key) is not None:
+            raise UnsupportedCheckpoint(f"{fields.file}: has {key}", hint="m7b does not run such models")
     dim = fields.integer("dim", MAX_DIM)
     n_heads = fields.integer("n_heads", MAX_DIM)
     n_kv_heads = fields.integer("n_kv_heads", MAX_DIM)

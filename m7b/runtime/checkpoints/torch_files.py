@@ -25,21 +25,19 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
-def inventory(files: Iterable[Path]) -> Iterator[StoredTensor]:
-    """Every tensor of `files`, from their headers.
+def inventory(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """Every tensor of `files` by its name there, from their headers.
 
     Raises:
         DamagedCheckpoint: a file is no such file, is cut short, or two hold the same tensor.
     """
-    seen: dict[str, Path] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         for tensor in _safetensors(file) if file.suffix == ".safetensors" else _pickled(file):
-            if tensor.source_name in seen:
-                raise DamagedCheckpoint(
-                    f"{tensor.source_name} is both in {seen[tensor.source_name]} and in {file.name}"
-                )
-            seen[tensor.source_name] = file
-            yield tensor
+            twin = tensors.setdefault(tensor.source_name, tensor)
+            if twin is not tensor:
+                raise DamagedCheckpoint(f"{tensor.source_name} is both in {twin.file} and in {file.name}")
+    return tensors
 
 
 def read(tensor: StoredTensor) -> torch.Tensor:
@@ -94,7 +92,8 @@ def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
         raise
     except pickle.UnpicklingError:
         raise DamagedCheckpoint(
-            f"{file}: holds more than tensors and would run code when read", hint="do not trust its source"
+            f"{file}: not a plain dictionary of tensors, and reading the rest could run code",
+            hint="do not trust its source",
         ) from None
     except Exception as error:  # noqa: BLE001 - an unpickler raises whatever the bytes lead it to
         reason = next(iter(str(error).splitlines()), type(error).__name__)
