@@ -252,6 +252,6 @@ def _stop(value: Any) -> tuple[str, ...]:
 
 
 def _logit_bias(value: Any) -> dict[int, float]:
-    if not isinstance(value, dict) or not all(key.isdecimal() for key in value):
+    if not isinstance(value, dict) or not all(key.isdecimal() and len(key) < 12 for key in value):
         raise UsageError('logit_bias must map token ids to numbers, like {"15043": -100}')
     return {int(key): _typed(f"logit_bias of {key}", bias, float) for key, bias in value.items()}

@@ -46,8 +46,6 @@ class IncrementalDecoder:
 
     def push(self, token: int) -> str:
         """The text that `token` makes final."""
-        if self._tokenizer.is_control(token):
-            return ""
         self._window.append(token)
         text = self._tokenizer.decode(self._window)
         held = min(_HOLD, len(text) - len(text.rstrip(_REPLACEMENT)))

@@ -139,11 +139,12 @@ def test_a_full_disk_is_an_error_in_one_line(arguments):
     ("closed", "arguments", "code"),
     [
         ("0<&-", TOKENIZE[:3], 2),
+        ("0<&-", [*TOKENIZE[:3], "--jsonl", "-"], 2),
         ("1>&-", TOKENIZE, 2),
         ("2>&-", TOKENIZE, 0),
         ("2>&-", ["complete", "hi"], 0),
     ],
-    ids=["stdin", "stdout", "stderr", "stderr of complete"],
+    ids=["stdin", "stdin of a batch", "stdout", "stderr", "stderr of complete"],
 )
 def test_a_closed_stream_is_no_bug(closed, arguments, code, tiny):
     model = ["-m", tiny, "-n", "1"] if arguments[0] == "complete" else []

@@ -33,6 +33,8 @@ class Batch:
             raise UsageError(
                 f"{target} exists", hint="add --resume to carry on with it, or name another file"
             )
+        if str(source) == "-" and sys.stdin is None:
+            raise UsageError("stdin is closed", hint="--jsonl - reads requests from it")
         if str(source) != "-" and (source.is_dir() or not os.access(source, os.R_OK)):
             reason = "a directory" if source.is_dir() else "no such file, or not readable"
             raise UsageError(f"{source}: {reason}", hint="--jsonl takes a file or -")

@@ -42,9 +42,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Drop each token whose more likely ones already hold more than `p`: the one that crosses p stays."""
     order = logits.argsort(descending=True, stable=True)
     probs = logits[order].softmax(-1)
-    mass_before = probs.cumsum(-1) - probs
-    dropped = mass_before > p
-    dropped[0] = False  # rounding could otherwise drop everything at p = 0
+    dropped = probs.cumsum(-1) - probs > p
     return logits.masked_fill(dropped[order.argsort()], -math.inf)
 
 

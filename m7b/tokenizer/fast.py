@@ -74,14 +74,15 @@ def from_json(source: TokenizerJson) -> FastTokenizer:
 
     try:
         model = Backend.from_file(str(source.path))
+        model.no_truncation()
+        model.no_padding()
+        plain, processed = model.encode("a", add_special_tokens=False).ids, model.encode("a").ids
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - the library raises bare Exception, and panics beyond it
-        raise DamagedCheckpoint(f"{source.path}: not a tokenizer.json: {error}") from None
-    model.no_truncation()
-    model.no_padding()
-    plain, processed = model.encode("a", add_special_tokens=False).ids, model.encode("a").ids
-    added = processed[0] if processed[1 : len(plain) + 1] == plain else None  # by the post-processor
+        raise DamagedCheckpoint(f"{source.path}: not a usable tokenizer.json: {error}") from None
+    # What the post-processor puts in front of a text is its BOS, whatever it adds behind.
+    added = None if plain and processed[: len(plain)] == plain else next(iter(processed), None)
     bos_id = added if source.bos_token is None else model.token_to_id(source.bos_token)
     adds_bos = (bos_id is not None and bos_id == added) if source.adds_bos is None else source.adds_bos
     return FastTokenizer(model, f"{source.path.name} (tokenizers)", bos_id=bos_id, adds_bos=adds_bos)

@@ -43,11 +43,8 @@ def _sentencepiece(source: GGUFVocabulary) -> Tokenizer:
         raise DamagedCheckpoint(f"{source.path}: unusable vocabulary: {error}") from None
     proto.trainer_spec.model_type = sentencepiece_model_pb2.TrainerSpec.BPE  # type: ignore[attr-defined]
     proto.trainer_spec.byte_fallback = True
-    proto.trainer_spec.split_digits = True
-    proto.trainer_spec.vocab_size = len(source.pieces)
     if source.bos_id is not None:
         proto.trainer_spec.bos_piece = source.pieces[source.bos_id]
-    proto.normalizer_spec.name = "identity"
     proto.normalizer_spec.add_dummy_prefix = source.adds_space
     proto.normalizer_spec.remove_extra_whitespaces = False
     with tempfile.TemporaryDirectory() as folder:
