@@ -1,5 +1,6 @@
 """The `m7b` command: its subcommands, and the one place where errors become exit codes."""
 
+import errno
 import os
 import sys
 import traceback
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(app(arguments or ["--help"], prog_name="m7b", standalone_mode=False) or 0)
     except TyperException as error:
-        note(f"{error.format_message().rstrip('.')}; see {_help_for(arguments)}")
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        note(f"{message}; see {_help_for(arguments)}")
         return ExitCode.USAGE
     except M7bError as error:
         note(str(error))
@@ -60,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.INTERRUPTED
     except (PipeClosed, SystemExit):  # SystemExit is what Typer makes of a reader of --help that has gone
         return ExitCode.PIPE_CLOSED
-    except OSError as error:
-        note(f"{error.filename or 'cannot write'}: {error.strerror}")
-        return ExitCode.RESOURCES
-    except Exception:  # noqa: BLE001 - the last resort: show the bug
+    except Exception as error:  # noqa: BLE001 - the last resort: show the bug
+        if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+            note(f"{error.filename or 'cannot write'}: {error.strerror}")
+            return ExitCode.RESOURCES
         traceback.print_exc()
         note("this is a bug in m7b; the lines above say where")
         return ExitCode.BUG

@@ -12,6 +12,7 @@ from typing import Any
 
 from m7b.errors import UsageError
 from m7b.generation import (
+    MAX_SEED,
     Engine,
     Finished,
     GenerationEvent,
@@ -38,6 +39,10 @@ class CompletionRequest:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise UsageError(f"n is {self.n}", hint="it must be at least 1")
+        if (self.params.seed or 0) + self.n - 1 > MAX_SEED:
+            raise UsageError(
+                f"seed is {self.params.seed} for {self.n} samples", hint=f"the last may be {MAX_SEED}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,7 @@ class Completion:
                 "the prompt is empty", hint="this model needs at least one character to continue from"
             )
         self.choices: list[Choice] = []
+        self._prompt_logprobs: list[TokenLogprob] = []  # of all but the first, where they are wanted
 
     def samples(self) -> Iterator[Iterator[GenerationEvent]]:
         """The events of each sample in turn; each must be pulled to its end before the next."""
@@ -133,9 +139,8 @@ class Completion:
         params = request.params
         if params.seed is not None:
             params = replace(params, seed=params.seed + index)
-        prompt_logprobs: list[TokenLogprob] = []
-        if request.echo and params.logprobs is not None:
-            prompt_logprobs = list(self._engine.score(self._ids, params.logprobs))
+        if request.echo and params.logprobs is not None and not self._prompt_logprobs:
+            self._prompt_logprobs = list(self._engine.score(self._ids, params.logprobs))
         text = request.prompt if request.echo else ""
         if text:
             yield TextDelta(text)
@@ -146,16 +151,16 @@ class Completion:
                 case TextDelta():
                     text += event.text
                 case Finished():
-                    self.choices.append(Choice(index, text, event, self._logprobs(prompt_logprobs, event)))
+                    self.choices.append(Choice(index, text, event, self._logprobs(event)))
                 case PromptProgress():
                     pass
             yield event
 
-    def _logprobs(self, of_prompt: Sequence[TokenLogprob], finished: Finished) -> dict[str, Any] | None:
+    def _logprobs(self, finished: Finished) -> dict[str, Any] | None:
         """OpenAI's legacy `logprobs` object, None where it was not asked for."""
         if self.request.params.logprobs is None:
             return None
-        entries: list[TokenLogprob | None] = [*of_prompt, *finished.logprobs]
+        entries: list[TokenLogprob | None] = [*self._prompt_logprobs, *finished.logprobs]
         tokens = [entry.token for entry in entries if entry]
         if self.request.echo:
             entries = [None, *entries]  # nothing comes before the first token, so it has no probability
@@ -169,14 +174,14 @@ class Completion:
         return {
             "tokens": [token_text(self._tokenizer, token) for token in tokens],
             "token_logprobs": [entry.logprob if entry else None for entry in entries],
-            "top_logprobs": [self._named(entry.top) if entry else None for entry in entries],
+            "top_logprobs": [self._named(entry) if entry else None for entry in entries],
             "text_offset": offsets,
         }
 
-    def _named(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
-        """Alternatives by their text, best first; of two that read alike, the likelier stands."""
+    def _named(self, entry: TokenLogprob) -> dict[str, float]:
+        """Alternatives and the token itself by their text; of two that read alike, the likelier stands."""
         named: dict[str, float] = {}
-        for token, logprob in top:
+        for token, logprob in (*entry.top, (entry.token, entry.logprob)):
             named.setdefault(token_text(self._tokenizer, token), logprob)
         return named
 

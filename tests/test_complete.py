@@ -251,7 +251,7 @@ def test_logprobs_are_those_of_transformers(echo, complete):
     if echo:
         assert (ours.pop(0), top.pop(0)) == (None, None)
     torch.testing.assert_close(ours, expected[start:], rtol=0, atol=1e-4)
-    torch.testing.assert_close([sorted(t.values())[::-1] for t in top], tops[start:], rtol=0, atol=1e-4)
+    torch.testing.assert_close([sorted(t.values())[::-1][:3] for t in top], tops[start:], rtol=0, atol=1e-4)
 
 
 def test_the_greedy_token_has_the_largest_logprob(complete):

@@ -38,6 +38,8 @@ class Batch:
         if str(source) != "-" and (source.is_dir() or not os.access(source, os.R_OK)):
             reason = "a directory" if source.is_dir() else "no such file, or not readable"
             raise UsageError(f"{source}: {reason}", hint="--jsonl takes a file or -")
+        if target and not os.access(target if target.exists() else target.parent, os.W_OK):
+            raise UsageError(f"cannot write {target}", hint="its folder must exist and be writable")
         self._source = source
         self._target = target
         self._resume = resume
@@ -49,22 +51,25 @@ class Batch:
             SomeFailed: some lines did.
             UsageError: the answers kept are not those of these requests.
         """
-        kept = self._kept_answers() if self._resume else []
+        kept, kept_bytes = self._kept_answers() if self._resume else ([], 0)
         n_failed = sum("error" in result for result in kept)
         n_lines = 0
         with ExitStack() as stack:
-            write = self._writer(stack)
-            for n_lines, line in enumerate(self._lines(stack), 1):
-                if n_lines <= len(kept):
-                    self._check_kept(n_lines, kept[n_lines - 1], line)
-                    continue
+            lines = self._lines(stack)
+            for result, line in zip(kept, lines, strict=False):  # stops before it takes a line too many
+                n_lines += 1
+                self._check_kept(n_lines, result, line)
+            if n_lines < len(kept):
+                raise UsageError(
+                    f"{self._target} holds {len(kept)} answers to {n_lines} requests",
+                    hint="name another file",
+                )
+            write = self._writer(stack, kept_bytes)
+            for line in lines:
+                n_lines += 1
                 result = _answered(line, answer)
                 n_failed += "error" in result
                 write(result)
-        if n_lines < len(kept):
-            raise UsageError(
-                f"{self._target} holds {len(kept)} answers to {n_lines} requests", hint="name another file"
-            )
         if n_failed:
             raise SomeFailed(f"{n_failed} of {n_lines} lines failed", hint="each has its error in the output")
 
@@ -74,20 +79,21 @@ class Batch:
         )
         return (line for line in source if line.strip())
 
-    def _writer(self, stack: ExitStack) -> Callable[[dict[str, Any]], None]:
+    def _writer(self, stack: ExitStack, kept_bytes: int) -> Callable[[dict[str, Any]], None]:
         if self._target is None:
             return Output().write_json
         try:
             file = stack.enter_context(self._target.open("a", encoding="utf-8", newline="\n"))
+            file.truncate(kept_bytes)
         except OSError as error:
             raise UsageError(f"cannot write {self._target}: {error.strerror}") from None
         return Output(file).write_json
 
-    def _kept_answers(self) -> list[dict[str, Any]]:
-        """The whole lines of the target; half a line, left by a crash, is cut off."""
+    def _kept_answers(self) -> tuple[list[dict[str, Any]], int]:
+        """The whole lines of the target and their bytes, without half a line that a crash left."""
         assert self._target is not None
         if not self._target.exists():
-            return []
+            return [], 0
         whole = self._target.read_bytes().rpartition(b"\n")[0]
         answers = []
         for line in filter(None, whole.split(b"\n")):
@@ -99,8 +105,7 @@ class Batch:
                 raise UsageError(
                     f"{self._target}: line {len(answers)} is no answer", hint="name another file"
                 )
-        os.truncate(self._target, len(whole) + 1 if whole else 0)
-        return answers
+        return answers, len(whole) + 1 if whole else 0
 
     def _check_kept(self, number: int, result: dict[str, Any], line: bytes) -> None:
         wanted = request_id(line)
@@ -118,7 +123,7 @@ def json_object(line: bytes) -> dict[str, Any]:
         UsageError: it is none.
     """
     try:
-        value = json.loads(line, parse_constant=_refuse_constant)
+        value = json.loads(line.strip().decode("utf-8"), parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be answered
     except (ValueError, RecursionError) as error:
         raise UsageError(f"not JSON: {error}") from None

@@ -1,6 +1,7 @@
 """Option types that several commands share. Heavy imports stay out: `m7b --help` reads this file."""
 
 import os
+import reprlib
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,7 @@ def integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+        raise typer.BadParameter(f"{reprlib.repr(text)} is not a whole number") from None
 
 
 def number(text: str) -> float:
@@ -38,7 +39,7 @@ def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a number") from None
+        raise typer.BadParameter(f"{reprlib.repr(text)} is not a number") from None
 
 
 def n_tokens(text: str) -> int:
@@ -64,7 +65,7 @@ def window_size(text: str) -> int:
 def _between(text: str, low: int, high: int) -> int:
     value = integer(text)
     if not low <= value <= high:
-        raise typer.BadParameter(f"{value} is not from {low} to {high}")
+        raise typer.BadParameter(f"{reprlib.repr(text)} is not from {low} to {high}")
     return value
 
 

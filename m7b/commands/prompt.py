@@ -21,7 +21,7 @@ def read_prompt(prompt: str | None, file: Path | None, *, keep_newline: bool = F
     if file and str(file) != "-":
         return _decoded(file.name, _read_file(file))
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("no prompt", hint="give it as an argument, with -f FILE, or through a pipe")
+        raise UsageError("no text", hint="give it as an argument or through a pipe")
     text = _decoded("stdin", sys.stdin.buffer.read())
     return text if keep_newline else text.removesuffix("\n")
 

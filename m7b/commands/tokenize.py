@@ -159,7 +159,7 @@ def _ids(text: str) -> Any:
             value = json.loads(text)
             return value.get("tokens") if isinstance(value, dict) else value
         return [int(word) for word in text.replace(",", " ").split()]
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UsageError(
             f"{text[:40]!r} is no list of token ids", hint="write numbers with spaces between"
         ) from None

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from m7b.errors import DamagedCheckpoint
+from m7b.errors import CheckpointNotFound, DamagedCheckpoint
 
 MAX_DIM = 1 << 20
 MAX_LAYERS = 1 << 10
@@ -99,14 +99,17 @@ def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in `file`.
 
     Raises:
-        DamagedCheckpoint: it cannot be read or is no JSON object.
+        CheckpointNotFound: it may not be read.
+        DamagedCheckpoint: it is no JSON object.
     """
     try:
         size = file.stat().st_size
         if size > MAX_JSON_BYTES:
             raise DamagedCheckpoint(f"{file}: {size} bytes are too many for a JSON file of a checkpoint")
         values = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointNotFound(f"{file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(values, dict):
         raise DamagedCheckpoint(f"{file}: holds a JSON {type(values).__name__}, not an object")

@@ -3,6 +3,7 @@
 Pickles are only ever read with `weights_only=True`: one that wants to run code is refused.
 """
 
+import os
 import pickle
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from m7b.errors import DamagedCheckpoint
+from m7b.errors import CheckpointNotFound, DamagedCheckpoint
 from m7b.runtime.checkpoints.checkpoint import StoredTensor
 
 DTYPES = {
@@ -29,10 +30,13 @@ def inventory(files: Iterable[Path]) -> dict[str, StoredTensor]:
     """Every tensor of `files` by its name there, from their headers.
 
     Raises:
+        CheckpointNotFound: a file may not be read.
         DamagedCheckpoint: a file is no such file, is cut short, or two hold the same tensor.
     """
     tensors: dict[str, StoredTensor] = {}
     for file in files:
+        if not os.access(file, os.R_OK):
+            raise CheckpointNotFound(f"{file}: not readable", hint="check its permissions")
         for tensor in _safetensors(file) if file.suffix == ".safetensors" else _pickled(file):
             twin = tensors.setdefault(tensor.source_name, tensor)
             if twin is not tensor:
