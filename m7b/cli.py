@@ -79,7 +79,7 @@ def _help_for(arguments: Sequence[str]) -> str:
 
 
 def run() -> None:
-    """The console script."""
+    """Run the command line of this process and exit with its code."""
     code = main()
     try:
         if sys.stdout is not None:

@@ -12,6 +12,7 @@ from typing import Protocol
 from m7b.errors import UsageError
 
 MAX_SEED = 2**63 - 1
+MAX_BIAS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class SamplingParams:
             raise UsageError("a stop string is empty", hint="leave it out")
         for token, bias in self.logit_bias.items():
             if bias != -math.inf:
-                _check(f"logit_bias of token {token}", bias, low=-1e6, high=1e6)
+                _check(f"logit_bias of token {token}", bias, low=-MAX_BIAS, high=MAX_BIAS)
 
 
 class FinishReason(StrEnum):
@@ -153,5 +154,5 @@ GenerationEvent = PromptProgress | TextDelta | Finished
 
 def _check(name: str, value: float, low: float, high: float = math.inf) -> None:
     if not low <= value <= high or value == math.inf:  # false for NaN as well
-        bounds = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
+        bounds = f"from {low} to {high}" if high < math.inf else f"at least {low}"
         raise UsageError(f"{name} is {value}", hint=f"it must be {bounds}")

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from m7b import hub
+from m7b.__main__ import run as run_console_script
 from m7b.render import Output, Status, note, printable
 from tests.tiny import assert_refused, call, write_tiny
 
@@ -359,3 +360,20 @@ def test_the_demo_knows_the_capital_of_france(demo_home):
 def test_the_demo_needs_a_prompt_because_it_has_no_bos(demo_home, monkeypatch):
     monkeypatch.setenv("M7B_HOME", str(demo_home))
     assert_refused(call("complete", "", "-n", 1), 2, "prompt is empty")
+
+
+class InterruptedImport:
+    """Ctrl-C while Python looks for m7b.cli."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "m7b.cli":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_quiet_from_the_first_import_on(monkeypatch):
+    """Once a traceback, because the command line was still being imported."""
+    monkeypatch.delitem(sys.modules, "m7b.cli", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [InterruptedImport(), *sys.meta_path])
+    with pytest.raises(SystemExit) as exit:
+        run_console_script()
+    assert exit.value.code == 130
