@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, assert_never
 
 from m7b.errors import UsageError
 from m7b.generation import (
@@ -131,6 +131,7 @@ class Completion:
 
     def samples(self) -> Iterator[Iterator[GenerationEvent]]:
         """The events of each sample in turn; each must be pulled to its end before the next."""
+        self._engine.forget()  # the same seed gives the same text, whatever was asked before
         for index in range(self.request.n):
             yield self._sample(index)
 
@@ -141,6 +142,7 @@ class Completion:
             params = replace(params, seed=params.seed + index)
         if request.echo and params.logprobs is not None and not self._prompt_logprobs:
             self._prompt_logprobs = list(self._engine.score(self._ids, params.logprobs))
+            self._engine.forget()
         text = request.prompt if request.echo else ""
         if text:
             yield TextDelta(text)
@@ -154,6 +156,8 @@ class Completion:
                     self.choices.append(Choice(index, text, event, self._logprobs(event)))
                 case PromptProgress():
                     pass
+                case other:
+                    assert_never(other)
             yield event
 
     def _logprobs(self, finished: Finished) -> dict[str, Any] | None:

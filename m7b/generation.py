@@ -104,13 +104,12 @@ class Step:
 class Engine(Protocol):
     """A model that continues token ids. Knows nothing about text."""
 
-    @property
-    def ctx_size(self) -> int:
-        """The most tokens, prompt and answer together, that one sequence may hold."""
-        ...
-
     def generate(self, ids: Sequence[int], params: SamplingParams) -> Iterator[PromptProgress | Step]:
         """Continue `ids`: progress while the prompt is read, then one step a token."""
+        ...
+
+    def forget(self) -> None:
+        """Drop all that earlier calls left, so that the next answer depends on its prompt alone."""
         ...
 
     def score(self, ids: Sequence[int], top: int = 0) -> Iterator[TokenLogprob]:

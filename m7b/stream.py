@@ -5,6 +5,7 @@ Knows tokenizers and the engine's contract; knows nothing about terminals.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import assert_never
 
 from m7b.generation import (
     Engine,
@@ -13,6 +14,7 @@ from m7b.generation import (
     GenerationEvent,
     PromptProgress,
     SamplingParams,
+    Step,
     TextDelta,
     TokenLogprob,
     Usage,
@@ -27,7 +29,7 @@ _LONG = 32  # tokens of undecodable bytes after which a cut is tried
 class IncrementalDecoder:
     """Turns a growing list of ids into pieces of text that never change afterwards.
 
-    Decoding one id at a time would lose every space between words (spec section 3.4), so each decode
+    Decoding one id at a time would lose every space between words, so each decode
     has left context. Once all text is final, any whole letter serves as context as well as the ids
     that were: it stands in for them. A character that arrives byte by byte is held until it is whole.
 
@@ -135,10 +137,15 @@ def stream(
     reason, stopped, reused = FinishReason.LENGTH, False, 0
     started = first = last = clock()
     for step in engine.generate(ids, params):
-        if isinstance(step, PromptProgress):
-            reused = step.reused
-            yield step
-            continue
+        match step:
+            case PromptProgress():
+                reused = step.reused
+                yield step
+                continue
+            case Step():
+                pass
+            case other:
+                assert_never(other)
         now = clock()
         if not tokens:
             first = last = now

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class TokenizerVersion(StrEnum):
-    """The tokenizers of the Mistral 7B releases (spec section 3.1)."""
+    """The tokenizers of the Mistral 7B releases."""
 
     V1 = "v1"
     V3 = "v3"
@@ -13,7 +13,7 @@ class TokenizerVersion(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One released checkpoint (spec section 1.1).
+    """One released checkpoint.
 
     `sliding_window` is None where attention is full. `tokenizer` is None where the checkpoint
     brings its own, and `is_instruct` says that it was trained to chat.

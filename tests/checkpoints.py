@@ -50,7 +50,7 @@ def write_hf(model: MistralForCausalLM, folder: Path, **save: Any) -> Path:
 
 
 def native_tensors(model: MistralForCausalLM) -> dict[str, torch.Tensor]:
-    """The weights under Mistral's own names, q and k rows in interleaved order (spec section 2.2)."""
+    """The weights under Mistral's own names, q and k rows in interleaved order."""
     config = model.config
     names = {
         "self_attn.q_proj": "attention.wq",

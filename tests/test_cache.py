@@ -180,7 +180,7 @@ def test_twenty_windows_leave_the_cache_as_large_as_before(folder):
 @pytest.mark.parametrize(
     ("variant", "ctx_size", "chunk", "expected"),
     [
-        ("base-v0.1", 32768, 1, 536_870_912),  # the window alone: spec section 8
+        ("base-v0.1", 32768, 1, 536_870_912),  # the window alone
         ("base-v0.1", 32768, 512, 536_870_912 + 511 * 131_072),
         ("base-v0.1", 4096, 512, 536_870_912),  # no context beyond the window, no chunk beyond the context
         ("instruct-v0.3", 8192, 512, 1 << 30),
@@ -197,3 +197,37 @@ def test_cache_bytes_at_the_true_shape(variant, ctx_size, chunk, expected):
         devices=["meta"] * config.n_layers,
     )
     assert rolling.n_bytes == expected
+
+
+def test_numbers_left_by_one_prompt_do_not_reach_the_next(folder):
+    """Once a NaN that a prompt had left in a slot spoilt every prompt that shared its first token."""
+    running = engine(folder, window=0, prefill_chunk=16)
+    params = SamplingParams(max_tokens=3, temperature=0)
+    list(running.generate(IDS[:10], params))
+    running.cache.layers[0]._values[:, 5:].fill_(float("nan"))
+    ours = [step.token for step in running.generate([*IDS[:4], 9, 9], params) if isinstance(step, Step)]
+    fresh = engine(folder, window=0, prefill_chunk=16).generate([*IDS[:4], 9, 9], params)
+    assert ours == [step.token for step in fresh if isinstance(step, Step)]
+
+
+@pytest.mark.parametrize("window", [0, 16])
+def test_a_sample_is_the_same_alone_and_after_others(folder, window):
+    """In bfloat16 too, where the rounding of a prompt depends on the chunks it was read in."""
+    options = {"window": window, "prefill_chunk": 16, "dtype": "bfloat16"}
+    params = [SamplingParams(max_tokens=30, temperature=1, seed=seed) for seed in range(4)]
+    running = engine(folder, **options)
+    together = [list(running.generate(IDS[:40], each))[-30:] for each in params]
+    alone = [list(engine(folder, **options).generate(IDS[:40], each))[-30:] for each in params]
+    assert together == alone
+    running.forget()
+    assert list(running.generate(IDS[:40], params[0]))[-30:] == alone[0]
+
+
+def test_a_second_call_may_not_take_the_cache_from_the_first(folder):
+    running = engine(folder, window=0, prefill_chunk=16)
+    first = running.generate(IDS[:10], SamplingParams(max_tokens=9, temperature=0))
+    while not isinstance(next(first), Step):
+        pass
+    list(running.generate(IDS[:20], SamplingParams(max_tokens=2, temperature=0)))
+    with pytest.raises(AssertionError, match="another call"):
+        next(first)

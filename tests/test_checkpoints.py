@@ -592,6 +592,6 @@ def test_too_little_memory_is_refused_before_a_tensor_is_read(monkeypatch, tmp_p
     if fits:
         assert list(loading)
     else:
-        with pytest.raises(OutOfResources, match=r"GiB of memory and .* GiB are free"):
+        with pytest.raises(OutOfResources, match=r"MiB of memory and .* MiB are free"):
             list(loading)
     assert bool(reads) == fits

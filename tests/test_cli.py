@@ -406,7 +406,7 @@ def test_a_bad_checkpoint_is_named_with_what_is_wrong(damage, code, fragments, t
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
-        (["--window", "off", "--ctx-size", "2000000000"], ["GiB", "free", "--ctx-size"]),
+        (["--window", "off", "--ctx-size", "2000000000"], ["MiB", "free", "--ctx-size"]),
         (["--device", "mps" if torch.accelerator.is_available() else "cuda"], ["device", "--device cpu"]),
     ],
 )

@@ -77,7 +77,7 @@ def test_one_layer_sees_the_window_to_the_token(tmp_path, prefill_chunk):
 
 
 def test_two_layers_reach_twice_as_far(tmp_path):
-    """The reach after L layers is L * (window - 1) earlier tokens (spec section 2.4)."""
+    """The reach after L layers is L * (window - 1) earlier tokens."""
     running = engine(write_hf(mistral(window=4), tmp_path))
     base = logits(running, IDS)
     ids = [(IDS[0] + 1) % 64, *IDS[1:]]

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,10 @@ FILTERS = {
     "temperature": (sampling.apply_temperature, transformers.TemperatureLogitsWarper, (0.05, 0.7, 1.0, 3.0)),
 }
 LOGITS = torch.tensor([1.0, -2.0, 3.0, 0.5, 2.0, -1.0])
+
+
+def sampler_of(params: SamplingParams, prompt: list[int], vocab_size: int, seed: int) -> Sampler:
+    return Sampler(replace(params, seed=seed), prompt, vocab_size)
 
 
 def random_logits(n: int = 100, least: int = 2):
@@ -85,7 +90,7 @@ def test_filters_come_in_the_order_of_transformers_generate(settings):
     )
     ids = answer.sequences[0].tolist()
     for i, (raw, expected) in enumerate(zip(answer.logits, answer.scores, strict=True)):
-        sampler = Sampler(SamplingParams(**settings), ids[: len(prompt) + i], raw.shape[-1], seed=0)
+        sampler = sampler_of(SamplingParams(**settings), ids[: len(prompt) + i], raw.shape[-1], seed=0)
         assert_same_choice(sampler.filtered(raw[0].float()).float(), expected[0].float())
 
 
@@ -107,13 +112,13 @@ def test_filters_come_in_the_order_of_transformers_generate(settings):
 )
 def test_penalties_and_bias_follow_their_definitions(settings, expected):
     """Worked by hand: token 2 was seen three times, 0 and 5 once, most lately 2 and 0."""
-    sampler = Sampler(SamplingParams(temperature=0, **settings), [5, 2, 2, 0, 2], len(LOGITS), seed=0)
+    sampler = sampler_of(SamplingParams(temperature=0, **settings), [5, 2, 2, 0, 2], len(LOGITS), seed=0)
     assert sampler.filtered(LOGITS).tolist() == expected
 
 
 def test_chosen_tokens_join_those_that_are_penalized():
     params = SamplingParams(temperature=0, presence_penalty=10, repeat_last_n=2)
-    sampler = Sampler(params, [3], len(LOGITS), seed=0)
+    sampler = sampler_of(params, [3], len(LOGITS), seed=0)
     assert [sampler.choose(LOGITS) for _ in range(5)] == [2, 4, 0, 2, 4]
 
 
@@ -121,21 +126,21 @@ def test_chosen_tokens_join_those_that_are_penalized():
     ("logits", "expected"), [([1, 5, 3], 1), ([0, 7, 7, 7], 1), ([2, 2], 0), ([-4, -9, -4], 0)]
 )
 def test_temperature_0_is_argmax_with_the_lowest_id_on_a_tie(logits, expected):
-    sampler = Sampler(SamplingParams(temperature=0, top_k=2), [0], len(logits), seed=0)
+    sampler = sampler_of(SamplingParams(temperature=0, top_k=2), [0], len(logits), seed=0)
     assert sampler.choose(torch.tensor(logits, dtype=torch.float32)) == expected
 
 
 @pytest.mark.parametrize("strictest", [{"top_k": 1}, {"top_p": 0}, {"min_p": 1}, {"typical_p": 0}], ids=str)
 def test_strictest_setting_of_a_filter_keeps_one_token(strictest):
     for logits in random_logits(40):
-        sampler = Sampler(SamplingParams(temperature=1.5, **strictest), [0], len(logits), seed=0)
+        sampler = sampler_of(SamplingParams(temperature=1.5, **strictest), [0], len(logits), seed=0)
         survivors = (sampler.filtered(logits) > -math.inf).nonzero().flatten().tolist()
         assert len(survivors) == 1
         assert "typical_p" in strictest or survivors == [int(logits.argmax())]
 
 
 def tokens(params: SamplingParams, seed: int, n: int) -> list[int]:
-    sampler = Sampler(params, [0], len(LOGITS), seed)
+    sampler = sampler_of(params, [0], len(LOGITS), seed)
     return [sampler.choose(LOGITS) for _ in range(n)]
 
 
@@ -170,13 +175,13 @@ def test_logits_that_are_not_numbers_mean_a_damaged_checkpoint(bad):
     logits = LOGITS.clone()
     logits[3] = bad
     with pytest.raises(DamagedCheckpoint, match="not numbers"):
-        Sampler(SamplingParams(), [0], len(logits), seed=0).choose(logits)
+        sampler_of(SamplingParams(), [0], len(logits), seed=0).choose(logits)
 
 
 @pytest.mark.parametrize("temperature", [0, 0.7])
 def test_bias_that_bans_every_token_is_refused(temperature):
     bias = dict.fromkeys(range(len(LOGITS)), -math.inf)
-    sampler = Sampler(SamplingParams(temperature=temperature, logit_bias=bias), [0], len(LOGITS), seed=0)
+    sampler = sampler_of(SamplingParams(temperature=temperature, logit_bias=bias), [0], len(LOGITS), seed=0)
     with pytest.raises(UsageError, match="logit_bias"):
         sampler.choose(LOGITS)
 
@@ -184,7 +189,7 @@ def test_bias_that_bans_every_token_is_refused(temperature):
 @pytest.mark.parametrize("token", [-1, 6, 10**30])
 def test_bias_outside_the_vocabulary_is_refused(token):
     with pytest.raises(UsageError, match=f"{token}.*from 0 to 5"):
-        Sampler(SamplingParams(logit_bias={token: 1.0}), [0], len(LOGITS), seed=0)
+        sampler_of(SamplingParams(logit_bias={token: 1.0}), [0], len(LOGITS), seed=0)
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-44, 1e-46, 5e-324])
@@ -208,7 +213,7 @@ def test_smallest_temperatures_draw_the_argmax(temperature):
 def test_finite_settings_that_may_overflow_choose_a_token_or_are_refused(extreme):
     """Once a RuntimeError of torch ended the program."""
     with contextlib.suppress(UsageError):
-        sampler = Sampler(SamplingParams(**extreme), [*range(6)], len(LOGITS), seed=0)
+        sampler = sampler_of(SamplingParams(**extreme), [*range(6)], len(LOGITS), seed=0)
         assert 0 <= sampler.choose(LOGITS) < len(LOGITS)
 
 

@@ -185,12 +185,15 @@ def _print(completion: Completion, *, streaming: bool) -> None:
 def _with_progress(events: Iterator[GenerationEvent]) -> Iterator[GenerationEvent]:
     """The same events; on a terminal, the reading of a long prompt shows meanwhile."""
     status = Status()
-    for event in events:
-        match event:
-            case PromptProgress():
-                status.show(f"reading the prompt: {event.done} of {event.total} tokens")
-            case TextDelta() | Finished():
-                status.clear()
-            case other:
-                assert_never(other)
-        yield event
+    try:
+        for event in events:
+            match event:
+                case PromptProgress():
+                    status.show(f"reading the prompt: {event.done} of {event.total} tokens")
+                case TextDelta() | Finished():
+                    status.clear()
+                case other:
+                    assert_never(other)
+            yield event
+    finally:
+        status.clear()

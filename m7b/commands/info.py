@@ -67,10 +67,11 @@ def _report(
     if window is not None:
         config = replace(config, sliding_window=window or None)
     weights = {dtype: config.n_params * size for dtype, size in _ITEM_BYTES.items()}
+    n_slots = config.cache_slots(config.max_seq_len, prefill_chunk)
     available = psutil.virtual_memory().available
-    largest = config.cache_slots(config.max_seq_len, prefill_chunk) * config.cache_bytes_per_token(2)
     return {
         "name": name,
+        "release": _release(name),
         "checkpoint": checkpoint and _checkpoint(checkpoint),
         "note": checkpoint.note if checkpoint else "",
         "config": asdict(config),
@@ -86,7 +87,10 @@ def _report(
         },
         "memory": {
             "available_bytes": available,
-            "fits": {dtype: weights[dtype] + largest <= available for dtype in weights},
+            "fits": {
+                dtype: weights[dtype] + n_slots * config.cache_bytes_per_token(size) <= available
+                for dtype, size in _ITEM_BYTES.items()
+            },
         },
     }
 
@@ -99,6 +103,12 @@ def _checkpoint(checkpoint: "Checkpoint") -> dict[str, Any]:
         "bytes": checkpoint.n_bytes,
         "stop_ids": sorted(checkpoint.stop_ids),
     }
+
+
+def _release(name: str) -> dict[str, str] | None:
+    """What is known of a variant as it was released, None for a checkpoint by path."""
+    variant = VARIANTS.get(name)
+    return {"summary": variant.summary, "hub_id": variant.hub_id} if variant else None
 
 
 def _tokenizer(name: str, checkpoint: "Checkpoint | None") -> dict[str, Any] | None:
@@ -146,6 +156,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         return f"{label:<18}{value}"
 
     yield row("model", report["name"])
+    if report["release"]:
+        yield row("released as", f"{report['release']['hub_id']}: {report['release']['summary']}")
     if checkpoint:
         yield row(
             "checkpoint", f"{checkpoint['path']} ({checkpoint['format']}, {', '.join(checkpoint['dtypes'])})"

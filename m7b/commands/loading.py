@@ -1,6 +1,7 @@
 """From the options of a command to an open checkpoint, a tokenizer and a running engine."""
 
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from m7b.variants import VARIANTS
 
 if TYPE_CHECKING:
     from m7b.runtime.checkpoints import Checkpoint
+    from m7b.runtime.loader import LoadProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,24 +99,27 @@ def load_model(
     started = time.perf_counter()
     status = Status()
     status.show("loading…")
-    import torch
-
-    from m7b.runtime.loader import EngineOptions, load_engine
-
-    if threads:
-        torch.set_num_threads(threads)
-    name, checkpoint = open_chosen(variant, model, window_given=window is not None)
-    if checkpoint.note:
-        status.clear()
-        note(checkpoint.note)
-    tokenizer = tokenizer_of(checkpoint)
-    loading = load_engine(checkpoint, EngineOptions(device, dtype, window, ctx_size, prefill_chunk))
     try:
-        while True:
-            progress = next(loading)
-            status.show(f"loading {name}: {progress.done / 2**20:.0f} of {progress.total / 2**20:.0f} MiB")
-    except StopIteration as done:
-        engine: Engine = done.value
+        from m7b.runtime.loader import EngineOptions, load_engine
+
+        name, checkpoint = open_chosen(variant, model, window_given=window is not None)
+        if checkpoint.note:
+            status.clear()
+            note(checkpoint.note)
+        tokenizer = tokenizer_of(checkpoint)
+        options = EngineOptions(device, dtype, window, ctx_size, prefill_chunk, threads)
+        engine = _drained(load_engine(checkpoint, options), name, status)
     finally:
         status.clear()
     return LoadedModel(name, engine, tokenizer, checkpoint.stop_ids, time.perf_counter() - started)
+
+
+def _drained(loading: "Generator[LoadProgress, None, Engine]", name: str, status: Status) -> Engine:
+    """The engine at the end of `loading`, whose progress shows meanwhile."""
+    while True:
+        try:
+            progress = next(loading)
+        except StopIteration as done:
+            engine: Engine = done.value
+            return engine
+        status.show(f"loading {name}: {progress.done >> 20} of {progress.total >> 20} MiB")

@@ -126,7 +126,7 @@ ThreadsOption = Annotated[
         "--threads",
         parser=n_threads,
         metavar="N",
-        help="CPU threads; all cores if not given.",
+        help="CPU threads; as many as torch finds good if not given.",
         show_default=False,
     ),
 ]

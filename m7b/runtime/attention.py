@@ -8,7 +8,8 @@ from torch import Tensor
 def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     """Softmax attention of `queries` (T, H, D) over `keys` and `values` (K, S, D); returns (T, H, D).
 
-    Query head h reads kv head h // (H / K) (spec section 2.3). `bias` is what `score_bias` made.
+    Query head h reads kv head h // (H / K), as mistral-inference repeats them. `bias` is what
+    `score_bias` made.
     """
     T, H, D = queries.shape
     K = keys.shape[0]

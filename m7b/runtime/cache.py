@@ -136,16 +136,19 @@ class RollingKVCache:
     def rewind(self, length: int) -> None:
         """Drop back to `length` tokens. Only legal where `can_rewind` says so."""
         assert self.can_rewind(length)
-        self._length = length  # slots past it hold later positions, which no earlier query sees
-        if length == 0:
-            self._slot_positions.fill_(-1)
-            self._reserved = self._filled = 0
+        self._length = length
+        if length == 0 or self._reserved <= self.capacity:
+            # Nothing has rolled out: forget the slots past it, and whatever they hold.
+            self._slot_positions[length:] = -1
+            self._reserved = self._filled = length
+        # Else they hold later positions, which no query sees before they are written again.
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     """Which key positions (S,) each query position (T,) may attend to: (T, S) bool.
 
-    Token i sees i-window < j <= i: itself and window-1 before it (spec section 2.4).
+    Token i sees i-window < j <= i: itself and window-1 before it, as in the masks of
+    mistral-inference and transformers. (The paper's "between i-W and i" would be one more.)
     """
     distance = queries[:, None] - keys
     seen = (distance >= 0) & (keys >= 0)

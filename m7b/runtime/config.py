@@ -7,7 +7,7 @@ from m7b.variants import Variant
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Everything that the forward pass depends on (spec section 1).
+    """Everything that the forward pass depends on.
 
     `sliding_window` None is full attention. `max_seq_len` limits positions and changes no logit.
     """

@@ -1,6 +1,5 @@
 """The engine: prefill in chunks, decode token by token, keep the cache between calls. Knows no text."""
 
-import random
 from collections.abc import Generator, Iterator, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from m7b.errors import ContextOverflow, UsageError
 from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step, TokenLogprob
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.model import Transformer
+from m7b.runtime.placement import memory_errors
 from m7b.runtime.sampling import Sampler, logprob_of
 
 
@@ -32,11 +32,8 @@ class Engine:
         self._ctx_size = ctx_size
         self._device = device
         self._cached: list[int] = []  # the ids that the cache has taken up
-
-    @property
-    def ctx_size(self) -> int:
-        """The most tokens, prompt and answer together, that one sequence may hold."""
-        return self._ctx_size
+        self._prompt: list[int] = []  # the last prompt, and the logits (V,) after it
+        self._prompt_logits = torch.empty(0)
 
     @property
     def cache(self) -> RollingKVCache:
@@ -50,6 +47,7 @@ class Engine:
 
         Raises:
             ContextOverflow: the prompt leaves no room for a token.
+            OutOfResources: memory ran out.
             UsageError: `ids` is empty or not of this vocabulary.
         """
         self._check(ids)
@@ -58,12 +56,12 @@ class Engine:
                 f"the prompt has {len(ids)} tokens and the context holds {self._ctx_size}",
                 hint="shorten it or raise --ctx-size",
             )
-        seed = random.getrandbits(63) if params.seed is None else params.seed
-        sampler = Sampler(params, ids, self._model.config.vocab_size, seed)
+        sampler = Sampler(params, ids, self._model.config.vocab_size)
         budget = min(params.max_tokens, self._ctx_size - len(ids))
         if budget == 0:
             return
-        logits = yield from self._prefill(ids)
+        logits = self._prompt_logits = yield from self._prefill(ids)
+        self._prompt = list(ids)
         for n_left in reversed(range(budget)):
             token = sampler.choose(logits)
             logprob = None if params.logprobs is None else logprob_of(logits, token, params.logprobs)
@@ -72,7 +70,17 @@ class Engine:
             yield Step(token, logprob, finish)
             if finish:
                 return
+            assert len(self._cached) == len(ids) + budget - n_left - 1, "another call has taken the cache"
             logits = self._forward([token])[-1]
+
+    def forget(self) -> None:
+        """Drop all that earlier calls left: the next answer is that of a new engine, to the last bit.
+
+        A prompt that shares its beginning with the last is read in other chunks than one that does
+        not, which in bfloat16 rounds differently.
+        """
+        self._rewind(0)
+        self._prompt = []
 
     def score(self, ids: Sequence[int], top: int = 0) -> Iterator[TokenLogprob]:
         """The log-probability of each of `ids[1:]` given all before it, with `top` alternatives.
@@ -101,7 +109,11 @@ class Engine:
             if cached != wanted:
                 break
             shared += 1
-        reused = min(shared, len(ids) - 1)  # the last token is always read again: its logits are wanted
+        if shared == len(ids) and self._prompt == list(ids) and self._cache.can_rewind(shared):
+            self._rewind(shared)
+            yield PromptProgress(shared, shared, shared)
+            return self._prompt_logits
+        reused = min(shared, len(ids) - 1)  # the last token is read again: its logits are wanted
         if not self._cache.can_rewind(reused):
             reused = 0
         self._rewind(reused)
@@ -116,7 +128,9 @@ class Engine:
     @torch.inference_mode()
     def _forward(self, ids: Sequence[int], *, every: bool = False) -> Tensor:
         """Logits on the CPU, (T, V) for `every` token or (1, V) for the last."""
-        logits = self._model(torch.tensor(ids, device=self._device), self._cache, last_only=not every)
+        with memory_errors():
+            tokens = torch.tensor(ids, device=self._device)
+            logits = self._model(tokens, self._cache, last_only=not every)
         self._cached.extend(ids)
         return logits.cpu()
 

@@ -1,6 +1,7 @@
 """From a checkpoint to an engine that runs: one tensor at a time, each checked and placed."""
 
 import logging
+import math
 import tempfile
 import weakref
 from collections.abc import Generator
@@ -10,18 +11,20 @@ import torch
 from accelerate import dispatch_model, init_empty_weights
 from accelerate.utils import offload_weight, save_offload_index, set_module_tensor_to_device
 
-from m7b.errors import OutOfResources
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Checkpoint
+from m7b.runtime.config import ModelConfig
 from m7b.runtime.engine import Engine
 from m7b.runtime.model import Transformer
 from m7b.runtime.placement import (
     DISK,
     DeviceMap,
+    check_disk,
     check_memory,
     device_of,
     execution_device,
     layer_devices,
+    memory_errors,
     plan_devices,
 )
 
@@ -43,6 +46,7 @@ class EngineOptions:
 
     `dtype` None is the checkpoint's own, but bfloat16 for float16, which CPUs multiply slowly.
     `window` None is the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own.
+    `threads` None leaves the choice to torch. `max_memory` (bytes by device) is for `device` auto.
     """
 
     device: str = "cpu"
@@ -50,6 +54,7 @@ class EngineOptions:
     window: int | None = None
     ctx_size: int | None = None
     prefill_chunk: int = 512
+    threads: int | None = None
     max_memory: dict[int | str, int] | None = None
 
 
@@ -57,24 +62,22 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
     """Load the weights and set up an empty cache beside them.
 
     Raises:
-        OutOfResources: memory, disk or the device do not suffice; nothing was allocated.
+        OutOfResources: memory, disk or the device do not suffice, which is checked before allocating.
     """
     config = checkpoint.config
     if options.window is not None:
         config = replace(config, sliding_window=options.window or None)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     dtype = run_dtype(checkpoint.dtype, options.dtype)
     ctx_size = options.ctx_size or config.max_seq_len
-    cache_bytes = config.cache_slots(ctx_size, options.prefill_chunk) * config.cache_bytes_per_token(
-        dtype.itemsize
-    )
+    n_slots = config.cache_slots(ctx_size, options.prefill_chunk)
+    cache_bytes = n_slots * config.cache_bytes_per_token(dtype.itemsize)
     with init_empty_weights():
         model = Transformer(config).to(dtype)
-    device_map = plan_devices(model, options.device, dtype, options.max_memory)
-    is_all_in_memory = set(device_map.values()) == {"cpu"}
-    weight_bytes = config.n_params * dtype.itemsize if is_all_in_memory else 0
-    if execution_device(device_map) == "cpu":
-        check_memory(weight_bytes + cache_bytes, f"{checkpoint.path.name} with a cache for {ctx_size} tokens")
-    try:
+    device_map = plan_devices(model, options.device, dtype, cache_bytes, options.max_memory)
+    _check_room(config, dtype, device_map, cache_bytes, f"{checkpoint.path.name} at {ctx_size} tokens")
+    with memory_errors():
         yield from place_weights(model, checkpoint, device_map)
         cache = RollingKVCache(
             config,
@@ -83,9 +86,23 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
             dtype=dtype,
             devices=layer_devices(device_map, config.n_layers),
         )
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfResources(f"out of memory while loading {checkpoint.path}: {error}") from None
     return Engine(model, cache, ctx_size, execution_device(device_map))
+
+
+def _check_room(
+    config: ModelConfig, dtype: torch.dtype, device_map: DeviceMap, cache_bytes: int, what: str
+) -> None:
+    """Compare what the plan puts into memory and on disk with what is free there."""
+    shapes = config.tensor_shapes()
+    on_disk = sum(
+        math.prod(shape) * dtype.itemsize
+        for name, shape in shapes.items()
+        if device_of(name, device_map) == DISK
+    )
+    check_disk(on_disk, what)
+    if execution_device(device_map) == "cpu":
+        is_planned = len(device_map) > 1 or on_disk > 0  # then accelerate has weighed the weights
+        check_memory(cache_bytes + (0 if is_planned else config.n_params * dtype.itemsize), what)
 
 
 def run_dtype(stored: torch.dtype, wanted: str | None) -> torch.dtype:

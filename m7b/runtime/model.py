@@ -1,4 +1,4 @@
-"""The Mistral 7B forward pass: arithmetic only (arXiv 2310.06825; spec section 2.3).
+"""The Mistral 7B forward pass: arithmetic only (arXiv 2310.06825; mistral-inference).
 
 Shapes: T tokens of one sequence, S cache slots, H heads, K kv heads, D head_dim, V vocabulary.
 """

@@ -1,6 +1,9 @@
 """Where weights live: one device, or what accelerate plans across devices, memory and disk."""
 
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -16,12 +19,16 @@ DeviceMap = dict[str, str]
 
 
 def plan_devices(
-    model: Transformer, device: str, dtype: torch.dtype, max_memory: dict[int | str, int] | None = None
+    model: Transformer,
+    device: str,
+    dtype: torch.dtype,
+    cache_bytes: int = 0,
+    max_memory: dict[int | str, int] | None = None,
 ) -> DeviceMap:
     """Decide where each part of a meta `model` goes.
 
-    `auto` fills accelerators first, then memory, then disk, as accelerate measures them;
-    `max_memory` (bytes by device) stands in for its measurement.
+    `auto` fills accelerators first, then memory, then disk, as accelerate measures them, and leaves
+    room for the cache where it will be; `max_memory` (bytes by device) stands in for its measurement.
 
     Raises:
         OutOfResources: there is no such device.
@@ -29,9 +36,12 @@ def plan_devices(
     """
     if device != AUTO:
         return {"": _existing(device)}
+    room = dict(max_memory or get_max_memory())
+    computing = next((place for place in room if place not in ("cpu", DISK)), "cpu")
+    room[computing] = max(0, int(room[computing]) - cache_bytes)
     planned = infer_auto_device_map(
         model,
-        max_memory=max_memory or get_max_memory(),
+        max_memory=room,
         no_split_module_classes=["TransformerBlock"],
         dtype=dtype,
     )
@@ -68,9 +78,43 @@ def check_memory(needed: int, what: str) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise OutOfResources(
-            f"{what} needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free",
-            hint="close other programs, lower --ctx-size, or keep a part on disk with --device auto",
+            f"{what} needs {needed >> 20:,} MiB of memory and {free >> 20:,} MiB are free",
+            hint="close other programs, lower --ctx-size, or let --device auto keep weights on disk",
         )
+
+
+def check_disk(needed: int, what: str) -> None:
+    """Refuse to keep weights in a temporary folder that cannot hold them.
+
+    Raises:
+        OutOfResources: with both figures.
+    """
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutOfResources(
+            f"{what} needs {needed >> 20:,} MiB in {folder} and {free >> 20:,} MiB are free",
+            hint="set TMPDIR to a folder on a larger disk",
+        )
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Translate the ways in which torch says that memory has run out.
+
+    Raises:
+        OutOfResources: it has.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        is_ours = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(error)
+        if not is_ours:
+            raise
+        raise OutOfResources(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'nothing left'}",
+            hint="close other programs, or lower --ctx-size or --prefill-chunk",
+        ) from None
 
 
 def _existing(device: str) -> str:

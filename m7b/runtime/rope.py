@@ -1,11 +1,13 @@
 """Rotary position embedding in half-split row order.
 
 The angles and the rotation are float32 whatever the model's dtype, as in mistral-inference
-(`rope.py`); transformers rounds cos and sin to the model dtype first (spec section 2.3).
+(`rope.py`); transformers rounds cos and sin to the model dtype first.
 """
 
 import torch
 from torch import Tensor
+
+from m7b.runtime.config import ModelConfig
 
 
 def rotation(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -21,6 +23,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (i, i + D/2) of `x` (T, heads, D) by its angle; returns the dtype of `x`."""
     first, second = x.to(torch.float32).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def canonical_rows(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
+    """The weight called `name`, read from a file in native order, in canonical row order."""
+    if name.endswith("attention.wq.weight"):
+        return interleaved_to_half_split(weight, config.n_heads)
+    if name.endswith("attention.wk.weight"):
+        return interleaved_to_half_split(weight, config.n_kv_heads)
+    return weight
 
 
 def interleaved_to_half_split(weight: Tensor, n_heads: int) -> Tensor:

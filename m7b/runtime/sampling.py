@@ -75,15 +75,18 @@ class Sampler:
         params: what to filter by.
         prompt: the ids before the answer, which the penalties look back on.
         vocab_size: V.
-        seed: of the generator.
 
     Raises:
         UsageError: `logit_bias` names an id outside the vocabulary.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int, seed: int) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int) -> None:
         self._params = params
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
         self._history = list(prompt)
         self._penalizes = (
             params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0

@@ -1,6 +1,6 @@
 """Text to ids and back. Knows three kinds of tokenizer file; knows nothing about chat or tensors.
 
-Text never becomes a control id, whatever it spells (spec section 3.3): only templates place those.
+Text never becomes a control id, whatever it spells: only templates place those.
 """
 
 from m7b.tokenizer.base import (

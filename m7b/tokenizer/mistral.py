@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers, run by mistral-common (spec section 3)."""
+"""SentencePiece tokenizers, run by mistral-common."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from m7b.variants import TokenizerVersion
 
 _OFFICIAL_FILES = {
     TokenizerVersion.V1: "tokenizer.model.v1",
-    # The file published with 7B v0.3 as tokenizer.model.v3 is mistral-common's v2 model (spec section 3.1).
+    # The file published with 7B v0.3 as tokenizer.model.v3 is mistral-common's v2 model.
     TokenizerVersion.V3: "mistral_instruct_tokenizer_240216.model.v2",
 }
 
@@ -28,7 +28,7 @@ def official_file(version: TokenizerVersion) -> Path:
 
 
 class MistralTokenizer:
-    """A SentencePiece tokenizer, run by mistral-common (spec section 3.3)."""
+    """A SentencePiece tokenizer, run by mistral-common."""
 
     def __init__(self, path: Path, description: str, *, adds_bos: bool = True) -> None:
         from mistral_common.tokens.tokenizers import base, sentencepiece

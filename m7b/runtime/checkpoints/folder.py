@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from m7b.errors import DamagedCheckpoint
+from m7b.errors import CheckpointNotFound, DamagedCheckpoint
 from m7b.runtime.checkpoints.fields import read_json
 from m7b.tokenizer import (
     OFFICIAL_SHA256,
@@ -27,7 +27,7 @@ def tokenizer_source(folder: Path, vocab_size: int) -> TokenizerSource | None:
     """
     models = [folder / name for name in _SENTENCEPIECE if (folder / name).is_file()]
     for model in models:
-        version = OFFICIAL_SHA256.get(hashlib.sha256(model.read_bytes()).hexdigest())
+        version = OFFICIAL_SHA256.get(hashlib.sha256(_bytes(model)).hexdigest())
         if version and _VOCAB_SIZES[version] == vocab_size:
             return OfficialVocabulary(version)
     if (folder / "tokenizer.json").is_file():
@@ -43,11 +43,18 @@ def chat_template(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
-            return file.read_text(encoding="utf-8")
+            return _bytes(file).decode("utf-8")
         except ValueError as error:
             raise DamagedCheckpoint(f"{file}: not UTF-8: {error}") from None
     template = _tokenizer_config(folder).get("chat_template")
     return template if isinstance(template, str) else None
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointNotFound(f"{file}: {error.strerror}") from None
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """GGUF files of arch `llama`: metadata and tensors in one file, weights dequantized as they are read."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, StoredTensor,
 from m7b.runtime.checkpoints.fields import MAX_DIM, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, Fields, head_dim_of
 from m7b.runtime.checkpoints.gguf_header import MAGIC, Header, HeaderError, read_header
 from m7b.runtime.config import ModelConfig
-from m7b.runtime.rope import interleaved_to_half_split
+from m7b.runtime.rope import canonical_rows
 from m7b.tokenizer import GGUFVocabulary
 
 _NAMES = {
@@ -75,7 +75,7 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         config=config,
         dtype=_DTYPES[found["layers.0.attention.wq.weight"].dtype],
         tensors=found,
-        read=_reader(config, {name: stored[tensor.source_name] for name, tensor in found.items()}),
+        read=lambda name: canonical_rows(name, _dequantized(*stored[found[name].source_name]), config),
         tokenizer=_vocabulary(fields),
         stop_ids=_stop_ids(fields),
         chat_template=template
@@ -167,23 +167,13 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _reader(
-    config: ModelConfig, places: Mapping[str, tuple[StoredTensor, int]]
-) -> Callable[[str], torch.Tensor]:
-    def read(name: str) -> torch.Tensor:
-        tensor = _dequantized(*places[name])
-        if name.endswith("wq.weight"):
-            return interleaved_to_half_split(tensor, config.n_heads)
-        if name.endswith("wk.weight"):
-            return interleaved_to_half_split(tensor, config.n_kv_heads)
-        return tensor
-
-    return read
-
-
 def _dequantized(tensor: StoredTensor, offset: int) -> torch.Tensor:
     # Read rather than mapped, so that the bytes leave memory with the tensor.
     stored = np.fromfile(tensor.file, dtype=np.uint8, count=tensor.n_bytes, offset=offset)
+    if stored.nbytes != tensor.n_bytes:
+        raise DamagedCheckpoint(
+            f"{tensor.file}: changed since it was opened: {tensor.source_name} is cut short"
+        )
     if tensor.dtype in ("F32", "F16", "BF16"):
         return torch.from_numpy(stored).view(_DTYPES[tensor.dtype]).view(tensor.shape)
     rows = stored.reshape(*tensor.shape[:-1], -1)

@@ -129,10 +129,10 @@ def _refuse_unsupported(fields: Fields) -> None:
 
 
 def _rope_theta(fields: Fields, window: int | None) -> float:
-    """`rope_theta`, at the top or inside transformers 5's `rope_parameters` (spec section 1.1)."""
+    """`rope_theta`, at the top or inside transformers 5's `rope_parameters`."""
     rope = fields.raw("rope_parameters")
     if rope is not None:
-        if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+        if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
             raise UnsupportedCheckpoint(
                 f"{fields.file}: rope_parameters is {str(rope)[:60]}", hint="m7b runs unscaled RoPE only"
             )
@@ -177,7 +177,7 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _shard(index: Path, name: str, suffix: str) -> Path:
-    """The file that an index names, which must lie beside it (spec section 7)."""
+    """The file that an index names, which must lie beside it."""
     folder = index.parent.resolve()
     shard = index.parent / name
     if name != Path(name).name or "\\" in name or not name.endswith(suffix):

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
 from m7b.runtime.checkpoints import torch_files
 from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, match_tensors
@@ -18,10 +16,10 @@ from m7b.runtime.checkpoints.fields import (
 )
 from m7b.runtime.checkpoints.folder import tokenizer_source
 from m7b.runtime.config import ModelConfig
-from m7b.runtime.rope import interleaved_to_half_split
+from m7b.runtime.rope import canonical_rows
 
 _WEIGHTS = ("consolidated.safetensors", "consolidated.00.pth")
-_MAX_SEQ_LEN = 32768  # params.json does not say; every release takes this many (spec section 1.1)
+_MAX_SEQ_LEN = 32768  # params.json does not say; every release takes this many
 _EOS = 2
 
 
@@ -48,21 +46,13 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     config = _config(fields, tied="output.weight" not in stored)
     found = match_tensors(path, config, stored, torch_files.DTYPES, source_names={})
 
-    def read(name: str) -> torch.Tensor:
-        tensor = torch_files.read(found[name])
-        if name.endswith("wq.weight"):
-            return interleaved_to_half_split(tensor, config.n_heads)
-        if name.endswith("wk.weight"):
-            return interleaved_to_half_split(tensor, config.n_kv_heads)
-        return tensor
-
     return Checkpoint(
         path=path,
         format=Format.NATIVE,
         config=config,
         dtype=torch_files.DTYPES[found["tok_embeddings.weight"].dtype],
         tensors=found,
-        read=read,
+        read=lambda name: canonical_rows(name, torch_files.read(found[name]), config),
         tokenizer=tokenizer_source(path, config.vocab_size),
         stop_ids=frozenset({_EOS}),
         chat_template=None,
@@ -91,7 +81,7 @@ def _config(fields: Fields, *, tied: bool) -> ModelConfig:
         hidden_dim=fields.integer("hidden_dim", MAX_DIM),
         vocab_size=fields.integer("vocab_size", MAX_VOCAB),
         norm_eps=fields.number("norm_eps", 1.0),
-        # Where the file is silent: the first release, with a window, had 1e4; all since have 1e6 (spec 1.1).
+        # Where the file is silent: the first release, with a window, had 1e4; all since have 1e6.
         rope_theta=fields.number("rope_theta", 1e12, default=1e6 if window is None else 1e4),
         sliding_window=window,
         max_seq_len=_MAX_SEQ_LEN,

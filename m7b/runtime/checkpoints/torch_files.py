@@ -50,9 +50,12 @@ def read(tensor: StoredTensor) -> torch.Tensor:
     A safetensors file is opened anew for each, so that its pages leave memory with the tensor.
     """
     if tensor.file.suffix == ".safetensors":
-        with safe_open(tensor.file, framework="pt") as opened:
-            value: torch.Tensor = opened.get_tensor(tensor.source_name)
-            return value
+        try:
+            with safe_open(tensor.file, framework="pt") as opened:
+                value: torch.Tensor = opened.get_tensor(tensor.source_name)
+                return value
+        except (SafetensorError, OSError) as error:
+            raise DamagedCheckpoint(f"{tensor.file}: changed since it was opened: {error}") from None
     return _load_pickle(tensor.file)[tensor.source_name]
 
 
