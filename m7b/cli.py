@@ -60,8 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    except (PipeClosed, SystemExit):  # SystemExit is what Typer makes of a reader of --help that has gone
+    except PipeClosed:
         return ExitCode.PIPE_CLOSED
+    except SystemExit as error:
+        if error.code != 1:
+            raise
+        return ExitCode.PIPE_CLOSED  # what Typer makes of a reader of --help that has gone
     except Exception as error:  # noqa: BLE001 - the last resort: show the bug
         if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
             note(f"{error.filename or 'cannot write'}: {error.strerror}")

@@ -724,3 +724,11 @@ def test_no_damage_to_a_pickle_does_more_than_refuse_it(tmp_path, damage, cut):
         whole = archive.read("consolidated.00/data.pkl")
     rezipped(folder / "consolidated.00.pth", data_pkl=damaged(whole, damage, cut))
     assert_survived(folder)
+
+
+@pytest.mark.parametrize("value", ["true", 1, [True]])
+def test_add_bos_token_that_is_no_truth_value_is_refused(tmp_path, value):
+    folder = hf(tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": value}))
+    assert_refused(folder, "tokenizer_config.json", "add_bos_token")

@@ -247,6 +247,7 @@ def load_json(folder, *, letters="ab <s>/", template="$A", config=None, cuts=Fal
         ("$A", {"bos_token": "<s>"}, (1, False)),
         ("<s> $A", {"bos_token": {"content": "<s>"}, "add_bos_token": False}, (1, False)),
         ("$A", {"bos_token": "<s>", "add_bos_token": True}, (1, True)),
+        ("$A", {"add_bos_token": True}, (None, False)),
         ("<s> $A", None, (1, True)),
         ("$A <s>", None, (None, False)),
         ("$A", None, (None, False)),

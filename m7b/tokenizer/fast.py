@@ -84,5 +84,7 @@ def from_json(source: TokenizerJson) -> FastTokenizer:
     # What the post-processor puts in front of a text is its BOS, whatever it adds behind.
     added = None if plain and processed[: len(plain)] == plain else next(iter(processed), None)
     bos_id = added if source.bos_token is None else model.token_to_id(source.bos_token)
-    adds_bos = (bos_id is not None and bos_id == added) if source.adds_bos is None else source.adds_bos
+    adds_bos = bos_id == added if source.adds_bos is None else source.adds_bos
+    if bos_id is None:
+        adds_bos = False  # whatever the file asks for, there is nothing to add
     return FastTokenizer(model, f"{source.path.name} (tokenizers)", bos_id=bos_id, adds_bos=adds_bos)

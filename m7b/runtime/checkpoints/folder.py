@@ -32,9 +32,12 @@ def tokenizer_source(folder: Path, vocab_size: int) -> TokenizerSource | None:
             return OfficialVocabulary(version)
     if (folder / "tokenizer.json").is_file():
         config = _tokenizer_config(folder)
-        return TokenizerJson(
-            folder / "tokenizer.json", _content(config.get("bos_token")), config.get("add_bos_token")
-        )
+        adds_bos = config.get("add_bos_token")
+        if not isinstance(adds_bos, bool | None):
+            raise DamagedCheckpoint(
+                f"{folder / 'tokenizer_config.json'}: add_bos_token is neither true nor false"
+            )
+        return TokenizerJson(folder / "tokenizer.json", _content(config.get("bos_token")), adds_bos)
     return SentencePieceFile(models[0]) if models else None
 
 

@@ -47,7 +47,7 @@ def inventory(files: Iterable[Path]) -> dict[str, StoredTensor]:
 def read(tensor: StoredTensor) -> torch.Tensor:
     """The tensor itself, mapped from its file rather than copied.
 
-    A safetensors file is opened anew for each, so that its pages leave memory with the tensor.
+    The file is opened anew for each, so that its pages leave memory with the tensor.
     """
     if tensor.file.suffix == ".safetensors":
         try:
