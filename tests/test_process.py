@@ -377,3 +377,21 @@ def test_ctrl_c_is_quiet_from_the_first_import_on(monkeypatch):
     with pytest.raises(SystemExit) as exit:
         run_console_script()
     assert exit.value.code == 130
+
+
+def test_threads_are_told_to_wait_passively_before_torch_loads(tiny):
+    """Once torch was imported first, and OpenMP never heard of it."""
+    script = (
+        "import builtins, os, sys\n"
+        "real = builtins.__import__\n"
+        "def watched(name, *rest, **named):\n"
+        "    if name == 'torch' and 'torch' not in sys.modules:\n"
+        "        print(os.environ.get('OMP_WAIT_POLICY'), file=sys.stderr)\n"
+        "    return real(name, *rest, **named)\n"
+        "builtins.__import__ = watched\n"
+        "from m7b.cli import main\n"
+        f"main(['complete', 'hi', '-m', {str(tiny)!r}, '-n', '1'])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stderr == "passive\n"
