@@ -235,8 +235,8 @@ def _timings(usages: Sequence[Usage], load_s: float) -> dict[str, float | None]:
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """What one token adds in the middle of a text; its vocabulary entry where that is no whole text."""
-    anchor = tokenizer.encode("a", bos=False)
-    text = tokenizer.decode([*anchor, token])[len(tokenizer.decode(anchor)) :]
+    decoder = IncrementalDecoder(tokenizer, continues=True)
+    text = decoder.push(token) + decoder.flush()
     return tokenizer.piece(token) if not text or "\ufffd" in text else text
 
 

@@ -41,6 +41,7 @@ class IncrementalDecoder:
     def __init__(self, tokenizer: Tokenizer, *, continues: bool = False) -> None:
         self._tokenizer = tokenizer
         self._anchor = tokenizer.encode("a", bos=False)
+        self._anchor_length = len(tokenizer.decode(self._anchor))
         self._window: list[int] = []
         self._emitted = 0  # characters of the window's text
         if continues:
@@ -67,16 +68,15 @@ class IncrementalDecoder:
 
     def _restart(self, tail: list[int]) -> None:
         self._window = [*self._anchor, *tail]
-        self._emitted = len(self._tokenizer.decode(self._anchor))
+        self._emitted = self._anchor_length
 
     def _shorten(self, text: str) -> None:
         """Drop the front of a long run of undecodable bytes, where it can be cut without changing it."""
         decode = self._tokenizer.decode
-        anchor = decode(self._anchor)
+        pending = len(text) - self._emitted
         for n_kept in range(_HOLD, _LONG // 2):
             head, tail = self._window[:-n_kept], self._window[-n_kept:]
-            kept = decode([*self._anchor, *tail])[len(anchor) :]
-            pending = len(text) - self._emitted
+            kept = decode([*self._anchor, *tail])[self._anchor_length :]
             if decode(head) + kept == text and len(kept) >= pending:
                 self._restart(tail)
                 self._emitted += len(kept) - pending

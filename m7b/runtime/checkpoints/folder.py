@@ -13,10 +13,10 @@ from m7b.tokenizer import (
     TokenizerJson,
     TokenizerSource,
 )
-from m7b.variants import TokenizerVersion
+from m7b.variants import VARIANTS
 
 _SENTENCEPIECE = ("tokenizer.model.v3", "tokenizer.model.v1", "tokenizer.model")
-_VOCAB_SIZES = {TokenizerVersion.V1: 32000, TokenizerVersion.V3: 32768}
+_VOCAB_SIZES = {variant.tokenizer: variant.vocab_size for variant in VARIANTS.values()}
 
 
 def tokenizer_source(folder: Path, vocab_size: int) -> TokenizerSource | None:

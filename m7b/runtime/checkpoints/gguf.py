@@ -16,6 +16,7 @@ from m7b.runtime.checkpoints.gguf_header import MAGIC, Header, HeaderError, read
 from m7b.runtime.config import ModelConfig
 from m7b.runtime.rope import canonical_rows
 from m7b.tokenizer import GGUFVocabulary
+from m7b.variants import VARIANTS
 
 _NAMES = {
     "tok_embeddings": "token_embd",
@@ -222,15 +223,11 @@ def _stop_ids(fields: Fields) -> frozenset[int]:
 
 def _lost_window(config: ModelConfig) -> str:
     """What to tell the user of a file that has the shape of Mistral 7B v0.1 and no window."""
-    v01_shape = (4096, 32, 32, 8, 14336, 1e4)
-    shape = (
-        config.dim,
-        config.n_layers,
-        config.n_heads,
-        config.n_kv_heads,
-        config.hidden_dim,
-        config.rope_theta,
-    )
-    if config.sliding_window is not None or shape != v01_shape:
+    first = VARIANTS["base-v0.1"]
+    shape = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "rope_theta")
+    if config.sliding_window is not None or any(getattr(config, key) != getattr(first, key) for key in shape):
         return ""
-    return "this GGUF has the shape of Mistral 7B v0.1 but no sliding window: --window 4096 restores it"
+    return (
+        "this GGUF has the shape of Mistral 7B v0.1 but no sliding window: "
+        f"--window {first.sliding_window} restores it"
+    )

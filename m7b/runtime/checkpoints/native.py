@@ -45,7 +45,6 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     fields = Fields(path / "params.json", read_json(path / "params.json"))
     config = _config(fields, tied="output.weight" not in stored)
     found = match_tensors(path, config, stored, torch_files.DTYPES, source_names={})
-
     return Checkpoint(
         path=path,
         format=Format.NATIVE,

@@ -23,7 +23,6 @@ DTYPES = {
 """The dtypes that weights may have, by their safetensors names."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def inventory(files: Iterable[Path]) -> dict[str, StoredTensor]:
@@ -82,8 +81,8 @@ def _pickled(file: Path) -> Iterator[StoredTensor]:
 
 
 def _stored(name: str, file: Path, shape: tuple[int, ...], dtype: str) -> StoredTensor:
-    n_bytes = torch.Size(shape).numel() * _ITEM_BYTES.get(dtype, 1)
-    return StoredTensor(name, file, shape, dtype, n_bytes)
+    item_bytes = DTYPES[dtype].itemsize if dtype in DTYPES else 1  # any other is refused before it counts
+    return StoredTensor(name, file, shape, dtype, torch.Size(shape).numel() * item_bytes)
 
 
 def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
