@@ -26,6 +26,7 @@ from m7b.errors import (
 )
 from m7b.runtime.checkpoints import Format, gguf_header, hf, native, open_checkpoint
 from m7b.runtime.checkpoints.fields import Fields
+from m7b.runtime.checkpoints.gguf import _lost_window
 from m7b.runtime.config import ModelConfig
 from m7b.runtime.loader import EngineOptions, load_engine
 from m7b.runtime.placement import plan_devices
@@ -595,3 +596,14 @@ def test_too_little_memory_is_refused_before_a_tensor_is_read(monkeypatch, tmp_p
         with pytest.raises(OutOfResources, match=r"MiB of memory and .* MiB are free"):
             list(loading)
     assert bool(reads) == fits
+
+
+# ---- GGUF files of the first release ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_only_a_gguf_of_the_first_release_without_its_window_is_noted(name):
+    config = ModelConfig.of_variant(VARIANTS[name])
+    noted = "--window 4096" in _lost_window(dataclasses.replace(config, sliding_window=None))
+    assert noted == (VARIANTS[name].sliding_window == 4096)
+    assert _lost_window(dataclasses.replace(config, sliding_window=4096)) == ""
