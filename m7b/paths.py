@@ -12,6 +12,23 @@ def data_folder() -> Path:
     return Path(os.path.expanduser(home)) if home else platformdirs.user_data_path("m7b", appauthor=False)
 
 
+def config_file() -> Path:
+    """The file of the user's settings, which need not exist."""
+    home = os.environ.get("M7B_HOME")
+    folder = Path(os.path.expanduser(home)) if home else platformdirs.user_config_path("m7b", appauthor=False)
+    return folder / "config.toml"
+
+
 def checkpoint_folder(variant: str) -> Path:
     """Where the checkpoint of a variant lies once it is downloaded."""
     return data_folder() / "checkpoints" / variant
+
+
+def history_file() -> Path:
+    """Where the lines typed at the prompt are kept."""
+    return data_folder() / "history"
+
+
+def sessions_file() -> Path:
+    """Where conversations are kept."""
+    return data_folder() / "sessions.sqlite3"

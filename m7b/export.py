@@ -1,0 +1,76 @@
+"""A conversation as a text to keep: Markdown or JSON. Knows messages and files; nothing about screens."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, assert_never
+
+from m7b.errors import OutOfResources, UsageError
+from m7b.messages import Message
+from m7b.store import Conversation, as_utf8
+
+
+class ExportFormat(StrEnum):
+    """The formats a conversation can be exported in."""
+
+    MARKDOWN = "markdown"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+def format_of(file: Path) -> ExportFormat:
+    """The format that a file's suffix means, Markdown where it means none."""
+    formats = {".json": ExportFormat.JSON, ".jsonl": ExportFormat.JSONL}
+    return formats.get(file.suffix.lower(), ExportFormat.MARKDOWN)
+
+
+def exported(
+    conversation: Conversation, messages: Sequence[Message], form: ExportFormat = ExportFormat.MARKDOWN
+) -> str:
+    """The whole text of an export, which UTF-8 can say: half a surrogate pair becomes an escape."""
+    match form:
+        case ExportFormat.MARKDOWN:
+            heading = conversation.name or conversation.title or f"Conversation {conversation.id}"
+            text = "\n".join([f"# {heading}\n\n{conversation.model}\n", *map(_markdown, messages)])
+        case ExportFormat.JSON:
+            fields: dict[str, Any] = {"id": conversation.id, "name": conversation.name}
+            fields |= {"model": conversation.model, "messages": [message.as_json() for message in messages]}
+            text = json.dumps(fields, ensure_ascii=False, indent=2) + "\n"
+        case ExportFormat.JSONL:
+            lines = (json.dumps(message.as_json(), ensure_ascii=False) for message in messages)
+            text = "".join(f"{line}\n" for line in lines)
+        case other:
+            assert_never(other)
+    return as_utf8(text)
+
+
+def write_export(file: Path, text: str, *, replacing: bool = False) -> None:
+    """Write `text` to `file`, readable to its owner only, whole or not at all.
+
+    Raises:
+        UsageError: `file` exists, unless `replacing`.
+        OutOfResources: it cannot be written.
+    """
+    try:
+        if file.exists() and not replacing:
+            raise UsageError(f"{file} exists", hint="name another file, or add --force to replace it")
+        if file.exists() and not file.is_file():
+            raise UsageError(f"{file} is no regular file", hint="name another")
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
+            whole = Path(folder) / "whole"
+            whole.touch(0o600)
+            whole.write_text(text, encoding="utf-8", newline="\n")
+            os.replace(whole, file)
+    except OSError as error:
+        raise OutOfResources(f"cannot write {file}: {error.strerror}") from None
+
+
+def _markdown(message: Message) -> str:
+    mark = " (cut off)" if message.is_partial else ""
+    parts = [f"**{message.role}**{mark}", message.text]
+    if calls := message.extra.get("tool_calls"):
+        parts.append(f"```json\n{json.dumps(calls, ensure_ascii=False)}\n```")
+    return "".join(f"{part}\n\n" for part in parts if part).removesuffix("\n")

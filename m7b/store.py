@@ -1,0 +1,214 @@
+"""Conversations on disk. Knows messages and how they are kept; nothing about templates or screens."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from sqlite3 import Connection
+from types import TracebackType
+from typing import Any, Self
+
+from m7b.database import Database
+from m7b.errors import UsageError
+from m7b.messages import Message, message_of
+
+TITLE_LENGTH = 60
+NAME_LENGTH = 80
+
+_SCHEMA = (
+    # AUTOINCREMENT: an id is never used again, so nobody saves into the place of a removed conversation.
+    "CREATE TABLE conversations (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE,"
+    " model TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL)",
+    "CREATE TABLE messages (conversation INTEGER NOT NULL, position INTEGER NOT NULL, role TEXT NOT NULL,"
+    " content BLOB NOT NULL, extra BLOB NOT NULL, is_partial INTEGER NOT NULL,"
+    " PRIMARY KEY (conversation, position))",
+)
+_CONVERSATIONS = """
+    SELECT id, name, model, created, updated,
+        (SELECT count(*) FROM messages WHERE conversation = id),
+        (SELECT content FROM messages WHERE conversation = id AND role = 'user' ORDER BY position LIMIT 1)
+    FROM conversations ORDER BY updated DESC, id DESC
+"""
+_MESSAGES = "SELECT role, content, extra, is_partial FROM messages WHERE conversation = ? ORDER BY position"
+
+_Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a list of conversations says about one of them; times are seconds since 1970."""
+
+    id: int
+    name: str | None
+    model: str
+    created: float
+    updated: float
+    n_messages: int
+    title: str
+
+
+class Store:
+    """The conversations in the file `path`, or in memory where it is None; see Database for what can fail."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._database = Database(path, _SCHEMA)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+    def conversations(self) -> list[Conversation]:
+        """All of them, the most recently saved first."""
+        with self._database.reading() as connection:
+            rows = connection.execute(_CONVERSATIONS).fetchall()
+        return [self._conversation(row) for row in rows]
+
+    def latest(self) -> Conversation | None:
+        """The most recently saved one that has messages."""
+        return next((found for found in self.conversations() if found.n_messages), None)
+
+    def named(self, name: str) -> Conversation | None:
+        """The one called `name`."""
+        return next((found for found in self.conversations() if found.name == name), None)
+
+    def find(self, reference: str) -> Conversation:
+        """The one whose id or name is `reference`.
+
+        Raises:
+            UsageError: there is none; the hint says which there are.
+        """
+        known = self.conversations()
+        for found in known:
+            if reference in (str(found.id), found.name):
+                return found
+        latest = ", ".join(found.name or str(found.id) for found in known[:5])
+        hint = f"the latest are {latest}: see m7b sessions list" if known else "there are none yet"
+        raise UsageError(f"there is no conversation {reference!r}", hint=hint)
+
+    def messages(self, id: int) -> list[Message]:
+        """The messages of one conversation, none where it does not exist."""
+        with self._database.reading() as connection:
+            rows = connection.execute(_MESSAGES, (id,)).fetchall()
+        return [self._message(row) for row in rows]
+
+    def search(self, text: str) -> Iterator[tuple[Conversation, int, Message]]:
+        """The messages that hold `text` in whatever case, each with its conversation and its position."""
+        wanted = text.casefold()
+        for conversation in self.conversations():  # nothing is locked while the caller takes its time
+            for position, message in enumerate(self.messages(conversation.id)):
+                if wanted in message.text.casefold():
+                    yield conversation, position, message
+
+    def create(self, model: str, name: str | None = None) -> int:
+        """Begin a conversation with `model` and return its id.
+
+        Raises:
+            UsageError: `name` is taken or cannot be a name.
+        """
+        now = time.time()
+        with self._database.writing() as connection:
+            if name is not None:
+                _check_name(connection, name)
+            done = connection.execute(
+                "INSERT INTO conversations (name, model, created, updated) VALUES (?, ?, ?, ?)",
+                (name, as_utf8(model), now, now),
+            )
+        assert done.lastrowid is not None
+        return done.lastrowid
+
+    def save(self, id: int, messages: Sequence[Message], model: str | None = None) -> None:
+        """Make the stored messages equal `messages`, all or nothing; `model` None leaves the model as it is.
+
+        A conversation that another process has removed meanwhile comes back under its id.
+        """
+        rows = [_row(message) for message in messages]
+        label = None if model is None else as_utf8(model)
+        with self._database.writing() as connection:
+            connection.execute(
+                "INSERT INTO conversations (id, model, created, updated)"
+                " VALUES (:id, coalesce(:model, ''), :now, :now)"
+                " ON CONFLICT (id) DO UPDATE SET model = coalesce(:model, model), updated = :now",
+                {"id": id, "model": label, "now": time.time()},
+            )
+            pairs = zip(connection.execute(_MESSAGES, (id,)).fetchall(), rows, strict=False)
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            connection.execute("DELETE FROM messages WHERE conversation = ? AND position >= ?", (id, same))
+            connection.executemany(
+                "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)",
+                ((id, position, *row) for position, row in enumerate(rows[same:], same)),
+            )
+
+    def rename(self, id: int, name: str) -> None:
+        """Call a conversation `name`.
+
+        Raises:
+            UsageError: `name` is taken or cannot be a name, or there is no such conversation.
+        """
+        with self._database.writing() as connection:
+            _check_name(connection, name, id)
+            done = connection.execute("UPDATE conversations SET name = ? WHERE id = ?", (name, id))
+            if not done.rowcount:
+                raise UsageError(f"there is no conversation {id}", hint="see m7b sessions list")
+
+    def remove(self, id: int) -> None:
+        """Remove a conversation with all its messages, if it is there."""
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM messages WHERE conversation = ?", (id,))
+            connection.execute("DELETE FROM conversations WHERE id = ?", (id,))
+
+    def _conversation(self, row: _Row) -> Conversation:
+        id, name, model, created, updated, n_messages, content = row
+        title = "" if content is None else _title(self._message(("user", content, b"{}", 0)).text)
+        return Conversation(id, name, model, created, updated, n_messages, title)
+
+    def _message(self, row: _Row) -> Message:
+        role, content, extra, is_partial = row
+        try:
+            fields = {**_unpacked(extra), "role": role, "content": _unpacked(content)}
+            return replace(message_of(fields), is_partial=bool(is_partial))
+        except (ValueError, TypeError, AttributeError, UsageError):
+            self._database.refuse("a message in it cannot be read")
+
+
+def as_utf8(text: str) -> str:
+    """`text` with what UTF-8 cannot say, half a surrogate pair, as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _check_name(connection: Connection, name: str, id: int | None = None) -> None:
+    """Refuse a name that is none, or that another conversation than `id` has."""
+    if not 1 <= len(name) <= NAME_LENGTH or not name.isprintable() or name != name.strip():
+        raise UsageError(f"{name!r} is no name", hint=f"a name is 1 to {NAME_LENGTH} printable characters")
+    if name.isdigit():
+        raise UsageError(f"{name!r} is no name", hint="numbers are ids: add a letter")
+    holder = connection.execute("SELECT id FROM conversations WHERE name = ?", (name,)).fetchone()
+    if holder and holder[0] != id:
+        raise UsageError(f"conversation {holder[0]} is called {name!r} already", hint="choose another name")
+
+
+def _title(text: str) -> str:
+    line = as_utf8(" ".join(text.split()))
+    return line if len(line) <= TITLE_LENGTH else f"{line[: TITLE_LENGTH - 1]}…"
+
+
+def _row(message: Message) -> _Row:
+    return (message.role, _packed(message.content), _packed(dict(message.extra)), int(message.is_partial))
+
+
+def _packed(value: Any) -> bytes:
+    """JSON that keeps every Python string, even half a surrogate pair."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _unpacked(data: bytes) -> Any:
+    return json.loads(data.decode("utf-8", "surrogatepass"))
