@@ -1,14 +1,13 @@
 """Option types that several commands share. Heavy imports stay out: `m7b --help` reads this file."""
 
-import os
 import reprlib
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from m7b.errors import UsageError
 from m7b.variants import VARIANTS
 
 VariantName = StrEnum("VariantName", {name: name for name in VARIANTS})  # type: ignore[misc]
@@ -24,6 +23,11 @@ class DType(StrEnum):
 
 _MAX_TOKENS = 1 << 31
 _MAX_THREADS = 1 << 10
+
+
+def plain(message: str) -> str:
+    """Typer's words on what is wrong, without pydantic's prefix and the full stop."""
+    return message.replace("Value error, ", "").rstrip(".")
 
 
 def integer(text: str) -> int:
@@ -69,21 +73,37 @@ def _between(text: str, low: int, high: int) -> int:
     return value
 
 
-def default_variant() -> str:
-    """The variant where none is named: that of `M7B_VARIANT`, else the demo."""
-    name = os.environ.get("M7B_VARIANT", "demo")
-    if name not in VARIANTS:
-        raise UsageError(f"M7B_VARIANT is {name!r}", hint=f"it can be {', '.join(VARIANTS)}")
-    return name
+def _displaces(rival: str) -> Callable[[typer.Context, Any], Any]:
+    """A callback for an option that, once given, puts the default of another out of force.
+
+    It comes in time: options on the command line are read before the defaults of all others.
+    """
+
+    def displace(ctx: typer.Context, value: Any) -> Any:
+        if value is not None and ctx.default_map:
+            ctx.default_map.pop(rival, None)
+        return value
+
+    return displace
 
 
 VariantOption = Annotated[
-    VariantName | None, typer.Option("--variant", help="A released checkpoint by name.", show_default=False)
+    VariantName | None,
+    typer.Option(
+        "--variant",
+        callback=_displaces("model"),
+        help="A released checkpoint by name.",
+        show_default=False,
+    ),
 ]
 ModelOption = Annotated[
     Path | None,
     typer.Option(
-        "-m", "--model", help="A checkpoint of your own: a folder or a GGUF file.", show_default=False
+        "-m",
+        "--model",
+        callback=_displaces("variant"),
+        help="A checkpoint of your own: a folder or a GGUF file.",
+        show_default=False,
     ),
 ]
 WindowOption = Annotated[
@@ -127,6 +147,15 @@ ThreadsOption = Annotated[
         parser=n_threads,
         metavar="N",
         help="CPU threads; as many as torch finds good if not given.",
+        show_default=False,
+    ),
+]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="v1|v3|FILE",
+        help="Mistral's template by version, or a Jinja file; the model's own if not given.",
         show_default=False,
     ),
 ]

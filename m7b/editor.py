@@ -1,0 +1,57 @@
+"""The user's editor: which one it is, and a file or a text in it. Knows nothing about what is edited."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from m7b.errors import UsageError
+
+_USUAL = ("editor", "nano", "vi", "notepad")
+
+
+def edit_file(file: Path) -> None:
+    """Open `file` in $VISUAL, $EDITOR or what the machine has, and wait until it is closed.
+
+    Raises:
+        UsageError: there is no editor, or it failed.
+    """
+    editor = _editor()
+    try:
+        code = subprocess.run([*editor, str(file)]).returncode
+    except OSError as error:
+        raise UsageError(
+            f"cannot run the editor {editor[0]}: {error.strerror}", hint="set VISUAL or EDITOR to another"
+        ) from None
+    if code:
+        raise UsageError(f"the editor {editor[0]} failed with exit code {code}")
+
+
+def edit_text(text: str) -> str:
+    """`text` as the user leaves it, line ends at its end aside.
+
+    Raises:
+        UsageError: there is no editor, it failed, or what it left is no text.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # which nobody else may enter
+        file = Path(folder) / "message.md"
+        file.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+        edit_file(file)
+        try:
+            return file.read_bytes().decode("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"what the editor left cannot be read: {error}") from None
+
+
+def _editor() -> list[str]:
+    """The words that start the user's editor."""
+    command = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    try:
+        words = shlex.split(command or next(filter(shutil.which, _USUAL), ""))
+    except ValueError as error:
+        raise UsageError(f"the editor {command!r} cannot be run: {error}") from None
+    if not words:
+        raise UsageError("there is no editor", hint="set VISUAL or EDITOR to one")
+    return words

@@ -1,0 +1,133 @@
+"""What holds until a flag says otherwise: `config.toml`, and the `M7B_*` variables, which are stronger.
+
+Knows the names of the settings and where each was set; knows nothing about what a value means: the
+options of the same names do.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m7b.errors import UsageError
+
+# Each long option that can be set lastingly, and the value that a new config.toml shows for it.
+SETTINGS: Mapping[str, str | int | float | bool] = {
+    "variant": "demo",
+    "model": "~/models/mistral-7b",
+    "device": "cpu",
+    "dtype": "bfloat16",
+    "threads": 4,
+    "window": 4096,
+    "ctx_size": 8192,
+    "prefill_chunk": 512,
+    "max_tokens": 1024,
+    "temperature": 0.7,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repeat_last_n": -1,
+    "seed": 1,
+    "system": "Answer briefly.",
+    "chat_template": "v3",
+    "on_full": "drop-oldest",
+    "vi": False,
+    "markdown": True,
+    "save": True,
+}
+
+_CHECKPOINT = {"variant", "model"}  # two ways to name one thing
+_MAX_BITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value as the text that would follow its flag, and what set it: a file or a variable."""
+
+    name: str
+    text: str
+    source: str
+
+    @property
+    def place(self) -> str:
+        """Where to go to change it."""
+        return self.source if self.source == variable(self.name) else f"{self.source}: {self.name}"
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"M7B_{name.upper()}"
+
+
+def load(environ: Mapping[str, str], file: Path, known: Collection[str]) -> dict[str, Setting]:
+    """What is set, by name, of the `known` settings. A variable beats the file; an empty one sets nothing.
+
+    Raises:
+        UsageError: the file cannot be read, or a setting is unknown or at odds with another.
+    """
+    of_file, of_environ = _of_file(file, known), _of_environ(environ, known)
+    for settings, place in ((of_file, file.name), (of_environ, "the environment")):
+        if settings.keys() >= _CHECKPOINT:
+            raise UsageError(f"variant and model are both set in {place}", hint="name one checkpoint")
+    beaten = _CHECKPOINT if of_environ.keys() & _CHECKPOINT else set()
+    return {name: setting for name, setting in of_file.items() if name not in beaten} | of_environ
+
+
+def similar_variables(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
+    """Variables that look like a setting misspelt, each with the one that may be meant."""
+    variables = [variable(name) for name in known]
+    unknown = (name for name in environ if name.startswith("M7B_") and name not in variables)
+    matches = {name: difflib.get_close_matches(name, variables, n=1, cutoff=0.85) for name in unknown}
+    return {name: close[0] for name, close in matches.items() if close}
+
+
+def _of_environ(environ: Mapping[str, str], known: Collection[str]) -> dict[str, Setting]:
+    texts = {name: environ[variable(name)] for name in known if environ.get(variable(name))}
+    return {name: Setting(name, _utf8(text, variable(name)), variable(name)) for name, text in texts.items()}
+
+
+def _of_file(file: Path, known: Collection[str]) -> dict[str, Setting]:
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and endless numbers
+        raise UsageError(f"{file.name} is not TOML: {error}", hint="m7b config edit opens it") from None
+    unknown = next((name for name in values if name not in known), None)
+    if unknown is not None:
+        close = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"they are {', '.join(known)}"
+        raise UsageError(f"{file.name}: {unknown} is no setting", hint=hint)
+    return {name: Setting(name, _text(name, value, file), file.name) for name, value in values.items()}
+
+
+def _text(name: str, value: Any, file: Path) -> str:
+    """A value of the file as the text of its flag."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case str() if "\0" in value:
+            raise UsageError(f"{file.name}: {name} holds a NUL, which no flag could")
+        case int() if value.bit_length() > _MAX_BITS:
+            raise UsageError(f"{file.name}: {name} is too large")
+        case str() | int() | float():
+            return str(value)
+        case _:
+            raise UsageError(f"{file.name}: {name} is neither a number nor a text, nor true or false")
+
+
+def _utf8(text: str, source: str) -> str:
+    # Variables are bytes, which Python has decoded by the locale: go back and take them as UTF-8.
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{source} is not UTF-8") from None
