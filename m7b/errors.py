@@ -38,11 +38,30 @@ class M7bError(Exception):
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
 
+    def report(self) -> dict[str, str]:
+        """The error as JSON tells it."""
+        return {"type": type(self).__name__, "message": str(self)}
+
 
 class UsageError(M7bError):
     """An option, a request or a file of ours that cannot mean anything."""
 
     exit_code = ExitCode.USAGE
+
+
+class InvalidConversation(UsageError):
+    """Messages or tools that a chat template does not take.
+
+    `kind` names the rule that was broken; for Mistral's templates it is mistral-common's exception.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def report(self) -> dict[str, str]:
+        """The error as JSON tells it, under the name of the rule."""
+        return {"type": self.kind, "message": str(self.args[0])}
 
 
 class CheckpointNotFound(M7bError):

@@ -130,6 +130,16 @@ class Usage:
     prefill_s: float
     decode_s: float
 
+    @property
+    def prefill_tps(self) -> float | None:
+        """Prompt tokens read per second, None where nothing was measured."""
+        return (self.prompt_tokens - self.reused_tokens) / self.prefill_s if self.prefill_s > 0 else None
+
+    @property
+    def decode_tps(self) -> float | None:
+        """Tokens per second after the first, None where nothing was measured."""
+        return max(0, self.completion_tokens - 1) / self.decode_s if self.decode_s > 0 else None
+
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from typing import Any, TextIO
 
@@ -25,6 +26,7 @@ class Output:
             raise UsageError("stdout is closed", hint="the answer needs somewhere to go")
         self._stream = stream or sys.stdout
         self._is_terminal = self._stream.isatty()
+        self._has_colours = self._is_terminal and has_colours()
         if isinstance(self._stream, io.TextIOWrapper):
             if self._is_terminal:
                 self._stream.reconfigure(errors="replace")
@@ -36,15 +38,16 @@ class Output:
         """Whether a person is watching."""
         return self._is_terminal
 
-    def write(self, text: str) -> None:
-        """Show `text` now.
+    def write(self, text: str, *, emphasis: bool = False) -> None:
+        """Show `text` now, with `emphasis` in colour where there are colours.
 
         Raises:
             PipeClosed: nobody reads any more.
             OutOfResources: the disk is full, or whatever else it is that takes the answer.
         """
         try:
-            self._stream.write(printable(text) if self._is_terminal else text)
+            shown = printable(text) if self._is_terminal else text
+            self._stream.write(f"\x1b[1;35m{shown}\x1b[0m" if emphasis and self._has_colours else shown)
             self._stream.flush()
         except BrokenPipeError:
             raise PipeClosed from None
@@ -77,6 +80,11 @@ class Status:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
             self._shown = False
+
+
+def has_colours() -> bool:
+    """Whether a terminal is to be coloured: not with `NO_COLOR`, nor where `TERM` is dumb."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", None)
 
 
 def printable(text: str) -> str:

@@ -36,6 +36,7 @@ class Variant:
     norm_eps: float = 1e-5
     max_seq_len: int = 32768
     tied_embeddings: bool = False
+    license: str = "Apache-2.0"
 
 
 _TABLE = (

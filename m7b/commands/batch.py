@@ -150,4 +150,4 @@ def _answered(line: bytes, answer: Answer) -> dict[str, Any]:
     try:
         return answer(json_object(line))
     except M7bError as error:
-        return {"id": request_id(line), "error": {"type": type(error).__name__, "message": str(error)}}
+        return {"id": request_id(line), "error": error.report()}

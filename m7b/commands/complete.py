@@ -8,8 +8,10 @@ from typing import Annotated, Any, assert_never
 import typer
 
 from m7b.commands.batch import Batch
-from m7b.commands.loading import LoadedModel, load_model
+from m7b.commands.conversation import parse_conversation
+from m7b.commands.loading import LoadedModel, chat_template_of, chosen_variant, load_model, refuse_base
 from m7b.commands.options import (
+    ChatTemplateOption,
     CtxSizeOption,
     DeviceOption,
     DTypeOption,
@@ -53,6 +55,11 @@ def complete(
         Path | None, typer.Option("-f", "--file", help="Read the prompt from a file.", show_default=False)
     ] = None,
     keep_newline: KeepNewlineOption = False,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Apply the chat template to the prompt, or to messages in JSON."),
+    ] = False,
+    chat_template: ChatTemplateOption = None,
     jsonl: Annotated[
         Path | None,
         typer.Option(
@@ -104,7 +111,7 @@ def complete(
     ctx_size: CtxSizeOption = None,
     prefill_chunk: PrefillChunkOption = 512,
 ) -> None:
-    """Continue a text exactly as it stands, with no template around it.
+    """Continue a text exactly as it stands, or with --chat answer it as a message.
 
     Examples:
 
@@ -130,7 +137,11 @@ def complete(
     )
     if logprobs is not None and not as_json and not jsonl:
         raise UsageError("--logprobs prints nothing in plain text", hint="add --json")
+    if chat_template is not None and not chat:
+        raise UsageError("--chat-template goes with --chat")
     request = CompletionRequest("", params, num_samples, echo)
+    if chat:
+        refuse_base(chosen_variant(variant, model), chat_template)
     if jsonl:
         if prompt is not None or file:
             raise UsageError("--jsonl brings its own prompts", hint="leave out PROMPT and --file")
@@ -138,7 +149,9 @@ def complete(
     elif output or resume:
         raise UsageError("--output and --resume go with --jsonl")
     else:
-        request = replace(request, prompt=read_prompt(prompt, file, keep_newline=keep_newline))
+        text = read_prompt(prompt, file, keep_newline=keep_newline)
+        conversation = parse_conversation(text, prompt_allowed=True) if chat else None
+        request = replace(request, prompt="" if chat else text, conversation=conversation)
     loaded = load_model(
         variant,
         model,
@@ -148,23 +161,30 @@ def complete(
         dtype=dtype,
         device=device,
         threads=threads,
+        chat_template=chat_template,
     )
+    if chat:
+        chat_template_of(loaded.name, loaded.template)
     request = replace(request, params=replace(params, stop_ids=loaded.stop_ids))
     if jsonl:
-        batch.run(lambda fields: complete_silently(loaded, parse_request(fields, request)))
+        batch.run(lambda fields: complete_silently(loaded, parse_request(fields, request, is_chat=chat)))
     elif as_json:
         Output().write_json(complete_silently(loaded, request))
     else:
-        _print(Completion(loaded.engine, loaded.tokenizer, request), streaming=stream)
+        _print(_completion(loaded, request), streaming=stream)
 
 
 def complete_silently(loaded: LoadedModel, request: CompletionRequest) -> dict[str, Any]:
     """The whole answer object of one request."""
-    completion = Completion(loaded.engine, loaded.tokenizer, request)
+    completion = _completion(loaded, request)
     for events in completion.samples():
         for _ in _with_progress(events):
             pass
     return answer(completion, loaded.name, loaded.load_s)
+
+
+def _completion(loaded: LoadedModel, request: CompletionRequest) -> Completion:
+    return Completion(loaded.engine, loaded.tokenizer, request, loaded.template)
 
 
 def _print(completion: Completion, *, streaming: bool) -> None:

@@ -1,17 +1,18 @@
 """From the options of a command to an open checkpoint, a tokenizer and a running engine."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m7b import hub
-from m7b.commands.options import DType, VariantName, default_variant
+from m7b.commands.options import DType, VariantName
 from m7b.errors import UnsupportedCheckpoint, UsageError
 from m7b.generation import Engine
 from m7b.render import Status, note
-from m7b.tokenizer import OfficialVocabulary, Tokenizer, load_tokenizer
+from m7b.templates import MistralTemplate, Template, choose_template, named_template, source_named
+from m7b.tokenizer import MistralTokenizer, OfficialVocabulary, Tokenizer, load_tokenizer
 from m7b.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -21,13 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """All that a command needs to generate text; `load_s` seconds were spent on it."""
+    """All that a command needs to generate text; `load_s` seconds were spent on it.
+
+    `template` is None where the model was not trained to chat. `ctx_size` tokens fit, `window` is None
+    where attention is full. `about` and `license` are for people.
+    """
 
     name: str
     engine: Engine
     tokenizer: Tokenizer
+    template: Template | None
     stop_ids: frozenset[int]
+    ctx_size: int
+    window: int | None
     load_s: float
+    about: Mapping[str, str]
+    license: str
 
 
 def chosen_variant(variant: VariantName | None, model: Path | None) -> str | None:
@@ -40,7 +50,7 @@ def chosen_variant(variant: VariantName | None, model: Path | None) -> str | Non
         raise UsageError("--variant and --model are both given", hint="name one checkpoint")
     if model:
         return None
-    return variant.value if variant else default_variant()
+    return variant.value if variant else "demo"
 
 
 def open_chosen(
@@ -58,14 +68,78 @@ def open_chosen(
 def load_chosen_tokenizer(variant: VariantName | None, model: Path | None) -> Tokenizer:
     """The tokenizer alone. Those of the official variants need no checkpoint."""
     name = chosen_variant(variant, model)
+    official = _official_tokenizer(name)
+    return official or tokenizer_of(open_chosen(variant, model, window_given=True)[1])
+
+
+def load_chosen_template(
+    variant: VariantName | None, model: Path | None, chat_template: str | None
+) -> tuple[Tokenizer, Template]:
+    """The tokenizer and the chat template alone. Those of the official variants need no checkpoint.
+
+    Raises:
+        UsageError: the model has no chat template.
+    """
+    name = chosen_variant(variant, model)
+    refuse_base(name, chat_template)
+    tokenizer, checkpoint = _official_tokenizer(name), None
+    if tokenizer is None:
+        called, checkpoint = open_chosen(variant, model, window_given=True)
+        tokenizer = tokenizer_of(checkpoint, chat_template)
+    template = _template(name, tokenizer, checkpoint, chat_template)
+    return tokenizer, chat_template_of(name or called, template)
+
+
+def refuse_base(name: str | None, chat_template: str | None) -> None:
+    """Refuse a base variant before anything is loaded.
+
+    Raises:
+        UsageError: `name` is one, and the user names no template for it.
+    """
+    if name in VARIANTS and not VARIANTS[name].is_instruct and chat_template is None:
+        raise UsageError(
+            f"{name} was not trained to chat",
+            hint=f"continue a text with: m7b complete --variant {name}",
+        )
+
+
+def chat_template_of(name: str, template: Template | None) -> Template:
+    """The template, if there is one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if template is None:
+        raise UsageError(
+            f"{name} brings no chat template",
+            hint="name one with --chat-template v1, v3 or a Jinja file, or use m7b complete",
+        )
+    return template
+
+
+def _official_tokenizer(name: str | None) -> Tokenizer | None:
     version = VARIANTS[name].tokenizer if name else None
-    if version:
-        return load_tokenizer(OfficialVocabulary(version))
-    return tokenizer_of(open_chosen(variant, model, window_given=True)[1])
+    return load_tokenizer(OfficialVocabulary(version)) if version else None
 
 
-def tokenizer_of(checkpoint: "Checkpoint") -> Tokenizer:
-    """The tokenizer that a checkpoint brings.
+def _template(
+    name: str | None, tokenizer: Tokenizer, checkpoint: "Checkpoint | None", chat_template: str | None
+) -> Template | None:
+    """The template that the user names, else Mistral's for a variant of theirs, else the checkpoint's own."""
+    stop_ids = sorted(checkpoint.stop_ids) if checkpoint else []
+    eos_id = next((token for token in (tokenizer.eos_id, *stop_ids) if token is not None), None)
+    eos = "" if eos_id is None else tokenizer.piece(eos_id)
+    if chat_template is not None:
+        return named_template(chat_template, tokenizer, eos)
+    variant = VARIANTS.get(name or "")
+    if variant and isinstance(tokenizer, MistralTokenizer):
+        return MistralTemplate(tokenizer) if variant.is_instruct else None
+    return choose_template(checkpoint.chat_template if checkpoint else None, tokenizer, eos)
+
+
+def tokenizer_of(checkpoint: "Checkpoint", chat_template: str | None = None) -> Tokenizer:
+    """The tokenizer that a checkpoint brings. What a template writes in added tokens, its own or the one
+    that the user names, are control tokens to it.
 
     Raises:
         UnsupportedCheckpoint: it brings none, or one with more ids than the model has.
@@ -75,7 +149,8 @@ def tokenizer_of(checkpoint: "Checkpoint") -> Tokenizer:
             f"{checkpoint.path}: holds no tokenizer",
             hint="put tokenizer.model or tokenizer.json beside the weights",
         )
-    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    named = source_named(chat_template) if chat_template is not None else None
+    tokenizer = load_tokenizer(checkpoint.tokenizer, named or checkpoint.chat_template or "")
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise UnsupportedCheckpoint(
             f"{checkpoint.path}: the tokenizer has {tokenizer.vocab_size} ids, "
@@ -94,6 +169,7 @@ def load_model(
     dtype: DType | None,
     device: str,
     threads: int | None,
+    chat_template: str | None = None,
 ) -> LoadedModel:
     """Load the chosen checkpoint, showing progress on a terminal."""
     started = time.perf_counter()
@@ -106,12 +182,43 @@ def load_model(
         if checkpoint.note:
             status.clear()
             note(checkpoint.note)
-        tokenizer = tokenizer_of(checkpoint)
+        tokenizer = _official_tokenizer(chosen_variant(variant, model)) or tokenizer_of(
+            checkpoint, chat_template
+        )
+        template = _template(name, tokenizer, checkpoint, chat_template)
         options = EngineOptions(device, dtype, window, ctx_size, prefill_chunk, threads)
         engine = _drained(load_engine(checkpoint, options), name, status)
     finally:
         status.clear()
-    return LoadedModel(name, engine, tokenizer, checkpoint.stop_ids, time.perf_counter() - started)
+    return LoadedModel(
+        name,
+        engine,
+        tokenizer,
+        template,
+        checkpoint.stop_ids,
+        ctx_size=ctx_size or checkpoint.config.max_seq_len,
+        window=checkpoint.config.sliding_window if window is None else window or None,
+        load_s=time.perf_counter() - started,
+        about=_about(name, checkpoint, tokenizer, template),
+        license=VARIANTS[name].license if name in VARIANTS else checkpoint.license,
+    )
+
+
+def _about(
+    name: str, checkpoint: "Checkpoint", tokenizer: Tokenizer, template: Template | None
+) -> dict[str, str]:
+    """What people may want to know of a model, by label."""
+    config = checkpoint.config
+    return {
+        "model": name,
+        "checkpoint": f"{checkpoint.path} ({checkpoint.format})",
+        "parameters": f"{config.n_params:,}",
+        "layers": f"{config.n_layers} of {config.n_heads} heads, {config.n_kv_heads} for keys and values",
+        "trained context": f"{config.max_seq_len} tokens",
+        "trained window": "none" if config.sliding_window is None else f"{config.sliding_window} tokens",
+        "tokenizer": f"{tokenizer.description}, {tokenizer.vocab_size:,} ids",
+        "template": template.description if template else "none",
+    }
 
 
 def _drained(loading: "Generator[LoadProgress, None, Engine]", name: str, status: Status) -> Engine:

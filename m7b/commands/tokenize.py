@@ -1,15 +1,19 @@
-"""`m7b tokenize` and `m7b detokenize`: what the model sees of a text, and back."""
+"""`m7b tokenize` and `m7b detokenize`: what the model sees of a text or a conversation, and back."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 
 from m7b.commands.batch import Batch
-from m7b.commands.loading import load_chosen_tokenizer
+from m7b.commands.conversation import parse_conversation
+from m7b.commands.loading import load_chosen_template, load_chosen_tokenizer
 from m7b.commands.options import (
     BosOption,
+    ChatTemplateOption,
     JsonOption,
     KeepNewlineOption,
     ModelOption,
@@ -19,8 +23,11 @@ from m7b.commands.options import (
 from m7b.commands.prompt import read_prompt
 from m7b.errors import UsageError
 from m7b.render import Output
+from m7b.templates import MistralTemplate, Template
 from m7b.tokenizer import Tokenizer
 from m7b.variants import VARIANTS
+
+T = TypeVar("T")
 
 JsonlOption = Annotated[
     Path | None,
@@ -32,8 +39,15 @@ JsonlOption = Annotated[
 
 def tokenize(
     text: Annotated[
-        str | None, typer.Argument(help="The text; - or nothing reads stdin.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="The text, or with --chat a file of messages; - or nothing reads stdin.", show_default=False
+        ),
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Apply the chat template to messages: OpenAI's, as JSON.")
+    ] = False,
+    chat_template: ChatTemplateOption = None,
     variant: VariantOption = None,
     model: ModelOption = None,
     bos: BosOption = None,
@@ -41,29 +55,35 @@ def tokenize(
     as_json: JsonOption = False,
     jsonl: JsonlOption = None,
 ) -> None:
-    """Show the token ids and pieces of a text.
+    """Show the token ids and pieces of a text, or of a conversation as the model would see it.
 
     Examples:
 
       m7b tokenize --variant base-v0.3 "Hello, world!"
 
-      m7b tokenize --variant instruct-v0.1 --json --no-bos < prompt.txt
+      echo '[{"role": "user", "content": "Hi"}]' | m7b tokenize --chat -
     """
-    if jsonl:
-        if text is not None:
-            raise UsageError("--jsonl brings its own texts", hint="leave out TEXT")
-        tokenizers = _Tokenizers(variant, model)
-        Batch(jsonl).run(lambda fields: _tokenized(fields, tokenizers, bos))
-        return
-    tokenizer = load_chosen_tokenizer(variant, model)
-    ids = _encode(tokenizer, read_prompt(text, None, keep_newline=keep_newline), bos)
-    pieces = [tokenizer.piece(token) for token in ids]
-    output = Output()
-    if as_json:
-        output.write_json({"tokens": ids, "pieces": pieces})
-        return
-    for token, piece in zip(ids, pieces, strict=True):
-        output.write(f"{token:>6}  {piece}\n")
+    if jsonl and text is not None:
+        raise UsageError("--jsonl brings its own texts", hint="leave out TEXT")
+    if chat and bos is not None:
+        raise UsageError("--bos and --no-bos do not go with --chat", hint="the template places the BOS token")
+    if chat_template is not None and not chat:
+        raise UsageError("--chat-template goes with --chat")
+    if chat and jsonl:
+        templates = _Cached(partial(load_chosen_template, chat_template=chat_template), variant, model)
+        Batch(jsonl).run(lambda fields: _templated(fields, *templates.of(fields)))
+    elif chat:
+        file = None if text in (None, "-") else Path(text or "")
+        conversation = parse_conversation(read_prompt(None, file), prompt_allowed=False)
+        tokenizer, template = load_chosen_template(variant, model, chat_template)
+        _show(tokenizer, template.encode(conversation.messages, conversation.tools), as_json=as_json)
+    elif jsonl:
+        tokenizers = _Cached(load_chosen_tokenizer, variant, model)
+        Batch(jsonl).run(lambda fields: _tokenized(fields, tokenizers.of(fields), bos))
+    else:
+        tokenizer = load_chosen_tokenizer(variant, model)
+        ids = _encode(tokenizer, read_prompt(text, None, keep_newline=keep_newline), bos)
+        _show(tokenizer, ids, as_json=as_json)
 
 
 def detokenize(
@@ -87,8 +107,8 @@ def detokenize(
     if jsonl:
         if tokens:
             raise UsageError("--jsonl brings its own tokens", hint="leave out the ids")
-        tokenizers = _Tokenizers(variant, model)
-        Batch(jsonl).run(lambda fields: _detokenized(fields, tokenizers))
+        tokenizers = _Cached(load_chosen_tokenizer, variant, model)
+        Batch(jsonl).run(lambda fields: _detokenized(fields, tokenizers.of(fields)))
         return
     tokenizer = load_chosen_tokenizer(variant, model)
     ids = _ids(" ".join(tokens) if tokens else read_prompt(None, None))
@@ -100,35 +120,74 @@ def detokenize(
         output.write(text + "\n")
 
 
-class _Tokenizers:
-    """The tokenizers that the lines of one batch name, each loaded once."""
+class _Cached(Generic[T]):
+    """What `load` makes of the variants that the lines of one batch name, each made once."""
 
-    def __init__(self, variant: VariantName | None, model: Path | None) -> None:
+    def __init__(
+        self,
+        load: Callable[[VariantName | None, Path | None], T],
+        variant: VariantName | None,
+        model: Path | None,
+    ) -> None:
+        self._load = load
         self._default = (variant, model)
-        self._loaded: dict[str | None, Tokenizer] = {}
+        self._loaded: dict[str | None, T] = {}
 
-    def of(self, fields: dict[str, Any]) -> Tokenizer:
-        """The tokenizer of the line's `variant`, else of the options."""
+    def of(self, fields: dict[str, Any]) -> T:
+        """What belongs to the line's `variant`, else to the options."""
         name = fields.get("variant")
         if name is not None and not (isinstance(name, str) and name in VARIANTS):
             raise UsageError(f"variant is {name!r}", hint=f"it can be {', '.join(VARIANTS)}")
         if name not in self._loaded:
             choice = self._default if name is None else (VariantName(name), None)
-            self._loaded[name] = load_chosen_tokenizer(*choice)
+            self._loaded[name] = self._load(*choice)
         return self._loaded[name]
 
 
-def _tokenized(fields: dict[str, Any], tokenizers: _Tokenizers, bos: bool | None) -> dict[str, Any]:
+def _show(tokenizer: Tokenizer, ids: list[int], *, as_json: bool) -> None:
+    """One id a line with its piece, control tokens in colour; as JSON, also the pieces joined."""
+    pieces = [tokenizer.piece(token) for token in ids]
+    output = Output()
+    if as_json:
+        output.write_json({"tokens": ids, "pieces": pieces, "text": "".join(pieces)})
+        return
+    for token, piece in zip(ids, pieces, strict=True):
+        output.write(f"{token:>6}  ")
+        output.write(piece, emphasis=tokenizer.is_control(token))
+        output.write("\n")
+
+
+def _templated(fields: dict[str, Any], tokenizer: Tokenizer, template: Template) -> dict[str, Any]:
+    """A line of `tokenize --chat --jsonl`. What else a request holds changes no token and is left aside."""
+    messages: Any = fields.get("messages")
+    tools: Any = fields.get("tools")
+    if isinstance(template, MistralTemplate):
+        ids = template.encode(messages, tools, **_settings(fields))
+    else:
+        ids = template.encode(messages, tools)
+    return {"id": fields.get("id"), "tokens": ids, "text": "".join(map(tokenizer.piece, ids))}
+
+
+def _settings(fields: dict[str, Any]) -> dict[str, Any]:
+    """What else mistral-common validates: `mode`, `model`, and the request fields in `extra`."""
+    extra = fields.get("extra") or {}
+    if not isinstance(extra, dict) or extra.keys() & {"self", "messages", "tools", "mode"}:
+        raise UsageError("extra must be an object of further request fields")
+    given: dict[str, Any] = {name: fields[name] for name in ("mode", "model") if name in fields}
+    return given | extra
+
+
+def _tokenized(fields: dict[str, Any], tokenizer: Tokenizer, bos: bool | None) -> dict[str, Any]:
     _check_fields(fields, {"id", "text", "variant"})
     text = fields.get("text")
     if not isinstance(text, str):
         raise UsageError("text must be a string")
-    return {"id": fields.get("id"), "tokens": _encode(tokenizers.of(fields), text, bos)}
+    return {"id": fields.get("id"), "tokens": _encode(tokenizer, text, bos)}
 
 
-def _detokenized(fields: dict[str, Any], tokenizers: _Tokenizers) -> dict[str, Any]:
+def _detokenized(fields: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     _check_fields(fields, {"id", "tokens", "variant"})
-    return {"id": fields.get("id"), "text": _decode(tokenizers.of(fields), fields.get("tokens"))}
+    return {"id": fields.get("id"), "text": _decode(tokenizer, fields.get("tokens"))}
 
 
 def _check_fields(fields: dict[str, Any], known: set[str]) -> None:

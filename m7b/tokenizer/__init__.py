@@ -18,6 +18,7 @@ from m7b.tokenizer.mistral import OFFICIAL_SHA256, MistralTokenizer, official_fi
 __all__ = [
     "OFFICIAL_SHA256",
     "GGUFVocabulary",
+    "MistralTokenizer",
     "OfficialVocabulary",
     "SentencePieceFile",
     "Tokenizer",
@@ -28,8 +29,13 @@ __all__ = [
 ]
 
 
-def load_tokenizer(source: TokenizerSource) -> Tokenizer:
+def load_tokenizer(source: TokenizerSource, reserved: str = "") -> Tokenizer:
     """Build the tokenizer that `source` describes.
+
+    Args:
+        source: where it is.
+        reserved: the checkpoint's chat template; what that writes in added tokens are control tokens,
+            even if the tokenizer's own file forgot to say so.
 
     Raises:
         DamagedCheckpoint: its file cannot be read.
@@ -41,6 +47,6 @@ def load_tokenizer(source: TokenizerSource) -> Tokenizer:
         case SentencePieceFile(path):
             return MistralTokenizer(path, f"{path.name} (SentencePiece)")
         case TokenizerJson():
-            return from_json(source)
+            return from_json(source, reserved)
         case GGUFVocabulary():
-            return from_gguf(source)
+            return from_gguf(source, reserved)

@@ -1,6 +1,6 @@
 """What a tokenizer can do, and the descriptions of those that a checkpoint may bring."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,12 +28,22 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def eos_id(self) -> int | None:
+        """The id that ends a text, None where none is named."""
+        ...
+
+    @property
     def adds_bos(self) -> bool:
         """Whether the model expects `bos_id` in front of a plain text."""
         ...
 
-    def encode(self, text: str, *, bos: bool) -> list[int]:
-        """The ids of `text`, behind `bos_id` with `bos`."""
+    @property
+    def controls(self) -> Mapping[str, int]:
+        """The control ids by their names."""
+        ...
+
+    def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
+        """The ids of `text`, behind `bos_id` with `bos`; `inside` says that it follows a control id."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -65,11 +75,12 @@ class SentencePieceFile:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerJson:
-    """A Hugging Face `tokenizer.json`, with what tokenizer_config.json says about BOS."""
+    """A Hugging Face `tokenizer.json`, with what tokenizer_config.json says about BOS and EOS."""
 
     path: Path
     bos_token: str | None
     adds_bos: bool | None
+    eos_token: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +97,7 @@ class GGUFVocabulary:
     bos_id: int | None
     adds_bos: bool
     adds_space: bool
+    eos_id: int | None = None
 
     def __post_init__(self) -> None:
         self._check("tokens", self.pieces, str)
@@ -95,8 +107,9 @@ class GGUFVocabulary:
         for name, values in (("types", self.types), ("scores", self.scores)):
             if len(values) != len(self.pieces):
                 raise DamagedCheckpoint(f"{self.path}: {len(self.pieces)} tokens with {len(values)} {name}")
-        if self.bos_id is not None and not 0 <= self.bos_id < len(self.pieces):
-            raise DamagedCheckpoint(f"{self.path}: the BOS token is {self.bos_id} of {len(self.pieces)}")
+        for name, token in (("BOS", self.bos_id), ("EOS", self.eos_id)):
+            if token is not None and not 0 <= token < len(self.pieces):
+                raise DamagedCheckpoint(f"{self.path}: the {name} token is {token} of {len(self.pieces)}")
 
     def _check(self, key: str, values: Sequence[object], kind: type) -> None:
         if not all(type(value) is kind for value in values):
@@ -121,6 +134,11 @@ def unicode_text(text: str) -> str:
             f"the text is not Unicode: lone surrogate U+{ord(text[error.start]):04X} at {error.start}"
         ) from None
     return text
+
+
+def is_reserved(piece: str, template: str) -> bool:
+    """Whether a chat template writes `piece`, so that no text may. Spaces are ordinary text even there."""
+    return piece in template and not piece.isspace() and piece != ""
 
 
 def no_piece(token: int) -> str:

@@ -1,24 +1,28 @@
 """Tokenizers run by Hugging Face's `tokenizers`: a tokenizer.json, or byte-level BPE from elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from m7b.errors import DamagedCheckpoint, UsageError
-from m7b.tokenizer.base import TokenizerJson, no_piece, unicode_text
+from m7b.tokenizer.base import TokenizerJson, is_reserved, no_piece, unicode_text
 
 
 class FastTokenizer:
     """A tokenizer run by Hugging Face's `tokenizers`."""
 
-    def __init__(self, model: Any, description: str, *, bos_id: int | None, adds_bos: bool) -> None:
+    def __init__(
+        self, model: Any, description: str, *, bos_id: int | None, eos_id: int | None, adds_bos: bool
+    ) -> None:
         model.encode_special_tokens = True  # text that spells a control token stays text
         self._model = model
         self._description = description
         self._bos_id = bos_id
+        self._eos_id = eos_id
         self._adds_bos = adds_bos
-        self._control = frozenset(
-            token for token, entry in model.get_added_tokens_decoder().items() if entry.special
-        )
+        added = model.get_added_tokens_decoder()
+        self._controls = {entry.content: token for token, entry in added.items() if entry.special}
+        self._control = frozenset(self._controls.values())
 
     @property
     def description(self) -> str:
@@ -36,18 +40,42 @@ class FastTokenizer:
         return self._bos_id
 
     @property
+    def eos_id(self) -> int | None:
+        """The id that ends a text, None where none is named."""
+        return self._eos_id
+
+    @property
     def adds_bos(self) -> bool:
         """Whether the model expects `bos_id` in front of a plain text."""
         return self._adds_bos
 
-    def encode(self, text: str, *, bos: bool) -> list[int]:
-        """The ids of `text`, behind `bos_id` with `bos`."""
-        ids: list[int] = self._model.encode(unicode_text(text), add_special_tokens=False).ids
+    @property
+    def controls(self) -> Mapping[str, int]:
+        """The control ids by their names."""
+        return self._controls
+
+    def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
+        """The ids of `text`, behind `bos_id` with `bos`; `inside` says that it follows a control id."""
+        model = self._inside if inside else self._model
+        ids: list[int] = model.encode(unicode_text(text), add_special_tokens=False).ids
         if not bos:
             return ids
         if self._bos_id is None:
             raise UsageError("this tokenizer has no BOS token", hint="use --no-bos")
         return [self._bos_id, *ids]
+
+    @cached_property
+    def _inside(self) -> Any:
+        """The model without the space that it would put in front of a text, but not behind a control id."""
+        from tokenizers import Tokenizer as Backend
+
+        settings: str = self._model.to_str()
+        never = settings.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        if never == settings:
+            return self._model
+        model = Backend.from_str(never)
+        model.encode_special_tokens = True
+        return model
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control ids vanish, bytes that are no UTF-8 become U+FFFD."""
@@ -64,8 +92,8 @@ class FastTokenizer:
         return token in self._control
 
 
-def from_json(source: TokenizerJson) -> FastTokenizer:
-    """The tokenizer of a tokenizer.json.
+def from_json(source: TokenizerJson, reserved: str) -> FastTokenizer:
+    """The tokenizer of a tokenizer.json; EOS and added tokens in `reserved` are control tokens.
 
     Raises:
         DamagedCheckpoint: it is none.
@@ -76,6 +104,7 @@ def from_json(source: TokenizerJson) -> FastTokenizer:
         model = Backend.from_file(str(source.path))
         model.no_truncation()
         model.no_padding()
+        _reserve(model, reserved + (source.eos_token or ""))
         plain, processed = model.encode("a", add_special_tokens=False).ids, model.encode("a").ids
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -87,4 +116,16 @@ def from_json(source: TokenizerJson) -> FastTokenizer:
     adds_bos = bos_id == added if source.adds_bos is None else source.adds_bos
     if bos_id is None:
         adds_bos = False  # whatever the file asks for, there is nothing to add
-    return FastTokenizer(model, f"{source.path.name} (tokenizers)", bos_id=bos_id, adds_bos=adds_bos)
+    eos_id = None if source.eos_token is None else model.token_to_id(source.eos_token)
+    description = f"{source.path.name} (tokenizers)"
+    return FastTokenizer(model, description, bos_id=bos_id, eos_id=eos_id, adds_bos=adds_bos)
+
+
+def _reserve(model: Any, template: str) -> None:
+    """Make the added tokens that `template` writes special."""
+    added = [
+        token for token in model.get_added_tokens_decoder().values() if is_reserved(token.content, template)
+    ]
+    for token in added:
+        token.special = True
+    model.add_special_tokens(added)  # those of the same name are replaced

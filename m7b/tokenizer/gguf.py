@@ -1,24 +1,29 @@
 """The tokenizer in a GGUF's metadata, put together again for the library that runs its kind."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
-from m7b.tokenizer.base import GGUFVocabulary, Tokenizer
+from m7b.tokenizer.base import GGUFVocabulary, Tokenizer, is_reserved
 from m7b.tokenizer.fast import FastTokenizer
 from m7b.tokenizer.mistral import MistralTokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4  # SentencePiece's piece types, which GGUF uses for all vocabularies
 
 
-def from_gguf(source: GGUFVocabulary) -> Tokenizer:
-    """The tokenizer that the metadata describe.
+def from_gguf(source: GGUFVocabulary, reserved: str) -> Tokenizer:
+    """The tokenizer that the metadata describe; EOS and user-defined pieces in `reserved` are control tokens.
 
     Raises:
         DamagedCheckpoint: the vocabulary contradicts itself.
         UnsupportedCheckpoint: it is of a kind that is not read.
     """
+    reserved += "" if source.eos_id is None else source.pieces[source.eos_id]
+    pieces = zip(source.pieces, source.types, strict=True)
+    types = [_CONTROL if t == _USER_DEFINED and is_reserved(piece, reserved) else t for piece, t in pieces]
+    source = replace(source, types=types)
     match source.model:
         case "llama":
             return _sentencepiece(source)
@@ -45,6 +50,8 @@ def _sentencepiece(source: GGUFVocabulary) -> Tokenizer:
     proto.trainer_spec.byte_fallback = True
     if source.bos_id is not None:
         proto.trainer_spec.bos_piece = source.pieces[source.bos_id]
+    if source.eos_id is not None:
+        proto.trainer_spec.eos_piece = source.pieces[source.eos_id]
     proto.normalizer_spec.add_dummy_prefix = source.adds_space
     proto.normalizer_spec.remove_extra_whitespaces = False
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +87,9 @@ def _byte_level(source: GGUFVocabulary) -> Tokenizer:
         added = [piece for piece, t in zip(source.pieces, source.types, strict=True) if t == type_]
         model.add_tokens([AddedToken(piece, normalized=False, special=special) for piece in added])
     description = f"{source.pre} BPE from the GGUF"
-    return FastTokenizer(model, description, bos_id=source.bos_id, adds_bos=source.adds_bos)
+    return FastTokenizer(
+        model, description, bos_id=source.bos_id, eos_id=source.eos_id, adds_bos=source.adds_bos
+    )
 
 
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")

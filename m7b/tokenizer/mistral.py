@@ -1,7 +1,8 @@
 """SentencePiece tokenizers, run by mistral-common."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from m7b.errors import DamagedCheckpoint
 from m7b.tokenizer.base import no_piece, unicode_text
@@ -34,12 +35,18 @@ class MistralTokenizer:
         from mistral_common.tokens.tokenizers import base, sentencepiece
 
         try:
-            # The version only names a chat template, which is not used here; mistral-common would guess it.
+            # The version only names a chat template, chosen elsewhere; mistral-common would guess it.
             self._model = sentencepiece.SentencePieceTokenizer(path, base.TokenizerVersion.v1)
         except (AssertionError, RuntimeError, OSError) as error:
             raise DamagedCheckpoint(f"{path}: not a SentencePiece model: {error}") from None
         self._description = description
         self._adds_bos = adds_bos
+        self._controls = {self._model.id_to_piece(token): token for token in self._model.special_ids}
+
+    @property
+    def backend(self) -> Any:
+        """The tokenizer of mistral-common that does the work."""
+        return self._model
 
     @property
     def description(self) -> str:
@@ -57,12 +64,22 @@ class MistralTokenizer:
         return self._model.bos_id
 
     @property
+    def eos_id(self) -> int | None:
+        """The id that ends a text, None where none is named."""
+        return None if self._model.eos_id < 0 else self._model.eos_id
+
+    @property
     def adds_bos(self) -> bool:
         """Whether the model expects `bos_id` in front of a plain text."""
         return self._adds_bos
 
-    def encode(self, text: str, *, bos: bool) -> list[int]:
-        """The ids of `text`, behind `bos_id` with `bos`."""
+    @property
+    def controls(self) -> Mapping[str, int]:
+        """The control ids by their names."""
+        return self._controls
+
+    def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
+        """The ids of `text`, behind `bos_id` with `bos`. A space goes in front wherever it stands."""
         return self._model.encode(unicode_text(text), bos=bos, eos=False)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -36,7 +36,8 @@ class Checkpoint:
     """A checkpoint that was looked at and not yet loaded.
 
     `tensors` has exactly the canonical names and shapes of `config`. `read` gives one of them in
-    canonical row order. `stop_ids` end an answer. `note` is for the user, empty where all is well.
+    canonical row order. `stop_ids` end an answer. `license` is what the file says of it, perhaps nothing.
+    `note` is for the user, empty where all is well.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Checkpoint:
     tokenizer: TokenizerSource | None
     stop_ids: frozenset[int]
     chat_template: str | None
+    license: str = ""
     note: str = ""
 
     @property

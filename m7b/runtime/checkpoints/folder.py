@@ -37,12 +37,13 @@ def tokenizer_source(folder: Path, vocab_size: int) -> TokenizerSource | None:
             raise DamagedCheckpoint(
                 f"{folder / 'tokenizer_config.json'}: add_bos_token is neither true nor false"
             )
-        return TokenizerJson(folder / "tokenizer.json", _content(config.get("bos_token")), adds_bos)
+        bos_token, eos_token = (_content(config.get(key)) for key in ("bos_token", "eos_token"))
+        return TokenizerJson(folder / "tokenizer.json", bos_token, adds_bos, eos_token)
     return SentencePieceFile(models[0]) if models else None
 
 
 def chat_template(folder: Path) -> str | None:
-    """The Jinja template that the checkpoint brings, None where it brings none."""
+    """The Jinja template that the checkpoint brings, the one named `default` of several; None where none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
@@ -50,6 +51,9 @@ def chat_template(folder: Path) -> str | None:
         except ValueError as error:
             raise DamagedCheckpoint(f"{file}: not UTF-8: {error}") from None
     template = _tokenizer_config(folder).get("chat_template")
+    if isinstance(template, list):
+        named = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
+        template = next(named, {}).get("template")
     return template if isinstance(template, str) else None
 
 

@@ -82,6 +82,7 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         chat_template=template
         if isinstance(template := fields.raw("tokenizer.chat_template"), str)
         else None,
+        license=license if isinstance(license := fields.raw("general.license"), str) else "",
         note="" if window_given else _lost_window(config),
     )
 
@@ -205,6 +206,7 @@ def _vocabulary(fields: Fields) -> GGUFVocabulary | None:
         bos_id=_token_id(fields, "bos_token_id"),
         adds_bos=fields.flag("tokenizer.ggml.add_bos_token", is_sentencepiece),
         adds_space=fields.flag("tokenizer.ggml.add_space_prefix", is_sentencepiece),
+        eos_id=_token_id(fields, "eos_token_id"),
     )
 
 

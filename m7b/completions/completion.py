@@ -1,0 +1,95 @@
+"""One request on its way through the model. Knows requests, templates and events; nothing about JSON."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from m7b.completions.request import CompletionRequest
+from m7b.errors import UsageError
+from m7b.generation import Engine, Finished, GenerationEvent, PromptProgress, TextDelta, TokenLogprob
+from m7b.stream import stream
+from m7b.templates import Template
+from m7b.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One finished sample."""
+
+    index: int
+    text: str
+    finished: Finished
+
+
+class Completion:
+    """One request on its way: pull its events, then take the answer.
+
+    Args:
+        engine: generates.
+        tokenizer: encodes and decodes.
+        request: what to do.
+        template: encodes the conversation, where the request is one.
+
+    Attributes:
+        ids: the prompt.
+        continues: whether the answer's text carries on from the prompt's.
+        prompt_logprobs: of all ids of the prompt but the first, where they are wanted.
+
+    Raises:
+        UsageError: there is nothing to continue from.
+        InvalidConversation: the template does not take the conversation.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        request: CompletionRequest,
+        template: Template | None = None,
+    ) -> None:
+        self._engine = engine
+        self.tokenizer = tokenizer
+        self.request = request
+        if request.conversation is None:
+            self.ids = tokenizer.encode(request.prompt, bos=tokenizer.adds_bos)
+            self.continues = bool(request.prompt)
+        else:
+            assert template is not None
+            self.ids = template.encode(request.conversation.messages, request.conversation.tools)
+            last = request.conversation.messages[-1:]
+            self.continues = any(message.get("prefix") for message in last)
+        if not self.ids:
+            raise UsageError(
+                "the prompt is empty", hint="this model needs at least one character to continue from"
+            )
+        self.choices: list[Choice] = []
+        self.prompt_logprobs: list[TokenLogprob] = []
+
+    def samples(self) -> Iterator[Iterator[GenerationEvent]]:
+        """The events of each sample in turn; each must be pulled to its end before the next."""
+        self._engine.forget()  # the same seed gives the same text, whatever was asked before
+        for index in range(self.request.n):
+            yield self._sample(index)
+
+    def _sample(self, index: int) -> Iterator[GenerationEvent]:
+        request = self.request
+        params = request.params
+        if params.seed is not None:
+            params = replace(params, seed=params.seed + index)
+        if request.echo and params.logprobs is not None and not self.prompt_logprobs:
+            self.prompt_logprobs = list(self._engine.score(self.ids, params.logprobs))
+            self._engine.forget()
+        text = request.prompt if request.echo else ""
+        if text:
+            yield TextDelta(text)
+        for event in stream(self._engine, self.tokenizer, self.ids, params, continues=self.continues):
+            match event:
+                case TextDelta():
+                    text += event.text
+                case Finished():
+                    self.choices.append(Choice(index, text, event))
+                case PromptProgress():
+                    pass
+                case other:
+                    assert_never(other)
+            yield event

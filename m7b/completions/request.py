@@ -1,0 +1,134 @@
+"""What a completion request may say, as JSON or as options. Knows fields and ranges; nothing about models."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from m7b.errors import UsageError
+from m7b.generation import MAX_SEED, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """OpenAI-style `messages` to answer, and the `tools` offered with them, unchecked."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """A prompt or a conversation, and how to go on from it. Sample i of `n` draws with `params.seed` + i."""
+
+    prompt: str
+    params: SamplingParams
+    n: int = 1
+    echo: bool = False
+    id: str | int | None = None
+    conversation: Conversation | None = None
+
+    def __post_init__(self) -> None:
+        if self.conversation is not None and self.echo:
+            raise UsageError("echo repeats a prompt, and a conversation is none", hint="leave it out")
+        if self.n < 1:
+            raise UsageError(f"n is {self.n}", hint="it must be at least 1")
+        if (self.params.seed or 0) + self.n - 1 > MAX_SEED:
+            raise UsageError(
+                f"seed is {self.params.seed} for {self.n} samples", hint=f"the last may be {MAX_SEED}"
+            )
+
+
+_PARAMS = {
+    "max_tokens": int,
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "typical_p": float,
+    "repetition_penalty": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "repeat_last_n": int,
+    "seed": int,
+    "logprobs": int,
+}
+_IGNORED = {"model", "user", "metadata"}  # they name the caller or the model and change no token
+_OTHER = {"id", "prompt", "n", "echo", "stop", "logit_bias"}
+_CHAT = {"messages", "tools"}
+
+
+def parse_request(
+    fields: Mapping[str, Any], defaults: CompletionRequest, *, is_chat: bool = False
+) -> CompletionRequest:
+    """The request that a JSON object describes; `defaults` gives what it leaves out.
+
+    With `is_chat` it has `messages`, or a `prompt` that is one user message.
+
+    Raises:
+        UsageError: a field is unknown, of the wrong type or out of range.
+    """
+    fields = {name: value for name, value in fields.items() if value is not None}
+    known = _PARAMS.keys() | _OTHER | (_CHAT if is_chat else set())
+    unknown = sorted(fields.keys() - known - _IGNORED)
+    if unknown and unknown[0] in _CHAT:
+        raise UsageError(f"{unknown[0]} need a chat template", hint="add --chat")
+    if unknown:
+        raise UsageError(f"unknown field {unknown[0]!r}", hint=f"known are {', '.join(sorted(known))}")
+    conversation = _conversation(fields) if is_chat else None
+    prompt = fields.get("prompt", "" if conversation else None)
+    if not isinstance(prompt, str):
+        raise UsageError("prompt must be a string")
+    given = {name: _typed(name, fields[name], kind) for name, kind in _PARAMS.items() if name in fields}
+    if "stop" in fields:
+        given["stop"] = _stop(fields["stop"])
+    if "logit_bias" in fields:
+        given["logit_bias"] = _logit_bias(fields["logit_bias"])
+    echo = fields.get("echo", defaults.echo)
+    if not isinstance(echo, bool):
+        raise UsageError("echo must be true or false")
+    return CompletionRequest(
+        prompt=prompt,
+        params=replace(defaults.params, **given),
+        n=_typed("n", fields.get("n", defaults.n), int),
+        echo=echo,
+        id=fields.get("id"),
+        conversation=conversation,
+    )
+
+
+def _conversation(fields: Mapping[str, Any]) -> Conversation:
+    if "messages" in fields and "prompt" in fields:
+        raise UsageError("prompt and messages are both given", hint="give one")
+    if "prompt" in fields:
+        return Conversation([{"role": "user", "content": fields["prompt"]}], fields.get("tools"))
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise UsageError("messages must be a list of objects")
+    return Conversation(messages, fields.get("tools"))
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    """`value` as `kind`; an integer passes as a float, a bool as neither."""
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise UsageError(f"{name} is {json.dumps(value)[:60]}", hint=f"it must be {_KIND_NAMES[kind]}")
+    try:
+        return kind(value)
+    except OverflowError:
+        raise UsageError(f"{name} is beyond all numbers", hint="write it smaller") from None
+
+
+_KIND_NAMES = {int: "an integer", float: "a number"}
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise UsageError("stop must be a string or a list of strings")
+    return tuple(stops)
+
+
+def _logit_bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict) or not all(key.isdecimal() and len(key) < 12 for key in value):
+        raise UsageError('logit_bias must map token ids to numbers, like {"15043": -100}')
+    return {int(key): _typed(f"logit_bias of {key}", bias, float) for key, bias in value.items()}

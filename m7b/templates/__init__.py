@@ -1,0 +1,68 @@
+"""From a conversation to ids. Knows messages, templates and tokenizers; nothing about sessions or tensors.
+
+Ids are built from segments: a control id appears only where the template puts it, never because a
+message spells its name.
+"""
+
+from pathlib import Path
+
+from m7b.errors import UsageError
+from m7b.templates.base import Template, Tools
+from m7b.templates.jinja import JinjaTemplate, is_mistral
+from m7b.templates.mistral import MistralTemplate
+from m7b.tokenizer import MistralTokenizer, Tokenizer
+from m7b.variants import TokenizerVersion
+
+__all__ = [
+    "JinjaTemplate",
+    "MistralTemplate",
+    "Template",
+    "Tools",
+    "choose_template",
+    "named_template",
+    "source_named",
+]
+
+
+def choose_template(source: str | None, tokenizer: Tokenizer, eos: str) -> Template | None:
+    """The template of a checkpoint that brings the Jinja `source`, None where it brings none.
+
+    One that does what Mistral's do is run by mistral-common instead: same text, exact ids.
+    """
+    if source is None:
+        return None
+    if isinstance(tokenizer, MistralTokenizer) and is_mistral(source):
+        return MistralTemplate(tokenizer)
+    return JinjaTemplate(source, tokenizer, eos)
+
+
+def named_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:
+    """The template that the user names: `v1`, `v3` or a Jinja file.
+
+    Raises:
+        UsageError: there is no such template, or it is not for this tokenizer.
+    """
+    source = source_named(name)
+    if source is not None:
+        return JinjaTemplate(source, tokenizer, eos)
+    if not isinstance(tokenizer, MistralTokenizer):
+        raise UsageError(f"template {name} needs a SentencePiece tokenizer", hint="name a Jinja file")
+    return MistralTemplate(tokenizer, TokenizerVersion(name))
+
+
+def source_named(name: str) -> str | None:
+    """The Jinja template in the file `name`, None where that is `v1` or `v3`.
+
+    Raises:
+        UsageError: there is no such file, or it is no text.
+    """
+    if name in tuple(TokenizerVersion):
+        return None
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the template {name}: {error.strerror}", hint="name v1, v3 or a Jinja file"
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is not UTF-8") from None

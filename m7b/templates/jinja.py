@@ -1,0 +1,195 @@
+"""A checkpoint's own Jinja template, run in a sandbox, its text cut into segments before it is encoded."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from m7b.errors import InvalidConversation
+from m7b.templates.base import Tools
+from m7b.tokenizer import Tokenizer
+
+_GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode promises that no text holds these
+_CONVERSATION = (
+    {"role": "user", "content": "U1"},
+    {"role": "assistant", "content": "A1"},
+    {"role": "user", "content": "U2"},
+)
+
+
+class JinjaTemplate:
+    """The template that came with a fine-tune or a GGUF file, as `transformers` would run it.
+
+    Where a message spells a control token, or ends in the beginning of one, a guard character is set
+    into the name before the template runs and taken out after its text was cut at the control tokens.
+    So a control id appears only where the template wrote it.
+
+    Args:
+        source: the template.
+        tokenizer: encodes the segments.
+        eos: what the template knows as `eos_token`.
+    """
+
+    def __init__(self, source: str, tokenizer: Tokenizer, eos: str) -> None:
+        self._source = source
+        self._tokenizer = tokenizer
+        self._bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
+        self._eos = eos
+        # A guard needs two characters to stand between.
+        names = [name for name in tokenizer.controls if len(name) > 1]
+        beginnings = {name[:end] for name in names for end in range(1, len(name))}
+        self._control = re.compile(_any_of(names))
+        self._begins = re.compile(rf"(?={_any_of(names)}|{_any_of(beginnings)}\s*\Z).", re.DOTALL)
+
+    @property
+    def description(self) -> str:
+        """What it is and where it comes from, for people."""
+        return "the checkpoint's own template (Jinja)"
+
+    @property
+    def source(self) -> str:
+        """The template as it is written down."""
+        return self._source
+
+    def encode(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None = None) -> list[int]:
+        """The ids after which the answer begins.
+
+        Args:
+            messages: in OpenAI's shape. A last assistant message with `prefix` true is continued.
+            tools: handed to the template; whether it shows them is its own affair.
+
+        Raises:
+            InvalidConversation: the messages are none, or the template refuses or cannot be run.
+        """
+        from m7b.templates.sandbox import render
+
+        plain = [_plain(message) for message in _objects("messages", messages)]
+        if not plain:
+            raise InvalidConversation("UsageError", "there are no messages")
+        continues = _continues(messages)
+        try:
+            guard, mark = self._unused(plain, tools)
+            guarded = [self._guarded(message, guard) for message in plain]
+            offered = self._guarded(_objects("tools", tools), guard) if tools else None
+        except RecursionError:
+            raise InvalidConversation("UsageError", "the messages or tools are nested too deep") from None
+        if continues:
+            guarded[-1]["content"] += f"{mark} "  # a template that trims the message takes the space
+        text = render(
+            self._source,
+            messages=guarded,
+            tools=offered,
+            add_generation_prompt=not continues,
+            bos_token=self._bos,
+            eos_token=self._eos,
+        )
+        if continues:
+            text = _before(mark, text)
+        ids = self._encoded(text, guard)
+        bos = self._tokenizer.bos_id
+        return [bos, *ids] if self._tokenizer.adds_bos and bos is not None and ids[:1] != [bos] else ids
+
+    def _encoded(self, text: str, guard: str) -> list[int]:
+        ids: list[int] = []
+        at = 0
+        for found in self._control.finditer(text):
+            ids += self._segment(text[at : found.start()], guard, at)
+            ids.append(self._tokenizer.controls[found[0]])
+            at = found.end()
+        return ids + self._segment(text[at:], guard, at)
+
+    def _segment(self, text: str, guard: str, at: int) -> list[int]:
+        text = text.replace(guard, "")
+        return self._tokenizer.encode(text, bos=False, inside=at > 0) if text else []
+
+    def _guarded(self, value: Any, guard: str) -> Any:
+        """`value` with a guard behind every character of its strings at which a control token begins."""
+        match value:
+            case str():
+                return self._begins.sub(lambda found: found[0] + guard, value)
+            case Mapping():
+                return {
+                    self._guarded(key, guard): self._guarded(entry, guard) for key, entry in value.items()
+                }
+            case list() | tuple():
+                return [self._guarded(entry, guard) for entry in value]
+            case _:
+                return value
+
+    def _unused(self, *values: Any) -> list[str]:
+        """Two characters that neither `values` nor the template holds."""
+        held = json.dumps(values, ensure_ascii=False, default=list) + self._source
+        unused = [guard for guard in _GUARDS if guard not in held][:2]
+        if len(unused) < 2:
+            raise InvalidConversation(
+                "UsageError", "the messages hold every noncharacter from U+FDD0 to U+FDEF"
+            )
+        return unused
+
+
+def is_mistral(source: str) -> bool:
+    """Whether a template writes what Mistral's own write, spaces aside."""
+    from m7b.templates.sandbox import render
+
+    texts = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
+    try:
+        written = render(source, messages=list(_CONVERSATION), **texts)
+    except InvalidConversation:
+        return False
+    if "".join(written.split()) != "<s>[INST]U1[/INST]A1</s>[INST]U2[/INST]":
+        return False
+    try:
+        system = render(source, messages=[{"role": "system", "content": "S"}, _CONVERSATION[0]], **texts)
+    except InvalidConversation:
+        return True  # the templates of 2023 refuse a system message
+    return "".join(system.split()) == "<s>[INST]SU1[/INST]"
+
+
+def _any_of(names: Iterable[str]) -> str:
+    """A pattern of any of `names`, the longest that fits."""
+    return f"(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True))) or '(?!)'})"
+
+
+def _objects(name: str, values: Any) -> list[Mapping[str, Any]]:
+    """`values`, if it is a list of JSON objects."""
+    if not isinstance(values, list | tuple) or not all(isinstance(value, Mapping) for value in values):
+        raise InvalidConversation("UsageError", f"{name} must be a list of objects")
+    return list(values)
+
+
+def _continues(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last message is an answer to go on with."""
+    *others, last = messages
+    if not any(message.get("prefix") for message in messages):
+        return False
+    is_answer = last["role"] == "assistant" and not last.get("tool_calls")
+    if not is_answer or any(message.get("prefix") for message in others):
+        raise InvalidConversation(
+            "UsageError", "only the last message can have a prefix, an assistant's text"
+        )
+    return True
+
+
+def _before(mark: str, text: str) -> str:
+    """What stands before the mark at the end of the continued message; as `transformers` cuts it."""
+    before, found, behind = text.rpartition(mark)
+    if not found:
+        raise InvalidConversation("UsageError", "the chat template does not show the message to continue")
+    before = before.replace(f"{mark} ", "").replace(mark, "")  # where the template shows the message twice
+    return before if behind.startswith(" ") else before.rstrip()
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as templates expect it: text content, no `prefix`."""
+    if not isinstance(message.get("role"), str):
+        raise InvalidConversation("UsageError", "a message has no role")
+    content = message.get("content")
+    if isinstance(content, list):
+        texts: list[Any] = [chunk.get("text") if isinstance(chunk, Mapping) else None for chunk in content]
+        if not all(isinstance(text, str) for text in texts):
+            raise InvalidConversation("UsageError", "a message holds something other than text")
+        content = "\n\n".join(texts)
+    if not isinstance(content, str | None):
+        raise InvalidConversation("UsageError", f"a message's content is a {type(content).__name__}")
+    fields = {name: value for name, value in message.items() if name != "prefix"}
+    return fields | {"content": content if content is not None or message.get("tool_calls") else ""}

@@ -1,0 +1,101 @@
+"""Mistral's own templates, run by mistral-common, which goes from request to ids without a prompt string."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from m7b.errors import InvalidConversation
+from m7b.templates.base import Tools
+from m7b.tokenizer import MistralTokenizer
+from m7b.variants import TokenizerVersion
+
+_SOURCES = {
+    TokenizerVersion.V1: "<s> [INST] {system}\\n\\n{user} [/INST] {assistant}</s> [INST] {user} [/INST]",
+    TokenizerVersion.V3: (
+        "<s>[INST] {user}[/INST] {assistant}</s>[AVAILABLE_TOOLS] {tools}[/AVAILABLE_TOOLS]"
+        "[INST] {system}\\n\\n{user}[/INST]"
+    ),
+}
+
+
+class MistralTemplate:
+    """Template v1 (Instruct v0.1 and v0.2) or v3 (Instruct v0.3).
+
+    In v1 the markers `[INST]` and `[/INST]` are plain text, so a message that spells them cannot be
+    told from the template. In v3 they are control ids, which text never becomes.
+
+    Args:
+        tokenizer: a SentencePiece tokenizer of Mistral's.
+        version: v3 where the tokenizer has `[INST]` as a control id, if not given.
+    """
+
+    def __init__(self, tokenizer: MistralTokenizer, version: TokenizerVersion | None = None) -> None:
+        from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV1, InstructTokenizerV3
+
+        has_markers = "[INST]" in tokenizer.controls
+        self._version = version or (TokenizerVersion.V3 if has_markers else TokenizerVersion.V1)
+        if self._version is TokenizerVersion.V3 and not has_markers:
+            raise InvalidConversation(
+                "UsageError", "template v3 needs a tokenizer with [INST] as a control token"
+            )
+        kind = InstructTokenizerV1 if self._version is TokenizerVersion.V1 else InstructTokenizerV3
+        self._instruct: Any = kind(tokenizer.backend)
+
+    @property
+    def description(self) -> str:
+        """What it is and where it comes from, for people."""
+        return f"Mistral's template {self._version} (mistral-common)"
+
+    @property
+    def source(self) -> str:
+        """The template as text, the way the ids decode. mistral-common never builds this text."""
+        return _SOURCES[self._version]
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Tools | None = None,
+        *,
+        mode: str = "test",
+        **request: Any,
+    ) -> list[int]:
+        """The ids after which the answer begins.
+
+        Args:
+            messages: in OpenAI's shape. A last assistant message with `prefix` true is continued.
+            tools: offered to the model; template v1 has no place for them.
+            mode: how strictly mistral-common validates: `test`, `serving` or `finetuning`.
+            request: further fields of mistral-common's ChatCompletionRequest, for it to check.
+
+        Raises:
+            InvalidConversation: mistral-common refuses; `kind` is the class of its exception.
+        """
+        from mistral_common.exceptions import MistralCommonException
+        from mistral_common.protocol.instruct.normalize import get_normalizer
+        from mistral_common.protocol.instruct.request import ChatCompletionRequest
+        from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
+        from mistral_common.tokens.tokenizers.base import TokenizerVersion as MistralVersion
+        from pydantic import ValidationError
+
+        version = MistralVersion(self._version.value)
+        try:
+            json.dumps([messages, tools], ensure_ascii=False, default=str).encode("utf-8")
+            fields: dict[str, Any] = {"model": "m7b", "messages": messages, "tools": tools, **request}
+            asked: Any = ChatCompletionRequest(**fields)
+            checked = get_validator(version, ValidationMode(mode)).validate_request(asked)
+            normalized = get_normalizer(version, None).from_chat_completion_request(checked)
+            tokens: list[int] = self._instruct.encode_instruct(normalized).tokens
+        except ValidationError as error:
+            raise InvalidConversation("ValidationError", _digest(error.errors())) from None
+        except UnicodeEncodeError:
+            raise InvalidConversation("UsageError", "the messages or tools hold half a character") from None
+        except (MistralCommonException, AssertionError, RuntimeError, ValueError) as error:
+            # It hands JSON in arguments and results, and images, to libraries that raise what they like.
+            raise InvalidConversation(type(error).__name__, str(error)) from None
+        return tokens
+
+
+def _digest(errors: Sequence[Mapping[str, Any]]) -> str:
+    """What pydantic found, in one line: where, and which rule."""
+    found = (f"{'.'.join(map(str, error['loc']))}: {error['type']}" for error in errors)
+    return f"{len(errors)} errors: {'; '.join(found)}"
