@@ -4,7 +4,7 @@ Knows tokenizers and the engine's contract; knows nothing about terminals.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import assert_never
 
 from m7b.generation import (
@@ -21,7 +21,8 @@ from m7b.generation import (
 )
 from m7b.tokenizer import Tokenizer
 
-_REPLACEMENT = "\ufffd"
+REPLACEMENT = "\ufffd"
+"""What decoding gives for a byte that is no character."""
 _HOLD = 3  # an unfinished UTF-8 character is at most three bytes, each shown as U+FFFD
 _LONG = 32  # tokens of undecodable bytes after which a cut is tried
 
@@ -51,7 +52,7 @@ class IncrementalDecoder:
         """The text that `token` makes final."""
         self._window.append(token)
         text = self._tokenizer.decode(self._window)
-        held = min(_HOLD, len(text) - len(text.rstrip(_REPLACEMENT)))
+        held = min(_HOLD, len(text) - len(text.rstrip(REPLACEMENT)))
         piece = text[self._emitted : len(text) - held]
         self._emitted += len(piece)
         if held == 0 and text:
@@ -131,15 +132,34 @@ def stream(
         continues: whether the answer's text carries on from the prompt's, or begins a text.
         clock: seconds, for `Usage`.
     """
+    steps = engine.generate(ids, params)
+    return events_of(steps, tokenizer, len(ids), params, continues=continues, clock=clock)
+
+
+def events_of(
+    steps: Iterable[PromptProgress | Step],
+    tokenizer: Tokenizer,
+    n_prompt: int,
+    params: SamplingParams,
+    *,
+    continues: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[GenerationEvent]:
+    """Tell what `steps` after a prompt of `n_prompt` tokens mean; see `stream`.
+
+    Another prompt that is read in the middle of the answer ends with the answer so far. The usage is that
+    of the last one, without the answer.
+    """
     decoder, stops = IncrementalDecoder(tokenizer, continues=continues), StopStrings(params.stop)
     tokens: list[int] = []
     logprobs: list[TokenLogprob] = []
     reason, stopped, reused = FinishReason.LENGTH, False, 0
-    started = first = last = clock()
-    for step in engine.generate(ids, params):
+    prefill_s = decode_s = 0.0
+    is_reading, last = True, clock()
+    for step in steps:
         match step:
             case PromptProgress():
-                reused = step.reused
+                is_reading, n_prompt, reused = True, step.total - len(tokens), step.reused
                 yield step
                 continue
             case Step():
@@ -147,12 +167,14 @@ def stream(
             case other:
                 assert_never(other)
         now = clock()
-        if not tokens:
-            first = last = now
+        if is_reading:
+            prefill_s += now - last
+        elif step.finish is not FinishReason.STOP:
+            decode_s += now - last
+        is_reading, last = False, now
         if step.finish is FinishReason.STOP:
             reason = FinishReason.STOP
             break
-        last = now
         tokens.append(step.token)
         if step.logprob is not None:
             logprobs.append(step.logprob)
@@ -169,7 +191,7 @@ def stream(
         FinishReason.STOP if stopped else reason,
         tuple(tokens),
         tuple(logprobs),
-        Usage(len(ids), reused, len(tokens), prefill_s=first - started, decode_s=last - first),
+        Usage(n_prompt, reused, len(tokens), prefill_s, decode_s),
     )
 
 

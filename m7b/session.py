@@ -1,0 +1,329 @@
+"""One conversation over an engine: encode it all, generate, keep the answer, and take things back.
+
+Knows messages, templates and events; nothing about screens, files or tensors.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import assert_never
+
+from m7b.errors import ContextOverflow, UsageError
+from m7b.generation import (
+    Engine,
+    Finished,
+    FinishReason,
+    GenerationEvent,
+    PromptProgress,
+    SamplingParams,
+    Step,
+    TextDelta,
+    Usage,
+)
+from m7b.messages import Message
+from m7b.stream import REPLACEMENT, events_of
+from m7b.templates import Template, Tools
+from m7b.tokenizer import Tokenizer
+
+
+class OnFull(StrEnum):
+    """What to do when the conversation no longer fits the context.
+
+    `error` refuses a turn that leaves too little room to answer: `max_tokens`, or a quarter of the context
+    where that is less. `stop` lets the answer end where the context does. `drop-oldest` leaves the oldest
+    turns out before it answers. `roll` does so in the middle of an answer, which then goes on.
+    """
+
+    ERROR = "error"
+    DROP_OLDEST = "drop-oldest"
+    ROLL = "roll"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatModel:
+    """A model that can hold a conversation.
+
+    `ctx_size` tokens of prompt and answer fit; `window` is None where attention is full. `about` is what
+    people may want to know of it, by label, and `license` its license as far as the checkpoint tells.
+    """
+
+    name: str
+    engine: Engine
+    tokenizer: Tokenizer
+    template: Template
+    stop_ids: frozenset[int]
+    ctx_size: int
+    window: int | None
+    about: Mapping[str, str] = field(default_factory=dict)
+    license: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The oldest `n_messages` of the conversation, `n_tokens` of the prompt, are out of the model's sight."""
+
+    n_messages: int
+    n_tokens: int
+
+
+SessionEvent = GenerationEvent | Dropped
+
+
+class Session:
+    """A conversation with a model.
+
+    An answer in progress is the last message as soon as it has text, marked partial, so that whoever looks
+    between two events can save it. Closing the events keeps what was answered until then; an answer that
+    has not begun leaves the conversation as it was before.
+
+    Args:
+        model: answers.
+        params: sampling; stops of the model are added to them.
+        messages: the conversation so far.
+        tools: offered with every turn.
+        on_full: what to do when the context is full.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        params: SamplingParams,
+        *,
+        messages: Sequence[Message] = (),
+        tools: Tools | None = None,
+        on_full: OnFull = OnFull.DROP_OLDEST,
+    ) -> None:
+        self.model = model
+        self.params = params
+        self.tools = tools
+        self.on_full = on_full
+        self.usage: Usage | None = None
+        self._messages = list(messages)
+        self._n_dropped = 0  # messages behind the system prompt that the model no longer sees
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation, the system prompt first where there is one."""
+        return tuple(self._messages)
+
+    @property
+    def system(self) -> str:
+        """The system prompt, empty where there is none."""
+        return self._messages[0].text if self._has_system else ""
+
+    @system.setter
+    def system(self, text: str) -> None:
+        self._messages[: self._has_system] = [Message("system", text)] if text else []
+
+    @property
+    def n_dropped(self) -> int:
+        """The messages that the model no longer sees."""
+        return self._n_dropped
+
+    def last(self, role: str) -> Message:
+        """The last message of `role`.
+
+        Raises:
+            UsageError: there is none.
+        """
+        return self._messages[self._last(role)]
+
+    def prompt(self, text: str) -> list[int]:
+        """The ids that `send(text)` would start from, were there room for all."""
+        return self._encode(self._visible([*self._messages, Message("user", text)]))
+
+    def send(self, text: str) -> Iterator[SessionEvent]:
+        """Say `text` and let the model answer.
+
+        Raises:
+            ContextOverflow: there is no room for it.
+            InvalidConversation: the template does not take it.
+        """
+        return self._turn([*self._messages, Message("user", text)], self.params)
+
+    def regenerate(
+        self, params: SamplingParams | None = None, *, text: str | None = None
+    ) -> Iterator[SessionEvent]:
+        """Answer the last user message again, with other `params` for this once, or put as `text`.
+
+        Raises:
+            UsageError: there is none.
+        """
+        *before, asked = self._messages[: self._last("user") + 1]
+        return self._turn([*before, asked if text is None else Message("user", text)], params or self.params)
+
+    def continue_answer(self) -> Iterator[SessionEvent]:
+        """Go on with the last answer where it ended.
+
+        Raises:
+            UsageError: the last message is no answer.
+        """
+        if not self._messages or not _is_answer(self._messages[-1]):
+            raise UsageError("there is no answer to continue", hint="ask something first")
+        *question, answer = self._messages
+        # What may have been cut in two is answered again: a character, and the space before a word.
+        begun = answer.text.rstrip(f" {REPLACEMENT}" if answer.is_partial else " ")
+        return self._turn([*question, Message("assistant", begun)] if begun else question, self.params)
+
+    def undo(self, n_turns: int = 1) -> list[Message]:
+        """Take back the last turns, each a user message and what follows it; returns what was taken.
+
+        Raises:
+            UsageError: there are fewer.
+        """
+        asked = [at for at, message in enumerate(self._messages) if message.role == "user"]
+        if not 0 < n_turns <= len(asked):
+            raise UsageError(f"cannot take back {n_turns} of {len(asked)} turns")
+        taken = self._messages[asked[-n_turns] :]
+        del self._messages[asked[-n_turns] :]
+        if self._n_dropped >= len(self._messages) - self._has_system:
+            self._n_dropped = 0  # else nothing would be in sight, for all the room there is
+        return taken
+
+    def replace_answer(self, text: str) -> None:
+        """Put `text` in the place of the last answer.
+
+        Raises:
+            UsageError: there is none, it calls tools, or `text` is empty.
+        """
+        if not text:
+            raise UsageError("an answer cannot be empty", hint="/undo takes the turn back")
+        at = self._last("assistant")
+        if not _is_answer(self._messages[at]):
+            raise UsageError("the last answer calls tools", hint="/undo takes the turn back")
+        self._messages[at] = Message("assistant", text)
+
+    def load(self, messages: Sequence[Message]) -> None:
+        """Carry on with another conversation."""
+        self._messages = list(messages)
+        self._n_dropped = 0
+        self.usage = None
+
+    def clear(self) -> None:
+        """Begin again; the system prompt stays."""
+        self.load(self._messages[: self._has_system])
+
+    def _turn(self, asked: Sequence[Message], params: SamplingParams) -> Iterator[SessionEvent]:
+        """Answer `asked`, or go on with its last message where that is an answer."""
+        text = asked[-1].text if asked and asked[-1].role == "assistant" else ""
+        question = asked[:-1] if text else asked
+        before, n_dropped = self._messages, self._n_dropped
+        # A question is kept at once; an old answer until there is a new one.
+        waiting = self._messages = max(before, list(question), key=len)
+        try:
+            for event in self._answer(asked, self._with_stops(params)):
+                match event:
+                    case TextDelta():
+                        text += event.text
+                        self._messages = [*question, Message("assistant", text, is_partial=True)]
+                    case Finished():
+                        self.usage = event.usage
+                        if event.reason is FinishReason.STOP and text:
+                            self._messages = [*question, replace(self._messages[-1], is_partial=False)]
+                    case PromptProgress() | Dropped():
+                        pass
+                    case other:
+                        assert_never(other)
+                yield event
+        finally:
+            if self._messages is waiting:
+                self._messages, self._n_dropped = before, n_dropped
+
+    def _answer(self, asked: Sequence[Message], params: SamplingParams) -> Iterator[SessionEvent]:
+        ids, dropped = self._fitted(asked, params)
+        if dropped:
+            yield dropped
+        rolled: list[Dropped] = []
+        steps = self._steps(asked, ids, params, rolled)
+        continues = asked[-1].role == "assistant"
+        for event in events_of(steps, self.model.tokenizer, len(ids), params, continues=continues):
+            yield from rolled
+            rolled.clear()
+            yield event
+
+    def _steps(
+        self, asked: Sequence[Message], ids: list[int], params: SamplingParams, rolled: list[Dropped]
+    ) -> Iterator[PromptProgress | Step]:
+        """The engine's steps, in several goes where the context rolls; what that drops goes to `rolled`.
+
+        The next go begins with the ids of the answer so far, not with its text, which may end in half a
+        character, or in what may yet become a stop string.
+        """
+        tokens: list[int] = []
+        while True:
+            left = replace(params, max_tokens=params.max_tokens - len(tokens))
+            for step in self.model.engine.generate(ids, left):
+                yield step
+                if isinstance(step, Step):
+                    tokens.append(step.token)
+            is_full = len(tokens) < params.max_tokens
+            if not (is_full and self.on_full is OnFull.ROLL and self._next_turn(asked)):
+                return
+            ids, dropped = self._fitted(asked, left, tokens)
+            if dropped:
+                rolled.append(dropped)
+
+    def _fitted(
+        self, asked: Sequence[Message], params: SamplingParams, tokens: Sequence[int] = ()
+    ) -> tuple[list[int], Dropped | None]:
+        """The prompt, with the `tokens` of the answer so far, and what had to be left out of it.
+
+        Dropping changes the beginning of the prompt, so all of it is read again: it goes down to half
+        the context at once, not a turn at a time.
+        """
+        ids = [*self._encode(self._visible(asked)), *tokens]
+        size = self.model.ctx_size
+        is_strict = self.on_full in (OnFull.ERROR, OnFull.DROP_OLDEST)
+        room = max(1, min(params.max_tokens, size // 4)) if is_strict else 1
+        if len(ids) + room <= size:
+            return ids, None
+        n_dropped, n_tokens = self._n_dropped, len(ids)
+        if self.on_full in (OnFull.DROP_OLDEST, OnFull.ROLL):
+            room = 1  # when all has been dropped that can be, a short answer is better than none
+            while len(ids) > size // 2 and (turn := self._next_turn(asked)):
+                self._n_dropped += turn
+                ids = [*self._encode(self._visible(asked)), *tokens]
+        if len(ids) + room > size:
+            raise ContextOverflow(
+                f"the prompt has {len(ids)} tokens and the context holds {size}, {room} of them to answer",
+                hint="shorten it, begin anew, raise --ctx-size, or choose another --on-full",
+            )
+        if self._n_dropped == n_dropped:
+            return ids, None
+        return ids, Dropped(self._n_dropped - n_dropped, n_tokens - len(ids))
+
+    def _next_turn(self, asked: Sequence[Message]) -> int:
+        """The messages of the oldest turn of `asked` that is in sight, 0 where only the last is."""
+        start = self._has_system + self._n_dropped
+        later = (at for at in range(start + 1, len(asked)) if asked[at].role == "user")
+        return next(later, start) - start
+
+    def _visible(self, messages: Sequence[Message]) -> list[Message]:
+        start = self._has_system
+        return [*messages[:start], *messages[start + self._n_dropped :]]
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of `messages`, of which a last answer is one to continue."""
+        asked = [message.as_json() for message in messages]
+        if asked and asked[-1]["role"] == "assistant":
+            asked[-1]["prefix"] = True
+        return self.model.template.encode(asked, self.tools)
+
+    def _with_stops(self, params: SamplingParams) -> SamplingParams:
+        return replace(params, stop_ids=params.stop_ids | self.model.stop_ids)
+
+    @property
+    def _has_system(self) -> bool:
+        return bool(self._messages) and self._messages[0].role == "system"
+
+    def _last(self, role: str) -> int:
+        """Where the last message of `role` is."""
+        for at in reversed(range(len(self._messages))):
+            if self._messages[at].role == role:
+                return at
+        raise UsageError(f"there is no {role} message yet", hint="say something first")
+
+
+def _is_answer(message: Message) -> bool:
+    return message.role == "assistant" and not message.extra.get("tool_calls")
