@@ -1,0 +1,220 @@
+"""Markdown on a terminal while it is being written.
+
+Knows which text is final and which may still change; knows nothing about models or conversations.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from typing import TextIO, assert_never
+
+from rich.console import Console
+from rich.text import Text
+
+from m7b.markdown import inline
+from m7b.markdown.blocks import HOLD, Block, Fence, Prose, Rule, TableRow, block_of, is_delimiter_row
+from m7b.markdown.code import Highlighter
+from m7b.markdown.row import Row, is_wide
+from m7b.render import Output, has_colours, printable
+
+__all__ = ["MarkdownStream"]
+
+_HEADINGS = ("", "bold underline", "bold", "bold italic", "bold italic", "bold italic", "bold italic")
+_GLYPHS = "•│─…"
+_ASCII_GLYPHS = "-|-~"
+_RULE_CELLS = 40
+_COLUMN_CELLS = 8  # a terminal that has less for each column shows a table as it is written
+
+
+class MarkdownStream:
+    """Prints Markdown for good line by line and word by word; only the open end of a line is redrawn.
+
+    The cursor never moves up, so neither a long answer nor a resized terminal can garble what was printed.
+    A line end in the text stays one. A text shown before is shown again by `write` and `finish`.
+
+    Args:
+        stream: stdout unless another is given.
+        plain: passes the text through as it is; by default where there is no terminal, or a dumb one.
+        width: the columns of the terminal at this moment.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        plain: bool | None = None,
+        width: Callable[[], int] | None = None,
+    ) -> None:
+        self._output = Output(stream)
+        console = Console(file=stream or sys.stdout, no_color=not has_colours())
+        is_capable = self._output.is_terminal and not (console.is_dumb_terminal or console.legacy_windows)
+        self._is_plain = not is_capable if plain is None else plain
+        self._encoding = console.encoding
+        is_complete = _GLYPHS.encode(self._encoding, "replace").decode(self._encoding) == _GLYPHS
+        self._bullet, self._bar, self._rule, self._more = tuple(_GLYPHS if is_complete else _ASCII_GLYPHS)
+        self._width = width or (lambda: console.width)
+        self._row = Row(console, self._width())
+        self._forget()
+
+    def write(self, text: str) -> None:
+        """Show more of the text.
+
+        Raises:
+            PipeClosed: nobody reads any more.
+            OutOfResources: the stream does not take it.
+        """
+        if not text:
+            return
+        if self._is_plain:
+            self._output.write(text)
+            self._line = text[-1]
+            return
+        self._resize()
+        for char in printable(text).encode(self._encoding, "replace").decode(self._encoding):
+            self._push(char)
+        self._row.update(self._tail())
+
+    def finish(self) -> None:
+        """The text is over, be it complete or cut off: make all of it final, and end its last line."""
+        if self._is_plain:
+            if self._line not in ("", "\n"):
+                self._output.write("\n")
+        else:
+            self._resize()
+            if self._line.strip(" "):
+                self._end_line()
+            self._end_table()
+            if not self._row.is_empty:
+                self._row.newline()
+            self._row.update("")
+        self._forget()
+
+    def _forget(self) -> None:
+        self._line = ""  # the current line, as it is written
+        self._at = 0  # its characters that are final
+        self._block: Block | None = None  # what it is, once that is known
+        self._rows: list[str] = []  # the table that is waiting for its end
+        self._fence: Fence | None = None  # the block of code that is open
+        self._highlighter = Highlighter("")
+        self._is_started = self._has_gap = False  # something was printed; an empty line is due
+
+    def _resize(self) -> None:
+        n_final = self._row.resize(self._width())
+        if not self._rows:
+            self._at += n_final
+
+    def _tail(self) -> str:
+        n = len(self._rows)
+        return f"{self._more} {n} row{'s' * (n > 1)}" if n else self._line[self._at :]
+
+    def _push(self, char: str) -> None:
+        if char == "\n":
+            self._end_line()
+            self._line, self._at, self._block = "", 0, None
+        elif self._fence is not None:
+            self._line += char
+        elif char == " " and not (self._is_started or self._line):
+            pass  # a model's habit to begin with a space indents nothing
+        else:
+            if self._has_gap and char not in " \t":
+                self._row.newline()
+                self._has_gap = False
+            self._line += char if char != "\t" else "    "
+            if self._block is None:
+                self._decide(is_whole=False)
+            if isinstance(self._block, Prose):
+                self._put_settled(self._block)
+
+    def _decide(self, *, is_whole: bool) -> None:
+        """Find out what the line is, and begin it if it is text."""
+        block = block_of(self._line, is_whole=is_whole)
+        if self._at and not isinstance(block, Fence | None):
+            block = Prose("", 0, self._at)  # a resize made its first characters final as they were
+        if block is not None and not isinstance(block, TableRow):
+            self._end_table()
+        if isinstance(block, Prose):
+            self._at = block.start
+            self._row.begin(*self._marks(block))
+        self._block = block
+
+    def _put_settled(self, block: Prose) -> None:
+        """Print the words that nothing can change any more.
+
+        A word ends where a space follows it, next to a wide character, or anywhere after too long a wait.
+        """
+        before, char = self._line[-2:-1], self._line[-1]
+        is_long = len(self._line) - self._at > HOLD
+        if char == " ":
+            ready = self._line[self._at :]
+        elif (is_wide(char) and (is_wide(before) or before.isalnum())) or (is_long and char.isalnum()):
+            ready = self._line[self._at : -1]
+        else:
+            return
+        words = ready.rstrip(" ")
+        if words.strip(" ") and (is_long or inline.is_settled(ready)):
+            self._row.put(inline.render(words, _HEADINGS[block.heading]))
+            self._at += len(words)
+
+    def _end_line(self) -> None:
+        if self._fence is not None and self._fence.covers(self._line):
+            self._end_code_line(self._fence)
+            return
+        self._fence = None
+        if not self._line.strip(" "):
+            self._end_table()
+            self._has_gap = self._is_started
+            return
+        if self._block is None:
+            self._decide(is_whole=True)
+        rest = self._line[self._at :]
+        match self._block:
+            case Prose(heading=heading):
+                rest = re.sub(r" +#+ *$", "", rest) if heading else rest
+                self._row.put(inline.render(rest.rstrip(" "), _HEADINGS[heading]))
+                self._row.newline()
+            case Rule():
+                self._row.put_line(Text(self._rule * min(_RULE_CELLS, self._row.limit), "dim"))
+            case Fence():
+                self._row.put_line(Text(rest, "dim"))
+                self._fence = self._block
+                self._highlighter = Highlighter("" if self._block.is_quoted else self._block.language)
+            case TableRow():
+                self._add_table_row()
+            case None:
+                raise AssertionError("a whole line is something")
+            case other:
+                assert_never(other)
+        self._is_started = True
+
+    def _end_code_line(self, fence: Fence) -> None:
+        if fence.is_closed_by(self._line):
+            self._row.put_line(Text(self._line, "dim")[self._at :])
+            self._fence = None
+        else:
+            self._row.put_line(self._highlighter.line(self._line)[self._at :])
+
+    def _add_table_row(self) -> None:
+        self._rows.append(self._line)
+        if len(self._rows) == 2 and not is_delimiter_row(self._line):
+            self._put_literally(self._rows.pop(0))
+
+    def _end_table(self) -> None:
+        rows, self._rows = self._rows, []
+        if len(rows) > 1 and self._row.limit >= _COLUMN_CELLS * inline.n_columns(rows):
+            self._row.put_block(inline.table(rows))
+        else:
+            for row in rows:
+                self._put_literally(row)
+
+    def _put_literally(self, line: str) -> None:
+        self._row.put(Text(line))
+        self._row.newline()
+
+    def _marks(self, block: Prose) -> tuple[Text, Text]:
+        """What stands in front of the text, and in front of its further rows."""
+        texts = []
+        for marks in (re.sub(r"[-*+](?=\s)", self._bullet, block.marks), re.sub(r"[^\s>]", " ", block.marks)):
+            text = Text(marks.replace(">", self._bar))
+            text.highlight_regex(re.escape(self._bar), "dim")
+            texts.append(text)
+        return texts[0], texts[1]

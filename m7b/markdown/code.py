@@ -1,0 +1,48 @@
+"""Colours for the lines of a block of code, as they come. Knows lexers; knows nothing about Markdown."""
+
+import re
+from typing import Any
+
+from rich.syntax import Syntax
+from rich.text import Text
+
+_STEP = 16  # lines after which the context is cut, if that changes nothing
+_KEPT = 8
+_MOST = 192
+
+
+class Highlighter:
+    """Colours one line after another, reading each with those before it: a string may span many.
+
+    Reading all of a long block for every line would take ever longer, so the context is cut down to its last
+    lines wherever these read the same without the others, and at the latest after 192 lines.
+    """
+
+    def __init__(self, language: str) -> None:
+        self._lexer = Syntax("", language, tab_size=0).lexer if language else None
+        self._theme = Syntax.get_theme("ansi_dark")
+        self._lines: list[str] = []
+
+    def line(self, code: str) -> Text:
+        """`code`, coloured."""
+        if self._lexer is None:
+            return Text(code)
+        self._lines.append(code)
+        lexed = self._lex(self._lines)
+        n = len(self._lines)
+        if n >= _MOST or (n % _STEP == 0 and self._lex(self._lines[-_KEPT:]) == lexed[-_KEPT:]):
+            self._lines = self._lines[-_KEPT:]
+        tokens = ((part.rstrip("\n"), self._theme.get_style_for_token(kind)) for kind, part in lexed[-1])
+        text = Text.assemble(*tokens)
+        return text if text.plain == code else Text(code)
+
+    def _lex(self, lines: list[str]) -> list[list[tuple[Any, str]]]:
+        """The tokens of each line, its end included: that of an empty line tells if it is in a string."""
+        assert self._lexer is not None
+        lexed: list[list[tuple[Any, str]]] = [[]]
+        for kind, value in self._lexer.get_tokens("\n".join(lines)):
+            for part in re.findall(r"[^\n]*\n|[^\n]+", value):
+                lexed[-1].append((kind, part))
+                if part.endswith("\n"):
+                    lexed.append([])
+        return lexed[: len(lines)]

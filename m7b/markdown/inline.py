@@ -1,0 +1,122 @@
+"""Markdown within a line: strong, emphasis, code, strike, links, and the cells of tables.
+
+Knows text and styles; knows nothing about lines that arrive in pieces, nor about terminals.
+"""
+
+import re
+from typing import Any, Literal
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from m7b.render import printable
+
+_STYLES = {"strong": "bold", "em": "italic", "s": "strike", "link": "underline"}
+_CODE = "bold cyan"
+_MARKUP = re.compile(r"[*_~`\[\]<\\]")
+_OPENERS = re.compile(r"\*(?=\S)|(?<!\w)_(?=\S)|~~(?=\S)|`|<\S*$|\]\([^)]*$")
+
+
+class _Parser(MarkdownIt):
+    """HTML and entities stay as they are written, and so do addresses: they are read, not opened."""
+
+    def __init__(self) -> None:
+        super().__init__("commonmark", {"html": False})
+        self.enable("strikethrough").disable("entity")
+
+    def validateLink(self, url: str) -> bool:
+        return True
+
+    def normalizeLink(self, url: str) -> str:
+        return url
+
+    def normalizeLinkText(self, link: str) -> str:
+        return link
+
+
+_PARSER = _Parser()
+
+
+def is_settled(source: str) -> bool:
+    """Whether nothing that follows can restyle `source`: no delimiter in it waits for its partner."""
+    if not _MARKUP.search(source):
+        return True
+    # Escapes, code and what has its partner are opaque, but next to a delimiter they count as punctuation.
+    left = "".join(token.content if token.type == "text" else "." for token in _parse(source))
+    return not (_OPENERS.search(left) or _has_open_bracket(left))
+
+
+def render(source: str, style: str = "") -> Text:
+    """`source` without its markup, styled. A link is followed by its address."""
+    text = Text(style=style)
+    if not _MARKUP.search(source):
+        return text.append(source)
+    styles: list[str] = []
+    links: list[tuple[int, str]] = []  # where each open link starts, and its address
+    for token in _parse(source):
+        name, _, side = token.type.rpartition("_")
+        if side == "open":
+            styles.append(_STYLES[name])
+            if name == "link":
+                links.append((len(text), _address(token)))
+        elif side == "close":
+            styles.pop()
+            if name == "link":
+                start, address = links.pop()
+                text.append("" if text.plain[start:] == address else f" ({address})")
+        elif token.type == "image":
+            text.append(f"{token.content} ({_address(token)})", " ".join(styles))
+        else:
+            text.append(token.content, " ".join([*styles, _CODE] if token.type == "code_inline" else styles))
+    return text
+
+
+def table(lines: list[str]) -> Table:
+    """The table that `lines` spell: a head, a delimiter row, rows."""
+    head, delimiters, *rows = (_cells(line) for line in lines)
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for column in range(n_columns(lines)):
+        title = head[column] if column < len(head) else ""
+        justify = _justify(delimiters[column]) if column < len(delimiters) else "left"
+        grid.add_column(render(title), justify=justify, overflow="fold")
+    for row in rows:
+        grid.add_row(*map(render, row))
+    return grid
+
+
+def n_columns(lines: list[str]) -> int:
+    """How many columns the longest of `lines` has."""
+    return max(len(_cells(line)) for line in lines)
+
+
+def _parse(source: str) -> list[Token]:
+    return _PARSER.inline.parse(source, _PARSER, {}, [])
+
+
+def _has_open_bracket(text: str) -> bool:
+    depth = 0
+    for bracket in re.findall(r"[\[\]]", text):
+        depth = depth + 1 if bracket == "[" else max(0, depth - 1)
+    return depth > 0
+
+
+def _address(token: Token) -> str:
+    """Where a link or an image leads, with its title; an entity may have put a line end into it."""
+    attributes: dict[str, Any] = token.attrs
+    title = f' "{attributes["title"]}"' if attributes.get("title") else ""
+    return printable(f"{attributes.get('href', attributes.get('src'))}{title}").replace("\n", " ")
+
+
+def _cells(line: str) -> list[str]:
+    """`| a | b \\| c |` has the cells `a` and `b | c`."""
+    cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)]
+    return cells[1 : -1 if not cells[-1] else None]
+
+
+def _justify(delimiter: str) -> Literal["left", "center", "right"]:
+    if delimiter.endswith(":"):
+        return "center" if delimiter.startswith(":") else "right"
+    return "left"

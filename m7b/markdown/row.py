@@ -1,0 +1,210 @@
+"""The terminal's current row: final text, and a live tail behind it that is replaced until it is final.
+
+Knows rows, cells and escape sequences, and only ever goes on or back to the row's start; knows nothing of
+Markdown.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from rich.cells import cell_len, get_character_cell_size, split_graphemes
+from rich.console import COLOR_SYSTEMS, Console, RenderableType
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+
+from m7b.errors import OutOfResources
+from m7b.render import PipeClosed
+
+_TAB = 8
+_EMOJI_PARTS = re.compile("[\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff]")
+
+
+class Row:
+    """Wraps final text and shows the tail. Nothing is written before `update`, and then all at once.
+
+    The last column stays empty: what terminals do there differs.
+    """
+
+    def __init__(self, console: Console, width: int) -> None:
+        self._console = console
+        self._colors = COLOR_SYSTEMS.get(console.color_system or "")
+        self._width = width
+        self._batch: list[str] = []
+        self._column = 0  # cells of final text in this row
+        self._hang = Text()  # what rows begin with after a wrap
+        self._is_wrapped = False  # and nothing but that stands in the row
+        self._is_vague = False  # terminals disagree on the cells of what stands in the row
+        self._tail = ""
+        self._tail_column = 0
+
+    @property
+    def limit(self) -> int:
+        """The cells a row may take."""
+        return max(1, self._width - 1)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing final stands in the row."""
+        return self._column == 0
+
+    def begin(self, marks: Text, hang: Text) -> None:
+        """Begin a line with `marks`; its further rows begin with `hang`. Narrow terminals get less of it."""
+        self._hang = hang
+        if _cells(marks.plain) > self.limit // 2:
+            marks = marks[len(marks) - len(marks.plain.lstrip()) :]
+        if _cells(marks.plain) < self.limit:
+            self._add(marks)
+        else:
+            self.put(marks)
+
+    def put(self, text: Text) -> None:
+        """Add final text, wrapped between words, between wide characters, and within what fits no row."""
+        gap = Text()
+        for piece in text.divide(_breaks(text.plain, self.limit - self._hang_cells)):
+            if not piece.plain.strip(" "):
+                gap = piece
+                continue
+            gap_cells = 0 if self._is_wrapped else len(gap)
+            if not self._fits(gap_cells + _cells(piece.plain)):
+                if not (self._is_wrapped or self.is_empty):
+                    self._wrap()
+                gap_cells = 0
+            self._add(gap[:gap_cells])
+            self._add(piece)
+            self._is_wrapped = False
+            gap = Text()
+
+    def put_line(self, text: Text) -> None:
+        """Add a final line as it is, which the terminal wraps, without blanks at its end."""
+        text.rstrip()
+        if _cells(text.plain.expandtabs(_TAB)) > self.limit:
+            text.expand_tabs(_TAB)  # a tab does not wrap: the terminal would write over the row's last cell
+        self._add(text)
+        self.newline()
+
+    def put_block(self, block: RenderableType) -> None:
+        """Add something that Rich lays out over several rows."""
+        options = self._console.options.update_width(self.limit)
+        for line in self._console.render_lines(block, options, pad=False):
+            self._batch.append(f"{self._ansi(line)}\n")
+
+    def newline(self) -> None:
+        """End the line."""
+        self._hang = Text()
+        self._wrap()
+
+    def resize(self, width: int) -> int:
+        """Go on with another width.
+
+        A row that the terminal had to reflow cannot be rewritten: what it shows becomes final.
+
+        Returns:
+            The characters of the tail that are final now.
+        """
+        if width == self._width:
+            return 0
+        self._width = width
+        is_reflowed = max(self._column, self._tail_column + _cells(self._tail)) > self.limit
+        if not is_reflowed:
+            return 0
+        committed, self._tail = len(self._tail), ""
+        self._wrap()
+        return committed
+
+    def update(self, tail: str) -> None:
+        """Write what was added, and show `tail` behind it as far as the row has room.
+
+        Raises:
+            PipeClosed: nobody reads any more.
+            OutOfResources: the terminal does not take it.
+        """
+        tail = "" if self._is_vague else _clip(tail, self.limit - self._column)
+        shown = "".join(self._batch) + tail
+        if not shown.startswith(self._tail):
+            forward = f"\x1b[{self._tail_column}C" if self._tail_column else ""
+            self._write(f"\r{forward}\x1b[K{shown}")
+        elif shown != self._tail:
+            self._write(shown[len(self._tail) :])
+        self._batch.clear()
+        self._tail, self._tail_column = tail, self._column
+
+    @property
+    def _hang_cells(self) -> int:
+        n = _cells(self._hang.plain)
+        return n if n <= self.limit // 2 else 0
+
+    def _fits(self, n_cells: int) -> bool:
+        return self._column + n_cells <= self.limit
+
+    def _wrap(self) -> None:
+        self._batch.append("\n")
+        self._column, self._is_vague = 0, False
+        self._add(self._hang[: self._hang_cells])
+        self._is_wrapped = bool(self._hang_cells)
+
+    def _add(self, text: Text) -> None:
+        if text:
+            self._batch.append(self._ansi(text.render(self._console)))
+            self._column += _cells(text.plain)
+            self._is_vague = self._is_vague or _is_vague(text.plain)
+
+    def _ansi(self, segments: Iterable[Segment]) -> str:
+        return "".join(self._styled(segment.text, segment.style or Style.null()) for segment in segments)
+
+    def _styled(self, text: str, style: Style) -> str:
+        style = style.without_color if self._console.no_color else style
+        return style.render(text, color_system=self._colors)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._console.file.write(text)
+            self._console.file.flush()
+        except BrokenPipeError:
+            raise PipeClosed from None
+        except OSError as error:
+            raise OutOfResources(f"cannot write the answer: {error.strerror}") from None
+
+
+def is_wide(char: str) -> bool:
+    """Whether text may be broken next to `char`, which takes two cells."""
+    return not char.isascii() and get_character_cell_size(char) == 2 and not _EMOJI_PARTS.match(char)
+
+
+def _breaks(plain: str, widest: int) -> list[int]:
+    """Where `plain` may be parted: "ab 中文" at 2, 3 and 4."""
+    offsets: list[int] = []
+    for word in re.finditer(" +|[^ ]+", plain):
+        offsets.append(word.start())
+        is_long = _cells(word[0]) > widest
+        if is_long or not word[0].isascii():
+            for start, end, n_cells in split_graphemes(word[0])[0]:
+                if is_long or n_cells > 1:
+                    offsets += (word.start() + start, word.start() + end)
+    return sorted(set(offsets) - {0, len(plain)})
+
+
+def _clip(tail: str, room: int) -> str:
+    """As much of `tail` as fits, a cell for each tab."""
+    room = max(0, room)  # a wide character may stand in a row that is too narrow for it
+    tail = tail[:room].replace("\t", " ")
+    while _cells(tail) > room:
+        tail = tail[:-1]
+    return tail.rstrip(" ")
+
+
+def _cells(text: str) -> int:
+    """The cells that `text` takes, and where terminals disagree the most that it may take."""
+    if text.isascii():
+        return len(text)
+    apart = sum(2 if _EMOJI_PARTS.match(char) else get_character_cell_size(char) for char in text)
+    return max(cell_len(text), apart)
+
+
+def _is_vague(text: str) -> bool:
+    if text.isascii():
+        return False
+    return any(unicodedata.category(c)[0] == "M" or unicodedata.category(c) == "Cf" for c in text) or bool(
+        _EMOJI_PARTS.search(text)
+    )
