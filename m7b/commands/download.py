@@ -26,6 +26,11 @@ def download(
             f"{variant.value} cannot be downloaded yet",
             hint="fetch its files by other means and name them with -m",
         )
+    fetch_demo()
+
+
+def fetch_demo() -> None:
+    """Fetch the demo checkpoint, unless it is here."""
     present = hub.installed("demo")
     if present:
         note(f"demo is here already: {present}")

@@ -1,0 +1,211 @@
+"""A chat in progress: takes lines, asks the session, shows and keeps what comes of it."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Protocol, assert_never
+
+from m7b.errors import M7bError
+from m7b.generation import Finished, FinishReason, PromptProgress, TextDelta
+from m7b.repl.keys import silent_keys
+from m7b.repl.record import Record
+from m7b.repl.screen import Screen
+from m7b.repl.signals import deaf, stoppable, until_interrupted
+from m7b.repl.slash import find_command
+from m7b.session import ChatModel, Dropped, Session, SessionEvent
+from m7b.stream import REPLACEMENT
+
+COMMAND_LINE = re.compile(r"/(?!/)(?P<name>\S*)(?P<argument>.*)", re.DOTALL)
+
+
+class Reader(Protocol):
+    """Where lines come from."""
+
+    def read(self, draft: str) -> str:
+        """The next message, typed over `draft`.
+
+        Raises:
+            EOFError: there will be none.
+        """
+        ...
+
+
+class Chat:
+    """One conversation on a screen.
+
+    Args:
+        session: answers.
+        screen: shows.
+        record: keeps.
+        open_model: loads the model of a name or a path, for /model.
+    """
+
+    def __init__(
+        self, session: Session, screen: Screen, record: Record, open_model: Callable[[str], ChatModel]
+    ) -> None:
+        self.session = session
+        self.screen = screen
+        self.record = record
+        self.open_model = open_model
+        self.is_multiline = False
+        self.is_over = False
+        self.draft = ""  # what the next prompt begins with
+        self._counted: tuple[object, int] = (None, 0)
+        self.attached: dict[Path, str] = {}  # files whose text goes in front of the next message
+
+    def run(self, reader: Reader) -> None:
+        """Take lines until there are no more, or one of them ends the chat. Nothing else does."""
+        with silent_keys(), deaf():
+            while not self.is_over:
+                draft, self.draft = self.draft, ""
+                try:
+                    line = reader.read(draft)
+                except EOFError:
+                    return
+                except KeyboardInterrupt:
+                    continue
+                self.take(line)
+
+    def take(self, line: str) -> None:
+        """Do what `line` says: a command, or a message for the model."""
+        text = unquoted(line)
+        if not text.strip():
+            return
+        try:
+            with stoppable():
+                if found := COMMAND_LINE.fullmatch(text):
+                    find_command(found["name"]).run(self, found["argument"].strip())
+                else:
+                    self.say(text[1:] if text.startswith("//") else text)
+        except M7bError as error:
+            self.screen.note(str(error), "red")
+        except KeyboardInterrupt:
+            pass
+
+    def say(self, text: str) -> Finished | None:
+        """Say `text` to the model, with the files that are attached in front of it."""
+        asked = self.session.send("\n\n".join([*self.attached.values(), text]))
+        finished = self.ask(asked, draft=text)
+        if not self.draft:
+            self.attached.clear()
+        return finished
+
+    def ask(self, events: Iterator[SessionEvent], *, draft: str) -> Finished | None:
+        """Show an answer; if none comes of it, the next prompt begins with `draft`."""
+        before = self.session.messages
+        try:
+            return self.show(events)
+        finally:
+            if self.session.messages == before:
+                self.draft = draft
+
+    def show(self, events: Iterator[SessionEvent], *, continues: bool = False) -> Finished | None:
+        """Show an answer while it comes, and keep it.
+
+        Ctrl-C ends it; what was said until then stands. One that `continues` another begins a line of
+        its own, so spaces in front of it are left out.
+
+        Returns:
+            The end of the answer, None where it was interrupted.
+        """
+        finished: Finished | None = None
+        before = self.session.messages
+        n_shown = len(before[-1].text.rstrip(f" {REPLACEMENT}")) if continues else 0
+        with deaf():
+            try:
+                with (
+                    self.screen.answer(continues=continues) as answer,
+                    closing(until_interrupted(events)) as heard,
+                ):
+                    for event in heard:
+                        match event:
+                            case PromptProgress():
+                                if event.done < event.total:
+                                    answer.progress(progress_line(event))
+                            case TextDelta():
+                                answer.write(event.text)
+                                n_shown = len(self.session.messages[-1].text)
+                            case Dropped():
+                                answer.remark(dropped_line(event, self.session.on_full))
+                            case Finished():
+                                finished = event
+                            case other:
+                                assert_never(other)
+                        with suppress(M7bError):  # a disk that fails ends no answer; what follows tells
+                            self.record.save_if_due(self.session)
+                    if self.session.messages != before:  # the event that Ctrl-C took may have been text
+                        answer.write(self.session.messages[-1].text[n_shown:])
+            finally:
+                self.record.save(self.session)
+            self._remark(finished)
+        return finished
+
+    def toolbar(self) -> str:
+        """The state of the chat in one line."""
+        session, model = self.session, self.session.model
+        usage = session.usage
+        parts = [model.name, f"{self._n_tokens()} of {model.ctx_size} tokens"]
+        if model.window:
+            parts.append(f"window {model.window}")
+        if usage:
+            parts.append(f"reused {usage.reused_tokens} of {usage.prompt_tokens}")
+            if usage.decode_tps:
+                parts.append(f"{usage.decode_tps:.1f} tok/s")
+        parts += (f"+ {file.name}" for file in self.attached)
+        if self.is_multiline:
+            parts.append("Alt+Enter sends")
+        return " · ".join(parts)
+
+    def _n_tokens(self) -> int:
+        """The tokens of the next prompt before anything is typed, counted again where something changed."""
+        session = self.session
+        counted = (session.model, session.n_dropped, session.messages)
+        if self._counted[0] != counted:
+            try:
+                self._counted = counted, len(session.prompt(""))
+            except M7bError:  # the next message will meet it again, and tell
+                self._counted = counted, 0
+        return self._counted[1]
+
+    def _remark(self, finished: Finished | None) -> None:
+        """Say why an answer ended, where it did not end by itself."""
+        session, screen = self.session, self.screen
+        if finished is None:
+            if screen.is_interactive:
+                has_text = bool(session.messages) and session.messages[-1].is_partial
+                screen.note(f"stopped{'; /continue goes on, /regen answers anew' if has_text else ''}")
+            return
+        usage = finished.usage
+        if finished.reason is not FinishReason.LENGTH:
+            if not finished.tokens:
+                screen.note("the model said nothing")
+        elif usage.prompt_tokens + usage.completion_tokens >= session.model.ctx_size:
+            screen.note(
+                f"the context of {session.model.ctx_size} tokens is full; --on-full roll goes on", "yellow"
+            )
+        else:
+            way_out = "/continue goes on" if screen.is_interactive else "--max-tokens allows more"
+            screen.note(f"stopped after {usage.completion_tokens} tokens; {way_out}")
+
+
+def unquoted(line: str) -> str:
+    '''The text of a line, or of a block between """ and """.'''
+    text = line.strip()
+    if len(text) >= 6 and text.startswith('"""') and text.endswith('"""'):
+        return text[3:-3].strip("\n")
+    return line
+
+
+def progress_line(event: PromptProgress) -> str:
+    """How far the prompt has been read."""
+    return f"reading the conversation: {event.done} of {event.total} tokens, {event.reused} reused"
+
+
+def dropped_line(event: Dropped, on_full: str) -> str:
+    """What to tell of messages that no longer fit."""
+    messages = "message" if event.n_messages == 1 else f"{event.n_messages} messages"
+    return (
+        f"the context is full: the oldest {messages} ({event.n_tokens} tokens) are out of the model's sight "
+        f"(--on-full {on_full})"
+    )

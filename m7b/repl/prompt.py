@@ -1,0 +1,134 @@
+"""The prompt: keys, history and toolbar, by prompt-toolkit. Knows keys; knows nothing about sessions."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import Completer
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import has_focus
+from prompt_toolkit.formatted_text import AnyFormattedText
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.shortcuts import CompleteStyle
+from prompt_toolkit.styles import Style
+
+_PROMPT, _MORE = ">>> ", "... "
+_BLOCK = '"""'
+_STYLE = Style.from_dict({"bottom-toolbar": "noreverse #888888", "prompt": "bold"})
+
+
+class Prompt:
+    """Reads messages from the terminal.
+
+    Args:
+        completer: what Tab offers.
+        toolbar: the line below the prompt, asked for whenever it is drawn.
+        is_multiline: whether Enter begins a new line and Alt+Enter sends, instead of the other way round.
+        history_file: where to keep what was typed; None forgets it at the end.
+        vi: the keys of vi instead of Emacs.
+    """
+
+    def __init__(
+        self,
+        completer: Completer,
+        toolbar: Callable[[], str],
+        is_multiline: Callable[[], bool],
+        *,
+        history_file: Path | None = None,
+        vi: bool = False,
+    ) -> None:
+        self._session: PromptSession[str] = PromptSession(
+            _PROMPT,
+            multiline=True,
+            prompt_continuation=_continuation,
+            key_bindings=_bindings(is_multiline),
+            completer=completer,
+            complete_while_typing=False,
+            complete_style=CompleteStyle.READLINE_LIKE,
+            bottom_toolbar=lambda: [("", toolbar())],
+            style=_STYLE,
+            history=_history(history_file),
+            enable_suspend=True,
+            tempfile_suffix=".md",
+            vi_mode=vi,
+        )
+
+    def read(self, draft: str) -> str:
+        """The next message, typed over `draft`.
+
+        Raises:
+            EOFError: Ctrl+D in an empty prompt, or the terminal has gone.
+        """
+        return self._session.prompt(default=draft, handle_sigint=False)  # it comes as a key
+
+
+class _PrivateHistory(FileHistory):
+    """What was typed, readable to its owner only; a disk that does not take it is no reason to stop."""
+
+    def store_string(self, string: str) -> None:
+        path = Path(os.fsdecode(self.filename))
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            super().store_string(string.encode("utf-8", "backslashreplace").decode("utf-8"))
+        except OSError:
+            pass
+
+    def load_history_strings(self) -> Any:
+        try:
+            return super().load_history_strings()
+        except OSError:
+            return []
+
+
+def _history(file: Path | None) -> History:
+    return _PrivateHistory(file) if file else InMemoryHistory()
+
+
+def _continuation(width: int, line: int, wraps: int) -> AnyFormattedText:
+    return "" if wraps else _MORE
+
+
+def _bindings(is_multiline: Callable[[], bool]) -> KeyBindings:
+    """Our keys; all others are prompt-toolkit's."""
+    bindings = KeyBindings()
+    typing = has_focus(DEFAULT_BUFFER)
+
+    def is_open(text: str) -> bool:
+        """Whether Enter continues the message."""
+        if text.lstrip().startswith(_BLOCK):
+            return not (len(text.strip()) >= 2 * len(_BLOCK) and text.rstrip().endswith(_BLOCK))
+        return is_multiline() and not text.startswith("/")
+
+    @bindings.add("enter", filter=typing)
+    def enter(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if is_open(buffer.text):
+            buffer.newline(copy_margin=False)
+        else:
+            buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter", filter=typing)
+    def alt_enter(event: KeyPressEvent) -> None:
+        if is_multiline():
+            event.current_buffer.validate_and_handle()
+        else:
+            event.current_buffer.newline(copy_margin=False)
+
+    @bindings.add("c-j", filter=typing)
+    def newline(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    @bindings.add("c-c", filter=typing)
+    def clear(event: KeyPressEvent) -> None:
+        event.current_buffer.reset()
+
+    @bindings.add("c-g", filter=typing)
+    @bindings.add("c-x", "c-e", filter=typing)
+    def editor(event: KeyPressEvent) -> None:
+        event.current_buffer.open_in_editor(validate_and_handle=False)
+
+    return bindings

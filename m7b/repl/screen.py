@@ -1,0 +1,105 @@
+"""What a chat shows: answers, remarks about them, progress. Knows terminals; nothing about sessions."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from m7b.markdown import MarkdownStream
+from m7b.render import Status, has_colours, note, printable
+from m7b.repl.signals import uninterrupted
+
+
+class Screen:
+    """Where a chat shows things: Markdown on a terminal, the bare text elsewhere.
+
+    Args:
+        markdown: whether answers are rendered; they show as they are otherwise.
+        is_interactive: whether somebody types. Else stdout holds the answer alone, and remarks go to stderr.
+    """
+
+    def __init__(self, *, markdown: bool = True, is_interactive: bool = True) -> None:
+        self._console = Console(highlight=False, no_color=not has_colours())
+        self._markdown = markdown
+        self.is_interactive = is_interactive
+        self.status = Status()
+
+    @contextmanager
+    def answer(self, *, continues: bool = False) -> Iterator["Answer"]:
+        """A place for one answer, which ends with a newline however it ends; see `Answer`."""
+        stream = MarkdownStream(plain=None if self._markdown else True)
+        answer = Answer(self, stream, continues=continues)
+        try:
+            yield answer
+        finally:
+            self.status.clear()
+            stream.finish()
+            for remark in answer.remarks:
+                self.note(remark, "yellow")
+
+    def answered(self, text: str) -> None:
+        """Show an answer that was given before."""
+        with uninterrupted(), self.answer() as answer:
+            answer.write(text)
+
+    def note(self, text: str = "", style: str = "dim") -> None:
+        """Show a remark, in as many lines as it has."""
+        if self.is_interactive:
+            self._console.print(Text(printable(text), style, overflow="fold"))
+        else:
+            note(text)
+
+    def table(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Show labels and what belongs to them, in two columns."""
+        grid = Table.grid(padding=(0, 2))
+        for label, value in rows:
+            grid.add_row(Text(label), Text(printable(value), "dim", overflow="fold"))
+        self._console.print(grid)
+
+    def raw(self, text: str) -> None:
+        """Show a text exactly as it is written."""
+        self._console.print(Text(printable(text)), soft_wrap=True)
+
+    def pieces(self, pieces: Iterable[tuple[str, bool]]) -> None:
+        """Show vocabulary entries one behind the other, control tokens in colour."""
+        styled = ((printable(piece), "bold magenta" if is_control else "") for piece, is_control in pieces)
+        self._console.print(Text.assemble(*styled), soft_wrap=True)
+
+    def send(self, sequence: str) -> None:
+        """Send a control sequence to the terminal."""
+        sys.stdout.write(sequence)
+        sys.stdout.flush()
+
+
+class Answer:
+    """One answer on the screen. One that `continues` another begins a line, so its first spaces go."""
+
+    def __init__(self, screen: Screen, stream: MarkdownStream, *, continues: bool) -> None:
+        self._screen = screen
+        self._stream = stream
+        self._continues = continues
+        self.has_begun = False
+        self.remarks: list[str] = []  # that wait for the end
+
+    def write(self, text: str) -> None:
+        """Show more of it."""
+        if self._continues and not self.has_begun:
+            text = text.lstrip(" ")
+        self._screen.status.clear()
+        self._stream.write(text)
+        self.has_begun = True
+
+    def progress(self, text: str) -> None:
+        """Show what goes on before the first word."""
+        if not self.has_begun:
+            self._screen.status.show(text)
+
+    def remark(self, text: str) -> None:
+        """Show a remark, if need be when the answer is over."""
+        if self.has_begun:
+            self.remarks.append(text)
+        else:
+            self._screen.note(text, "yellow")

@@ -1,0 +1,80 @@
+"""Ctrl-C at the wrong moment: where it stops something, and where it must wait. Knows signals only."""
+
+import signal
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Let Ctrl-C do nothing."""
+    with _on_ctrl_c(lambda *_: None):
+        yield
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let the first Ctrl-C raise KeyboardInterrupt in the body; more of them do nothing."""
+    is_open = True
+
+    def stop(*_: object) -> None:
+        nonlocal is_open
+        was_open, is_open = is_open, False
+        if was_open:
+            raise KeyboardInterrupt
+
+    with _on_ctrl_c(stop):
+        yield
+        is_open = False
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off until the body is done: for the few milliseconds in which it would leave a mess."""
+    caught: list[tuple[Any, Any]] = []
+    with _on_ctrl_c(lambda *arguments: caught.append(arguments)) as before:
+        yield
+    if caught and callable(before):
+        before(*caught[0])
+
+
+def until_interrupted(events: Iterator[T]) -> Generator[T, None, None]:
+    """`events`, until the first Ctrl-C: it cuts the wait for an event short, and nothing done with one.
+
+    An event that was just about to come is lost.
+    """
+    is_waiting = has_come = False
+
+    def stop(*_: object) -> None:
+        nonlocal has_come
+        is_first, has_come = not has_come, True
+        if is_first and is_waiting:
+            raise KeyboardInterrupt
+
+    with _on_ctrl_c(stop):
+        try:
+            while True:
+                is_waiting = True
+                if has_come:
+                    return
+                event = next(events)
+                is_waiting = False
+                yield event
+        except (StopIteration, KeyboardInterrupt):
+            return
+        finally:
+            is_waiting = False
+            events.close()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _on_ctrl_c(act: Callable[..., None]) -> Iterator[Any]:
+    """Let Ctrl-C call `act`; hands over what it called before."""
+    before = signal.signal(signal.SIGINT, act)
+    try:
+        yield before
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,119 @@
+"""Slash commands between the conversation and everything outside it: files, the store, the clipboard."""
+
+import base64
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from m7b.errors import UsageError
+from m7b.export import exported, format_of, write_export
+from m7b.repl.slash.registry import Argument, command
+
+if TYPE_CHECKING:
+    from m7b.repl.chat import Chat
+    from m7b.store import Conversation, Store
+
+
+@command("read", usage="FILE", argument=Argument.PATH)
+def read(chat: "Chat", argument: str) -> None:
+    """Put the text of a file in front of your next message."""
+    if not argument:
+        raise UsageError("no file is named", hint="write /read notes.txt")
+    file = Path(argument).expanduser()
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} is not UTF-8 text") from None
+    chat.attached[file] = text
+    n_tokens = len(chat.session.model.tokenizer.encode(text, bos=False))
+    chat.screen.note(f"{file}: {n_tokens} tokens, in front of your next message")
+
+
+@command("save", usage="NAME")
+def save(chat: "Chat", argument: str) -> None:
+    """Give the conversation a name, to find it by."""
+    if not argument:
+        raise UsageError("no name is given", hint="write /save recipes")
+    store, id = _kept(chat)
+    store.rename(id, argument)
+    chat.screen.note(f"m7b chat --session {argument} carries on with it")
+
+
+@command("load", usage="ID|NAME", argument=Argument.CONVERSATION)
+def load(chat: "Chat", argument: str) -> None:
+    """Carry on with another conversation."""
+    store = _store(chat)
+    conversation = store.find(argument)
+    chat.session.load(store.messages(conversation.id))
+    chat.record.begin(conversation.id)
+    show_last_turn(chat, conversation)
+
+
+@command("sessions", usage="[TEXT]")
+def sessions(chat: "Chat", argument: str) -> None:
+    """List the conversations, or those that hold TEXT."""
+    store = _store(chat)
+    found = store.conversations()
+    if argument:
+        ids = {conversation.id for conversation, _, _ in store.search(argument)}
+        found = [conversation for conversation in found if conversation.id in ids]
+    if not found:
+        chat.screen.note("there are none")
+    for conversation in found:
+        label = conversation.name or conversation.title or "(empty)"
+        here = "*" if conversation.id == chat.record.id else " "
+        chat.screen.note(f"{here}{conversation.id:>4}  {conversation.n_messages:>3} messages  {label}")
+
+
+@command("export", usage="FILE [--force]", argument=Argument.PATH)
+def export(chat: "Chat", argument: str) -> None:
+    """Write the conversation to a file: Markdown, or by its suffix .json or .jsonl."""
+    name = argument.removesuffix("--force").rstrip()
+    if not name:
+        raise UsageError("no file is named", hint="write /export talk.md")
+    file, (store, id) = Path(name).expanduser(), _kept(chat)
+    text = exported(store.find(str(id)), chat.session.messages, format_of(file))
+    write_export(file, text, replacing=argument.endswith("--force"))
+    chat.screen.note(f"wrote {file}")
+
+
+@command("copy")
+def copy(chat: "Chat", argument: str) -> None:
+    """Copy the last answer to the clipboard, through the terminal (OSC 52)."""
+    text = chat.session.last("assistant").text
+    data = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
+    chat.screen.send(f"\x1b]52;c;{data}\x07")
+    chat.screen.note(f"handed {len(text)} characters to the terminal")
+
+
+def show_last_turn(chat: "Chat", conversation: "Conversation") -> None:
+    """Remind of where a conversation stands."""
+    messages = chat.session.messages
+    label = conversation.name or conversation.title
+    chat.screen.note(f"conversation {conversation.id}, {len(messages)} messages: {label}")
+    at = max((at for at, message in enumerate(messages) if message.role == "user"), default=len(messages))
+    for message in messages[at:]:
+        if message.role == "user":
+            chat.screen.note(f">>> {message.text}")
+        elif message.text:
+            chat.screen.answered(message.text)
+    if messages and messages[-1].is_partial:
+        chat.screen.note("this answer was cut off; /continue goes on")
+    elif messages and messages[-1].role == "user":
+        chat.screen.note("this message has no answer yet; /regen answers it")
+
+
+def _store(chat: "Chat") -> "Store":
+    if chat.record.store is None:
+        raise UsageError("nothing is kept in this chat", hint="start it without --no-save")
+    return chat.record.store
+
+
+def _kept(chat: "Chat") -> "tuple[Store, int]":
+    """The store, and the conversation in it, as it is now."""
+    store = _store(chat)
+    chat.record.save(chat.session)
+    if chat.record.id is None:
+        raise UsageError("there is no conversation yet", hint="say something first")
+    return store, chat.record.id

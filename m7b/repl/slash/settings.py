@@ -1,0 +1,68 @@
+"""Slash commands that change how the model answers, and which model it is."""
+
+from typing import TYPE_CHECKING
+
+from m7b.errors import UsageError
+from m7b.repl.parameters import PARAMETERS, assignments, changed
+from m7b.repl.slash.registry import Argument, command
+from m7b.session import OnFull
+
+if TYPE_CHECKING:
+    from m7b.repl.chat import Chat
+
+_OFF = ("off", "none", '""', "''")
+
+
+@command("system", usage="[TEXT|off]")
+def system(chat: "Chat", argument: str) -> None:
+    """Show, set or remove the system prompt."""
+    if argument:
+        chat.session.system = "" if argument in _OFF else argument
+        chat.record.save(chat.session)
+    chat.screen.note(chat.session.system or "there is no system prompt")
+
+
+@command("set", usage="NAME VALUE", argument=Argument.PARAMETER)
+def set_parameters(chat: "Chat", argument: str) -> None:
+    """Set a parameter: NAME VALUE, parameter NAME VALUE, or NAME=VALUE ...; alone, show all."""
+    if not argument:
+        show_parameters(chat)
+        return
+    pairs = assignments(argument)
+    if pairs[0][0] == "system":
+        system(chat, pairs[0][1])
+        return
+    on_full = [value for name, value in pairs if name.replace("-", "_") == "on_full"]
+    if wrong := [value for value in on_full if value not in tuple(OnFull)]:
+        raise UsageError(f"on_full is {wrong[0]!r}", hint=f"it can be {', '.join(OnFull)}")
+    chat.session.params = changed(
+        chat.session.params, [pair for pair in pairs if pair[0].replace("-", "_") != "on_full"]
+    )
+    if on_full:
+        chat.session.on_full = OnFull(on_full[-1])
+    chat.screen.note("  ".join(f"{name} = {value}" for name, value in pairs))
+
+
+def show_parameters(chat: "Chat") -> None:
+    """Every parameter with its value."""
+    params = chat.session.params
+    rows = [(name, str(getattr(params, name))) for name in PARAMETERS]
+    chat.screen.table([*rows, ("on_full", chat.session.on_full)])
+
+
+@command("model", usage="[NAME|PATH]", argument=Argument.MODEL)
+def model(chat: "Chat", argument: str) -> None:
+    """Show the model, or carry on with another."""
+    session = chat.session
+    if argument:
+        session.model = chat.open_model(argument)
+        session.load(session.messages)  # what the old model no longer saw, this one may
+        chat.record.save(session)
+    chat.screen.note(f"{session.model.name}: {session.model.ctx_size} tokens of context")
+
+
+@command("multiline")
+def multiline(chat: "Chat", argument: str) -> None:
+    """Let Enter begin a new line and Alt+Enter send, or the other way round again."""
+    chat.is_multiline = not chat.is_multiline
+    chat.screen.note("Alt+Enter sends" if chat.is_multiline else "Enter sends")

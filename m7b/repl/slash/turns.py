@@ -1,0 +1,91 @@
+"""Slash commands that change what was said: begin anew, answer anew, go on, take back, edit."""
+
+from typing import TYPE_CHECKING
+
+from m7b.editor import edit_text
+from m7b.errors import UsageError
+from m7b.repl.keys import normal_keys
+from m7b.repl.parameters import assignments, changed
+from m7b.repl.slash.registry import Argument, command
+
+if TYPE_CHECKING:
+    from m7b.repl.chat import Chat
+
+
+@command("clear", "new")
+def clear(chat: "Chat", argument: str) -> None:
+    """Begin a new conversation; the system prompt stays, and the old one stays in the store."""
+    chat.session.clear()
+    chat.attached.clear()
+    chat.record.begin()
+    chat.screen.note("a new conversation")
+
+
+@command("regen", "retry", usage="[NAME=VALUE ...]", argument=Argument.PARAMETER)
+def regenerate(chat: "Chat", argument: str) -> None:
+    """Answer the last message anew, perhaps with other parameters for this once."""
+    params = changed(chat.session.params, assignments(argument)) if argument else None
+    chat.show(chat.session.regenerate(params))
+
+
+@command("continue")
+def go_on(chat: "Chat", argument: str) -> None:
+    """Go on with the last answer where it ended."""
+    chat.show(chat.session.continue_answer(), continues=True)
+
+
+@command("undo", usage="[N]")
+def undo(chat: "Chat", argument: str) -> None:
+    """Take back the last turn, or the last N."""
+    if argument and not argument.isdecimal():
+        raise UsageError(f"{argument!r} is no number of turns", hint="write /undo 2")
+    taken = chat.session.undo(int(argument or 1))
+    chat.record.save(chat.session)
+    asked = [message.text for message in taken if message.role == "user"]
+    chat.screen.note(
+        f"took back {len(asked)} {'turn' if len(asked) == 1 else 'turns'}, from: {_line(asked[0])}"
+    )
+
+
+@command("edit", usage="[user|answer]", argument=Argument.SIDE)
+def edit(chat: "Chat", argument: str) -> None:
+    """Edit your last message in your editor and send it again, or edit the last answer."""
+    match argument:
+        case "" | "user":
+            _edit_message(chat)
+        case "answer":
+            _edit_answer(chat)
+        case _:
+            raise UsageError(f"there is no {argument!r} to edit", hint="write /edit user or /edit answer")
+
+
+def _edit_message(chat: "Chat") -> None:
+    before = chat.session.last("user").text
+    text = _edited(before)
+    if not text.strip() or text == before:
+        chat.screen.note("nothing changed")
+        return
+    chat.screen.note(f">>> {text}")
+    chat.ask(chat.session.regenerate(text=text), draft=text)
+
+
+def _edit_answer(chat: "Chat") -> None:
+    before = chat.session.last("assistant").text
+    text = _edited(before)
+    if text == before:
+        chat.screen.note("nothing changed")
+        return
+    chat.session.replace_answer(text)
+    chat.record.save(chat.session)
+    chat.screen.note("the answer is replaced; /continue goes on from it")
+
+
+def _edited(text: str) -> str:
+    with normal_keys():
+        return edit_text(text)
+
+
+def _line(text: str, n_characters: int = 60) -> str:
+    """The beginning of `text` in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= n_characters else f"{line[:n_characters]}…"
