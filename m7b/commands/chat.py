@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,7 +136,7 @@ def chat(
         raise UsageError("--no-save keeps nothing to carry on with", hint="leave it out")
     is_interactive = question is None and file is None and _is_terminal()
     asked = None if is_interactive else _question(question, file)
-    with Store(sessions_file() if save else None) as store:
+    with Store(sessions_file() if save else None) as store, ExitStack() as stack:
         kept = _conversation(store, latest=go_on, reference=session)
         if variant is None and model is None:
             variant = _variant_of(kept) or _usual_variant(can_ask=is_interactive)
@@ -148,9 +149,12 @@ def chat(
             device=device,
             threads=threads,
         )
-        loaded = load(variant, model, chat_template=chat_template)
-
         from m7b.repl import Chat, Record, Screen
+        from m7b.repl.keys import silent_keys
+
+        if is_interactive:
+            stack.enter_context(silent_keys())
+        loaded = load(variant, model, chat_template=chat_template)
 
         messages = store.messages(kept.id) if kept else []
         conversation = Session(loaded, params, messages=messages, on_full=on_full)

@@ -8,7 +8,6 @@ from typing import Protocol, assert_never
 
 from m7b.errors import M7bError
 from m7b.generation import Finished, FinishReason, PromptProgress, TextDelta
-from m7b.repl.keys import silent_keys
 from m7b.repl.record import Record
 from m7b.repl.screen import Screen
 from m7b.repl.signals import deaf, stoppable, until_interrupted
@@ -56,7 +55,7 @@ class Chat:
 
     def run(self, reader: Reader) -> None:
         """Take lines until there are no more, or one of them ends the chat. Nothing else does."""
-        with silent_keys(), deaf():
+        with deaf():
             while not self.is_over:
                 draft, self.draft = self.draft, ""
                 try:
@@ -69,15 +68,14 @@ class Chat:
 
     def take(self, line: str) -> None:
         """Do what `line` says: a command, or a message for the model."""
-        text = unquoted(line)
-        if not text.strip():
+        if not unquoted(line).strip():
             return
         try:
             with stoppable():
-                if found := COMMAND_LINE.fullmatch(text):
+                if found := COMMAND_LINE.fullmatch(line):
                     find_command(found["name"]).run(self, found["argument"].strip())
                 else:
-                    self.say(text[1:] if text.startswith("//") else text)
+                    self.say(line[1:] if line.startswith("//") else unquoted(line))
         except M7bError as error:
             self.screen.note(str(error), "red")
         except KeyboardInterrupt:
@@ -138,7 +136,7 @@ class Chat:
                         answer.write(self.session.messages[-1].text[n_shown:])
             finally:
                 self.record.save(self.session)
-            self._remark(finished)
+            self._remark(finished, has_more=self.session.messages != before)
         return finished
 
     def toolbar(self) -> str:
@@ -168,13 +166,12 @@ class Chat:
                 self._counted = counted, 0
         return self._counted[1]
 
-    def _remark(self, finished: Finished | None) -> None:
+    def _remark(self, finished: Finished | None, *, has_more: bool) -> None:
         """Say why an answer ended, where it did not end by itself."""
         session, screen = self.session, self.screen
         if finished is None:
             if screen.is_interactive:
-                has_text = bool(session.messages) and session.messages[-1].is_partial
-                screen.note(f"stopped{'; /continue goes on, /regen answers anew' if has_text else ''}")
+                screen.note(f"stopped{'; /continue goes on, /regen answers anew' if has_more else ''}")
             return
         usage = finished.usage
         if finished.reason is not FinishReason.LENGTH:

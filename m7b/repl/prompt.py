@@ -7,7 +7,7 @@ from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import Completer
-from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.enums import DEFAULT_BUFFER, EditingMode
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.formatted_text import AnyFormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -113,7 +113,10 @@ def _bindings(is_multiline: Callable[[], bool]) -> KeyBindings:
 
     @bindings.add("escape", "enter", filter=typing)
     def alt_enter(event: KeyPressEvent) -> None:
-        if is_multiline():
+        is_vi = (
+            event.app.editing_mode is EditingMode.VI
+        )  # where Esc and Enter, one soon after the other, send
+        if is_vi or is_multiline():
             event.current_buffer.validate_and_handle()
         else:
             event.current_buffer.newline(copy_margin=False)

@@ -1,5 +1,6 @@
 """What a chat shows: answers, remarks about them, progress. Knows terminals; nothing about sessions."""
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ class Screen:
     """
 
     def __init__(self, *, markdown: bool = True, is_interactive: bool = True) -> None:
+        if is_interactive and isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # remarks hold more than ASCII
         self._console = Console(highlight=False, no_color=not has_colours())
         self._markdown = markdown
         self.is_interactive = is_interactive
@@ -39,6 +42,11 @@ class Screen:
             stream.finish()
             for remark in answer.remarks:
                 self.note(remark, "yellow")
+
+    def progress(self, text: str) -> None:
+        """Show what goes on, in a line that is never wrapped and so can be taken away."""
+        if not self._console.is_dumb_terminal:
+            self.status.show(text[: self._console.width - 1])
 
     def answered(self, text: str) -> None:
         """Show an answer that was given before."""
@@ -95,7 +103,7 @@ class Answer:
     def progress(self, text: str) -> None:
         """Show what goes on before the first word."""
         if not self.has_begun:
-            self._screen.status.show(text)
+            self._screen.progress(text)
 
     def remark(self, text: str) -> None:
         """Show a remark, if need be when the answer is over."""
