@@ -7,12 +7,36 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from m7b.errors import UsageError
 
 MAX_SEED = 2**63 - 1
 MAX_BIAS = 1_000_000
+
+
+class Matcher(Protocol):
+    """Where one answer stands in its grammar."""
+
+    def forced(self) -> list[int]:
+        """The ids that follow because the grammar leaves no choice of text, none where it does."""
+        ...
+
+    def allowed(self) -> bytes | None:
+        """The ids that may follow, a bit for each, id 0 lowest in the first byte; None allows all."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Go on behind `token`, which must be allowed."""
+        ...
+
+
+class Constraint(Protocol):
+    """A grammar that answers keep to, whatever the sampling."""
+
+    def matcher(self) -> Matcher:
+        """The beginning of an answer."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +46,8 @@ class SamplingParams:
     `temperature` 0 is argmax. `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `repetition_penalty` 1
     and the other penalties at 0 switch that filter off. The penalties look at the last
     `repeat_last_n` tokens of prompt and answer (-1: all of them). `seed` None draws one.
-    `logprobs` is the number of alternatives to report per token, None for no report.
+    `logprobs` is the number of alternatives to report per token, None for no report. An answer under
+    a `constraint` keeps to it, or ends for want of room.
 
     Raises:
         UsageError: a value is outside its range.
@@ -43,6 +68,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         _check("max_tokens", self.max_tokens, low=0)
@@ -65,10 +91,11 @@ class SamplingParams:
 
 
 class FinishReason(StrEnum):
-    """Why an answer ended: a stop id or stop string, or no room left."""
+    """Why an answer ended: a stop id or stop string, no room left, or calls of tools to make."""
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +176,38 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class CallDelta:
+    """More of the text of tool calls as they form: to show, not to keep."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model asks for: `arguments` is the text of a JSON object, `id` nine characters."""
+
+    name: str
+    arguments: str
+    id: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The call as OpenAI writes it."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of an answer, with all its token ids (a stop id excluded)."""
+    """The end of an answer, with all its token ids (a stop id excluded), and the `calls` that it asks for."""
 
     reason: FinishReason
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     usage: Usage
+    calls: tuple[ToolCall, ...] = ()
 
 
-GenerationEvent = PromptProgress | TextDelta | Finished
+GenerationEvent = PromptProgress | TextDelta | CallDelta | Finished
 
 
 def _check(name: str, value: float, low: float, high: float = math.inf) -> None:

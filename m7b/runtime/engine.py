@@ -8,6 +8,7 @@ from torch import Tensor
 from m7b.errors import ContextOverflow, UsageError
 from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step, TokenLogprob
 from m7b.runtime.cache import RollingKVCache
+from m7b.runtime.constrain import Choices
 from m7b.runtime.model import Transformer
 from m7b.runtime.placement import memory_errors
 from m7b.runtime.sampling import Sampler, logprob_of
@@ -62,16 +63,22 @@ class Engine:
             return
         logits = self._prompt_logits = yield from self._prefill(ids)
         self._prompt = list(ids)
-        for n_left in reversed(range(budget)):
-            token = sampler.choose(logits)
-            logprob = None if params.logprobs is None else logprob_of(logits, token, params.logprobs)
-            stopped = token in params.stop_ids
-            finish = FinishReason.STOP if stopped else FinishReason.LENGTH if n_left == 0 else None
-            yield Step(token, logprob, finish)
-            if finish:
-                return
-            assert len(self._cached) == len(ids) + budget - n_left - 1, "another call has taken the cache"
-            logits = self._forward([token])[-1]
+        # In a run there are no logits to report.
+        choices = Choices(sampler, params.constraint, longest=budget if params.logprobs is None else 1)
+        n_left = budget
+        while True:
+            tokens = choices.next(logits)[:n_left]
+            for token in tokens:
+                n_left -= 1
+                logprob = None if params.logprobs is None else logprob_of(logits, token, params.logprobs)
+                stopped = token in params.stop_ids
+                finish = FinishReason.STOP if stopped else FinishReason.LENGTH if n_left == 0 else None
+                yield Step(token, logprob, finish)
+                if finish:
+                    return
+            n_read = len(ids) + budget - n_left - len(tokens)
+            assert len(self._cached) == n_read, "another call has taken the cache"
+            *_, (_, logits) = self._chunks(tokens, 0)
 
     def forget(self) -> None:
         """Drop all that earlier calls left: the next answer is that of a new engine, to the last bit.
@@ -119,11 +126,15 @@ class Engine:
         self._rewind(reused)
         yield PromptProgress(reused, len(ids), reused)
         logits = torch.empty(0)
-        for start in range(reused, len(ids), self._cache.prefill_chunk):
-            end = min(start + self._cache.prefill_chunk, len(ids))
-            logits = self._forward(ids[start:end])[-1]
+        for end, logits in self._chunks(ids, reused):  # noqa: B007 - the last one counts
             yield PromptProgress(end, len(ids), reused)
         return logits
+
+    def _chunks(self, ids: Sequence[int], start: int) -> Iterator[tuple[int, Tensor]]:
+        """Read `ids[start:]` chunk by chunk: where each ends, and the logits (V,) after it."""
+        for at in range(start, len(ids), self._cache.prefill_chunk):
+            chunk = ids[at : at + self._cache.prefill_chunk]
+            yield at + len(chunk), self._forward(chunk)[-1]
 
     @torch.inference_mode()
     def _forward(self, ids: Sequence[int], *, every: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ Filters return logits with -inf for what is ruled out. Their order is that of tr
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,18 +101,22 @@ class Sampler:
                 )
             self._bias[token] = bias
 
-    def choose(self, logits: Tensor) -> int:
-        """The next token, given the model's logits (V,) on the CPU in float32.
+    def choose(self, logits: Tensor, allowed: bytes | None = None) -> int:
+        """The next token, given the model's logits (V,) on the CPU in float32, of those that are `allowed`.
 
         Raises:
             DamagedCheckpoint: the logits are not numbers.
             UsageError: the bias leaves no token to choose.
         """
-        token = self._draw(self.filtered(logits))
-        self._history.append(token)
+        token = self._draw(self.filtered(logits, allowed))
+        self.observe(token)
         return token
 
-    def filtered(self, logits: Tensor) -> Tensor:
+    def observe(self, token: int) -> None:
+        """Look back on `token` from now on."""
+        self._history.append(token)
+
+    def filtered(self, logits: Tensor, allowed: bytes | None = None) -> Tensor:
         """The logits after every filter: what `choose` draws from."""
         if not torch.isfinite(logits).all():
             raise DamagedCheckpoint(
@@ -119,7 +124,12 @@ class Sampler:
                 hint="verify the checkpoint, or try --dtype float32",
             )
         params = self._params
-        logits = logits + self._bias  # float64 from here on: no setting in range overflows it
+        plain, logits = logits, logits + self._bias  # float64 from here on: no setting in range overflows it
+        if allowed is not None:
+            others = ~_unpacked(allowed, logits.numel())
+            logits = logits.masked_fill(others, -math.inf)
+            if logits.max() == -math.inf:  # a bias may forbid all that the grammar allows: it gives way
+                logits = plain.double().masked_fill(others, -math.inf)
         if logits.max() == -math.inf:
             raise UsageError("logit_bias rules out every token", hint="leave at least one")
         if self._penalizes:
@@ -150,6 +160,12 @@ class Sampler:
         if self._params.temperature == 0:
             return argmax(logits)
         return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
+
+
+def _unpacked(allowed: bytes, vocab_size: int) -> Tensor:
+    """Which ids are allowed, (V,) bool; those beyond the bits are not."""
+    bits = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little", count=vocab_size)
+    return torch.from_numpy(bits).bool()
 
 
 def logprob_of(logits: Tensor, token: int, top: int) -> TokenLogprob:

@@ -1,0 +1,19 @@
+"""Answers that keep to a grammar: which ids may follow, and which must.
+
+Knows grammars, tokenizers and llguidance, which does the work; knows nothing about models or sampling.
+"""
+
+from m7b.constraint.compiled import GrammarConstraint, GrammarMatcher, compile_constraint
+from m7b.constraint.grammar import AnyJson, CallsOrText, Grammar, JsonSchema, Lark, Regex
+
+__all__ = [
+    "AnyJson",
+    "CallsOrText",
+    "Grammar",
+    "GrammarConstraint",
+    "GrammarMatcher",
+    "JsonSchema",
+    "Lark",
+    "Regex",
+    "compile_constraint",
+]

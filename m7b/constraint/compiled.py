@@ -1,0 +1,120 @@
+"""A grammar compiled for a vocabulary, and how far an answer has come in it."""
+
+from typing import TYPE_CHECKING
+
+from m7b.constraint.grammar import Grammar, llguidance_grammar
+from m7b.constraint.vocabulary import Vocabulary, vocabulary_of
+from m7b.errors import UsageError
+from m7b.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+
+class GrammarMatcher:
+    """Where one answer stands in its grammar."""
+
+    def __init__(self, matcher: "LLMatcher", vocabulary: Vocabulary) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+
+    def forced(self) -> list[int]:
+        """The ids that follow because the grammar leaves no choice of text; none where it does.
+
+        They are those that the tokenizer makes of the text. Where its last ids depend on what comes behind,
+        they are left to be chosen.
+        """
+        tokens = self._matcher.compute_ff_tokens()
+        self._check()
+        is_text = [self._vocabulary.text_ids >> token & 1 for token in tokens]
+        tokens = tokens[: is_text.index(0)] if 0 in is_text else tokens
+        # SentencePiece writes a space for its own sign of it, so what it makes of a text may be another.
+        return tokens[: self._matcher.validate_tokens(tokens)]
+
+    def allowed(self) -> bytes:
+        """The ids that may follow, a bit for each, id 0 lowest in the first byte.
+
+        Raises:
+            UsageError: the grammar cannot go on, or takes too much work here.
+        """
+        return self._allowed().to_bytes(self._vocabulary.n_bytes, "little")
+
+    def accept(self, token: int) -> None:
+        """Go on behind `token`, which must be allowed."""
+        if self._vocabulary.stop_ids >> token & 1:
+            assert self._matcher.is_accepting(), f"{token} is too early"
+        else:
+            assert self._vocabulary.text_ids >> token & 1, f"{token} is no text"
+            assert self._matcher.validate_tokens([token]) == 1, f"{token} is not allowed"
+        self._matcher.consume_token(token)
+        self._check()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but a stop id may follow."""
+        return self._allowed() == self._vocabulary.stop_ids
+
+    def _allowed(self) -> int:
+        mask = int.from_bytes(self._matcher.compute_bitmask(), "little")
+        self._check()
+        mask &= self._vocabulary.text_ids | self._vocabulary.stop_ids
+        if mask == 0:
+            raise UsageError("nothing that this model can write satisfies the grammar here")
+        return mask
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = self._matcher.stop_reason()
+            raise UsageError(f"the grammar is too complex to follow ({reason})", hint="simplify it")
+
+
+class GrammarConstraint:
+    """A grammar compiled for one vocabulary; any number of answers may keep to it."""
+
+    def __init__(self, matcher: "LLMatcher", vocabulary: Vocabulary) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+
+    def matcher(self) -> GrammarMatcher:
+        """The beginning of an answer."""
+        return GrammarMatcher(self._matcher.deep_copy(), self._vocabulary)
+
+
+def compile_constraint(
+    grammar: Grammar, tokenizer: Tokenizer, *, vocab_size: int, stop_ids: frozenset[int], continues: bool
+) -> GrammarConstraint:
+    """Compile a grammar for a model.
+
+    SentencePiece begins a text with a space that is no part of it. An answer that begins a text has that
+    space, as the model has learned it; the grammar is about what follows.
+
+    Args:
+        grammar: what the text of an answer must be.
+        tokenizer: knows the text of ids.
+        vocab_size: the model's number of ids.
+        stop_ids: those that end an answer, one at least.
+        continues: whether the answer's text carries on from the prompt's, or begins a text.
+
+    Raises:
+        UsageError: the grammar cannot be enforced, or nothing satisfies it.
+    """
+    from llguidance import LLMatcher, LLParserLimits
+
+    stop_ids = frozenset(token for token in stop_ids if 0 <= token < vocab_size)
+    if not stop_ids:
+        raise UsageError("no stop id could end an answer that keeps to a grammar")
+    vocabulary = vocabulary_of(tokenizer, vocab_size, stop_ids)  # type: ignore[arg-type]
+    behind_space = vocabulary.strips_space and not continues
+    source = llguidance_grammar(grammar, behind_space=behind_space)
+    # The other limits are llguidance's own, which stop within a second.
+    limits = LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(vocabulary.backend, source, log_level=0, limits=limits)
+    if matcher.is_error():
+        raise UsageError(f"the grammar cannot be enforced: {' '.join(matcher.get_error().split())}")
+    constraint = GrammarConstraint(matcher, vocabulary)
+    probe = constraint.matcher()
+    probe.allowed()
+    if behind_space and vocabulary.space_id is not None:
+        probe.accept(vocabulary.space_id)
+        probe.allowed()
+    return constraint

@@ -1,0 +1,104 @@
+"""What an answer may be made to be, and how llguidance is told so."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from m7b.constraint.schema import checked
+from m7b.errors import UsageError
+from m7b.tokenizer.base import unicode_text
+
+MAX_SOURCE = 100_000
+"""Characters of a pattern or a Lark grammar; longer ones would take seconds to compile."""
+# Separators are those of json.dumps, which wrote the calls that Mistral trained on, and no other whitespace
+# is allowed: an answer cannot end in endless blanks. Without \u, no escape spells a character that a pattern
+# rules out, nor half of one; control characters that have no letter of their own are lost.
+_JSON = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+    "json_allowed_escapes": 'nrbtf\\"',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """JSON that is valid against `schema`, of draft 2020-12."""
+
+    schema: Mapping[str, Any] | bool
+
+
+@dataclass(frozen=True, slots=True)
+class AnyJson:
+    """Any JSON object or array."""
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """All of the answer matches `pattern`, in the syntax of Rust's regex crate."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lark:
+    """A context-free grammar in llguidance's variant of Lark's language; `start` is the answer."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallsOrText:
+    """A JSON array that is valid against `schema`, or any text whose first letter is no bracket."""
+
+    schema: Mapping[str, Any]
+
+
+Grammar = JsonSchema | AnyJson | Regex | Lark | CallsOrText
+
+
+def llguidance_grammar(grammar: Grammar, *, behind_space: bool) -> str:
+    """The grammar as llguidance reads it, behind one space if it is asked for.
+
+    Raises:
+        UsageError: a schema says what cannot be enforced, or a grammar is too long.
+    """
+    body = {"name": "body"} | _body(grammar)
+    # A grammar of its own: the names of a Lark grammar are the user's.
+    start = {"lark_grammar": 'start: " " @body' if behind_space else "start: @body"}
+    return json.dumps({"grammars": [start, body]})
+
+
+def _body(grammar: Grammar) -> dict[str, Any]:
+    match grammar:
+        case JsonSchema(schema):
+            return {"json_schema": checked(schema) | {"x-guidance": _JSON}}
+        case AnyJson():
+            return {"json_schema": {"type": ["object", "array"], "x-guidance": _JSON}}
+        case Regex(pattern):
+            return {"lark_grammar": f"start: /{_in_slashes(_bounded('pattern', pattern))}/"}
+        case Lark(source):
+            if "%json" in source:  # llguidance would ignore the keywords of the schema that it does not know
+                raise UsageError(
+                    "%json in a Lark grammar is not supported", hint="give the JSON schema alone"
+                )
+            return {"lark_grammar": _bounded("grammar", source)}
+        case CallsOrText(schema):
+            body = json.dumps(checked(schema) | {"x-guidance": _JSON})
+            text = "TEXT: /\\s*[^\\s\\[](.|\\n)*/"
+            return {"lark_grammar": f"start: calls | TEXT\ncalls: %json {body}\n{text}"}
+        case _:
+            assert_never(grammar)
+
+
+def _in_slashes(pattern: str) -> str:
+    from llguidance import regex_to_lark
+
+    return regex_to_lark(pattern, "")
+
+
+def _bounded(name: str, source: str) -> str:
+    if len(source) > MAX_SOURCE:
+        raise UsageError(f"the {name} has {len(source)} characters, m7b takes {MAX_SOURCE}")
+    return unicode_text(source)

@@ -1,0 +1,39 @@
+"""What comes next in an answer: what the sampler draws, or what a grammar leaves no choice about."""
+
+from torch import Tensor
+
+from m7b.generation import Constraint
+from m7b.runtime.sampling import Sampler
+
+
+class Choices:
+    """The tokens of one answer, one after another or in runs.
+
+    A run is what the grammar forces, in the tokens that its text is usually made of; the model is not asked.
+    Cut into runs of one, the answer is the same: nothing is drawn from the sampler within a run.
+
+    Args:
+        sampler: draws.
+        constraint: keeps the answer to a grammar, if there is one.
+        longest: the most tokens of a run.
+    """
+
+    def __init__(self, sampler: Sampler, constraint: Constraint | None, *, longest: int) -> None:
+        self._sampler = sampler
+        self._matcher = constraint.matcher() if constraint else None
+        self._longest = longest
+        self._forced: list[int] = []  # what is left of a run
+
+    def next(self, logits: Tensor) -> list[int]:
+        """The tokens that follow where the model's logits are `logits` (V,)."""
+        if self._matcher is None:
+            return [self._sampler.choose(logits)]
+        if not self._forced:
+            self._forced = self._matcher.forced()
+        run, self._forced = self._forced[: self._longest], self._forced[self._longest :]
+        for token in run:
+            self._sampler.observe(token)
+        run = run or [self._sampler.choose(logits, self._matcher.allowed())]
+        for token in run:
+            self._matcher.accept(token)
+        return run
