@@ -1,0 +1,77 @@
+"""Tools described in a JSON file, as OpenAI writes them. Knows the format; there is nothing to run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from m7b.errors import UsageError
+from m7b.tools.tool import Tool, tool_of
+
+
+def json_tools(file: Path) -> list[Tool]:
+    """The tools in `file`: a list of them, or an object with the list as its `tools`.
+
+    Raises:
+        UsageError: the file has something else in it, or a key that would be ignored.
+    """
+    value = read_json(file)
+    if isinstance(value, dict):
+        _only(value, {"tools"}, f"{file.name}")
+        value = value.get("tools")
+    return tools_in(value, file.name)
+
+
+def tools_in(value: Any, source: str) -> list[Tool]:
+    """The tools of a list as OpenAI writes it.
+
+    Raises:
+        UsageError: it is none, or a key would be ignored.
+    """
+    if not isinstance(value, list) or not value:
+        raise UsageError(f"{source}: no list of tools", hint='write [{"type": "function", "function": {…}}]')
+    return [_tool(entry, f"{source}: tool {number}", source) for number, entry in enumerate(value, 1)]
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file of the user holds.
+
+    Raises:
+        UsageError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"), parse_constant=_refuse)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}", hint="check the path") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file.name} is not UTF-8") from None
+    except RecursionError:
+        raise UsageError(f"{file.name}: nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(f"{file.name} is not JSON: {error}") from None
+
+
+def _tool(entry: Any, where: str, source: str) -> Tool:
+    if (
+        not isinstance(entry, dict)
+        or entry.get("type") != "function"
+        or not isinstance(entry.get("function"), dict)
+    ):
+        raise UsageError(f"{where} is none", hint='a tool is {"type": "function", "function": {…}}')
+    _only(entry, {"type", "function"}, where)
+    function = entry["function"]
+    _only(function, {"name", "description", "parameters", "strict"}, where)
+    nothing = {"type": "object", "properties": {}}
+    return tool_of(
+        function.get("name"), function.get("description", ""), function.get("parameters", nothing), source
+    )
+
+
+def _only(value: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = [key for key in value if key not in known]
+    if unknown:
+        raise UsageError(f"{where}: unknown key {unknown[0]!r}", hint=f"known are {', '.join(sorted(known))}")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")

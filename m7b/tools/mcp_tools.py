@@ -1,0 +1,59 @@
+"""What servers list and answer, as our tools and answers. Knows the SDK's types; nothing about processes."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from m7b.tools.schema import untitled
+from m7b.tools.tool import Answer, Tool, tool_of
+
+if TYPE_CHECKING:
+    import mcp_types
+
+    from m7b.tools.servers import Server
+
+
+def named_tools(servers: "Sequence[Server]", taken: set[str]) -> "list[tuple[Tool, Server, str]]":
+    """The tools of `servers` as they are offered, each with its server and its name there.
+
+    A name that several servers have, or that is `taken`, gets its server's in front. Characters that
+    templates refuse become _.
+    """
+    listed = [(server, theirs, _usable(theirs.name)) for server in servers for theirs in server.listed]
+    owners: dict[str, set[str]] = {}
+    for server, _, name in listed:
+        owners.setdefault(name, set()).add(server.name)
+    tools = []
+    for server, theirs, name in listed:
+        is_shared = name in taken or len(owners[name]) > 1
+        offered = _usable(f"{server.name}_{name}") if is_shared else name
+        source = f"mcp:{server.name}"
+        tool = tool_of(offered, theirs.description or "", untitled(theirs.input_schema), source)
+        tools.append((tool, server, theirs.name))
+    return tools
+
+
+def answer_of(result: "mcp_types.CallToolResult") -> Answer:
+    """What the model reads: the structured content if there is any, else the texts."""
+    if result.structured_content is not None:
+        content = json.dumps(result.structured_content, ensure_ascii=False)
+    else:
+        content = "\n".join(_text_of(block) for block in result.content)
+    return Answer(content, result.is_error)
+
+
+def _text_of(block: "mcp_types.ContentBlock") -> str:
+    match block.type:
+        case "text":
+            return block.text
+        case "resource" if hasattr(block.resource, "text"):
+            return str(block.resource.text)
+        case "resource_link":
+            return f"[link to {block.uri}]"
+        case kind:
+            return f"[{kind} left out]"
+
+
+def _usable(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64]

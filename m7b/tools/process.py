@@ -1,0 +1,161 @@
+"""A worker process seen from our side: started, asked, and stopped with all that it started.
+
+Knows pipes, process groups and time; nothing about tools. Whatever a worker writes comes from somebody's
+code: it is bounded here, and judged by whoever asked.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from m7b.tools.tool import last_line
+
+_PIECE = 65_536  # bytes read at a time
+_TAIL = 4_096  # bytes kept of what is printed
+
+
+class WorkerLost(Exception):
+    """The worker died, went silent or wrote nonsense, and has been stopped; `str(error)` says which."""
+
+
+class Worker:
+    """`python -m m7b.tools.worker FILE`, in a session of its own: no terminal, no Ctrl+C.
+
+    It has the user's environment, working directory and rights. What it prints is read and dropped, the last
+    line excepted.
+
+    Raises:
+        OSError: there cannot be another process.
+    """
+
+    def __init__(self, file: Path) -> None:
+        theirs_requests, self._requests = os.pipe()
+        self._replies, theirs_replies = os.pipe()
+        self._output, theirs_output = os.pipe()
+        self._tail = b""
+        theirs = (theirs_requests, theirs_replies)
+        # -P: a module of the user's working directory must not pass for one of Python's
+        program = [sys.executable, "-P", "-u", "-m", "m7b.tools.worker"]
+        try:
+            self._process = subprocess.Popen(
+                [*program, *map(str, theirs), str(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=theirs_output,
+                stderr=theirs_output,
+                pass_fds=theirs,
+                start_new_session=True,
+            )
+        except OSError:
+            self._close()
+            raise
+        finally:
+            for end in (*theirs, theirs_output):
+                os.close(end)
+        for end in (self._requests, self._replies, self._output):
+            os.set_blocking(end, False)
+
+    def ask(self, request: Any, *, seconds: float, longest: int) -> Any:
+        """The reply to `request`, or without one (None) the reply that comes by itself; JSON both.
+
+        Raises:
+            WorkerLost: there is none within `seconds`, or it is no line of JSON of at most `longest` bytes.
+        """
+        unsent = b"" if request is None else json.dumps(request).encode() + b"\n"
+        reply = self._exchange(unsent, time.monotonic() + seconds, longest)
+        if reply is None:
+            raise self.lost(f"it took longer than {seconds:g} seconds and was stopped")
+        if not reply.endswith(b"\n"):
+            raise self.lost("" if len(reply) <= longest else "its process wrote without end")
+        try:
+            return json.loads(reply)
+        except (ValueError, RecursionError):
+            raise self.lost("its process wrote something that is no answer") from None
+
+    def lost(self, reason: str) -> WorkerLost:
+        """Stop the worker; the error to raise, with the way it ended where there is no other `reason`."""
+        self._drain()
+        self.stop()
+        printed = last_line(self._tail)
+        return WorkerLost((reason or self._end()) + (f"; the last it printed: {printed}" if printed else ""))
+
+    def stop(self) -> None:
+        """Kill the process, its group, and descendants that have left the group; once."""
+        import psutil
+
+        if self._process.returncode is not None:
+            return
+
+        descendants: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            descendants = psutil.Process(self._process.pid).children(recursive=True)
+        # the process is not waited for yet, so nobody else can have got its number
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for descendant in descendants:
+            with contextlib.suppress(psutil.Error):
+                descendant.kill()
+        self._process.wait()
+        self._close()
+
+    def _exchange(self, unsent: bytes, deadline: float, longest: int) -> bytes | None:
+        """Send while taking what is replied and printed: a line, or too much, or all; None if late."""
+        reply = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._replies, selectors.EVENT_READ)
+            selector.register(self._output, selectors.EVENT_READ)
+            if unsent:
+                selector.register(self._requests, selectors.EVENT_WRITE)
+            while (left := deadline - time.monotonic()) > 0:
+                for key, _ in selector.select(left):
+                    if key.fd == self._requests:
+                        unsent = self._send(unsent)
+                        if not unsent:
+                            selector.unregister(key.fd)
+                    elif key.fd == self._output:
+                        if not self._take_output():
+                            selector.unregister(key.fd)
+                    else:
+                        data = os.read(self._replies, _PIECE)
+                        reply += data
+                        if not data or data.endswith(b"\n") or len(reply) > longest:
+                            return reply
+        return None
+
+    def _send(self, unsent: bytes) -> bytes:
+        """Send a piece; what is left to send."""
+        try:
+            return unsent[os.write(self._requests, unsent) :]
+        except BrokenPipeError:
+            return b""  # the pipe of replies tells the rest
+
+    def _take_output(self) -> bool:
+        """Take a piece of what was printed; whether more may come."""
+        data = os.read(self._output, _PIECE)
+        self._tail = (self._tail + data)[-_TAIL:]
+        return bool(data)
+
+    def _drain(self) -> None:
+        """Take what a pipe holds of what was printed, but not what is being printed without end."""
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(16):
+                if not self._take_output():
+                    return
+
+    def _end(self) -> str:
+        code = self._process.returncode
+        if code >= 0:
+            return f"its process ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            return "its process closed its pipes or was killed"
+        return f"its process died of {signal.Signals(-code).name}"
+
+    def _close(self) -> None:
+        for end in (self._requests, self._replies, self._output):
+            os.close(end)

@@ -1,0 +1,161 @@
+"""All tools that are offered, and the one place where they are called.
+
+Knows which source a tool is from; nothing about who asked for the call or who allowed it.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from m7b.errors import UsageError
+from m7b.tools.json_file import json_tools
+from m7b.tools.mcp_config import server_configs
+from m7b.tools.mcp_tools import named_tools
+from m7b.tools.python_file import PythonFile
+from m7b.tools.tool import Answer, Tool, ToolResult, content_of, unreadable
+
+if TYPE_CHECKING:
+    from m7b.tools.servers import Servers
+
+_Call = Callable[[Mapping[str, Any]], Answer]
+
+
+class Toolbox:
+    """The tools of files and servers. A context manager: leaving it ends every process that it started.
+
+    Tools run with the user's rights, environment and working directory: nothing here is a sandbox.
+
+    Args:
+        time_limit: seconds that a call may take.
+        output_limit: characters of a result; what is longer is cut, and ends in a line that says so.
+        start_limit: seconds that a file may take to be imported, and a server to start and list its tools.
+    """
+
+    def __init__(
+        self, *, time_limit: float = 30.0, output_limit: int = 16_384, start_limit: float = 30.0
+    ) -> None:
+        self._time_limit = time_limit
+        self._output_limit = output_limit
+        self._start_limit = start_limit
+        self._tools: dict[str, tuple[Tool, _Call]] = {}
+        self._open = ExitStack()
+        self._servers: Servers | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def tools(self) -> Sequence[Tool]:
+        """What is offered, in the order of loading."""
+        return [tool for tool, _ in self._tools.values()]
+
+    def load(self, file: Path) -> list[Tool]:
+        """Offer the functions of a .py file, imported in a process of its own, or a .json file's tools.
+
+        Raises:
+            UsageError: the file cannot be used; nothing of it is offered.
+        """
+        if not file.is_file():
+            raise UsageError(f"{file}: no such file", hint="tools are in .py or .json files")
+        match file.suffix:
+            case ".py":
+                return self._load_python(file)
+            case ".json":
+                return self._add([(tool, partial(_no_code, tool)) for tool in json_tools(file)])
+            case _:
+                raise UsageError(f"{file}: tools are in .py or .json files")
+
+    def load_mcp(self, config: Path) -> list[Tool]:
+        """Start the servers of `{"mcpServers": {name: {"command": …}}}` and offer their tools.
+
+        Raises:
+            UsageError: the file cannot be used, or a server does not start; nothing of it is offered.
+        """
+        from m7b.tools.servers import Servers
+
+        configs = server_configs(config)
+        if self._servers is None:
+            self._servers = Servers(start_limit=self._start_limit, time_limit=self._time_limit)
+            self._open.callback(self._servers.stop)
+        taken = {tool.name for tool in self.tools if tool.source.startswith("mcp:")}
+        with ExitStack() as undo:
+            started = []
+            for server_config in configs:
+                server = self._servers.start(server_config)
+                undo.callback(server.stop)
+                started.append(server)
+            named = named_tools(started, taken)
+            added = self._add([(tool, partial(server.call, theirs)) for tool, server, theirs in named])
+            self._open.push(undo.pop_all())
+        return added
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+        """Call a tool that is offered; whatever it does, there is a result.
+
+        Ctrl+C (KeyboardInterrupt) stops the tool and is a result too.
+        """
+        start = time.monotonic()
+        answer = self._answer(name, arguments)
+        content = content_of(answer, self._output_limit)
+        refusal = unreadable(content)
+        if refusal:
+            answer, content = Answer("", is_error=True), f"{name} returned {refusal}"
+        return ToolResult(content, answer.is_error, time.monotonic() - start)
+
+    def close(self) -> None:
+        """End every worker and server; nothing is offered any more."""
+        self._tools.clear()
+        self._servers = None
+        self._open.close()
+
+    def _answer(self, name: str, arguments: Mapping[str, Any]) -> Answer:
+        if name not in self._tools:
+            offered = ", ".join(self._tools) or "none"
+            return Answer(f"there is no tool {name}; there are: {offered}", is_error=True)
+        _, call = self._tools[name]
+        try:
+            return call(arguments)
+        except KeyboardInterrupt:
+            return Answer("stopped by the user", is_error=True)
+
+    def _load_python(self, file: Path) -> list[Tool]:
+        python_file = PythonFile(
+            file,
+            start_limit=self._start_limit,
+            time_limit=self._time_limit,
+            output_limit=self._output_limit,
+        )
+        with ExitStack() as undo:
+            undo.callback(python_file.stop)
+            added = self._add(
+                [(tool, partial(python_file.call, tool.name)) for tool in python_file.describe()]
+            )
+            self._open.push(undo.pop_all())
+        return added
+
+    def _add(self, tools: Sequence[tuple[Tool, _Call]]) -> list[Tool]:
+        """Offer `tools`, all or none."""
+        offered = dict(self._tools)
+        for tool, call in tools:
+            if tool.name in offered:
+                other = offered[tool.name][0].source
+                raise UsageError(
+                    f"{other} and {tool.source} both offer {tool.name}",
+                    hint="rename one of them or leave one out",
+                )
+            offered[tool.name] = (tool, call)
+        self._tools = offered
+        return [tool for tool, _ in tools]
+
+
+def _no_code(tool: Tool, arguments: Mapping[str, Any]) -> Answer:
+    return Answer(f"{tool.name} is described in {tool.source}, which holds no code", is_error=True)

@@ -1,0 +1,117 @@
+"""The process that tools of one Python file run in: `python -m m7b.tools.worker REQUESTS REPLIES FILE`.
+
+REQUESTS and REPLIES are descriptors of two pipes with one JSON object a line. The first reply describes the
+file.
+Nothing here is trusted by the other end: the file shares this process and may do with it what it likes.
+"""
+
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from queue import SimpleQueue
+from types import ModuleType
+from typing import Any
+
+from m7b.tools.describe import Function, Refused, functions_of
+from m7b.tools.tool import Answer, cut
+from m7b.tools.values import NotJson, text_of
+
+
+def main(arguments: list[str]) -> None:
+    """Import the file, describe it, and answer calls until m7b hangs up."""
+    requests, replies = (int(argument) for argument in arguments[:2])
+    owner = os.getpid()
+    for end in (requests, replies):
+        os.set_inheritable(end, False)
+        os.register_at_fork(after_in_child=lambda end=end: os.close(end))  # so that our death is noticed
+
+    def send(reply: dict[str, Any]) -> None:
+        if os.getpid() != owner:  # a tool forked, and its child came back from the call
+            os._exit(0)
+        data = json.dumps(reply).encode() + b"\n"
+        while data:
+            data = data[os.write(replies, data) :]
+
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_read, args=(requests, lines), daemon=True).start()
+    try:
+        functions = functions_of(_imported(Path(arguments[2])))
+        described = [
+            {"name": f.name, "description": f.description, "parameters": f.parameters}
+            for f in functions.values()
+        ]
+        send({"id": 0, "tools": described})
+    except BaseException as error:  # noqa: BLE001 - the file may raise anything, SystemExit included
+        send({"id": 0, "error": str(error) if isinstance(error, Refused) else told(error)})
+        return
+    while True:
+        request = json.loads(lines.get())
+        answer = _answer(functions, request)
+        content, left_out = cut(answer.content, request["limit"])
+        send({"id": request["id"], "content": content, "is_error": answer.is_error, "left_out": left_out})
+
+
+def told(error: BaseException) -> str:
+    """The end of the traceback of `error`."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error}"  # the only one that says where
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _answer(functions: Mapping[str, Function], request: dict[str, Any]) -> Answer:
+    """What comes of one call; nothing that a function raises gets past it."""
+    function = functions.get(request["name"])
+    if function is None:
+        return Answer(f"there is no longer a function {request['name']}", is_error=True)
+    try:
+        return Answer(text_of(_finished(function.call(request["arguments"]))))
+    except Refused as error:
+        return Answer(str(error), is_error=True)
+    except NotJson as error:
+        message = f"{function.name} returned {error}; a tool can return JSON values and text"
+        return Answer(message, is_error=True)
+    except BaseException as error:  # noqa: BLE001 - a tool may raise anything, SystemExit included
+        return Answer(told(error), is_error=True)
+
+
+def _finished(value: Any) -> Any:
+    """What a coroutine returns in the end, and any other value as it is."""
+    if not inspect.iscoroutine(value):
+        return value
+    import asyncio
+
+    return asyncio.run(value)
+
+
+def _imported(file: Path) -> ModuleType:
+    """The module in `file`, under a name of its own so that it hides no other.
+
+    Its folder comes last on the path: `import helper` works beside it, and a `types.py` there harms nobody.
+    """
+    module = ModuleType(f"tools_{file.stem}")
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module
+    sys.path.append(str(file.parent))
+    sys.argv = [str(file)]
+    exec(compile(file.read_bytes(), str(file), "exec", dont_inherit=True), vars(module))
+    return module
+
+
+def _read(requests: int, lines: "SimpleQueue[bytes]") -> None:
+    """Hand on the lines that arrive; when m7b is gone, end this process and all that its tools started."""
+    received = b""
+    while data := os.read(requests, 65_536):
+        *whole, received = (received + data).split(b"\n")
+        for line in whole:
+            lines.put(line)
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
