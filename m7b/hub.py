@@ -40,14 +40,19 @@ def locate(variant: str) -> Path:
     """
     path = installed(variant)
     if path is None:
-        hint = (
-            "fetch it with: m7b download --variant demo"
-            if variant == "demo"
-            else f"put the files of {VARIANTS[variant].hub_id} into {checkpoint_folder(variant)}, "
-            "or name their folder with -m"
-        )
-        raise CheckpointNotFound(f"{variant} is not on this machine", hint=hint)
+        raise not_found(variant)
     return path
+
+
+def not_found(variant: str) -> CheckpointNotFound:
+    """The error where a variant is not on this machine."""
+    hint = (
+        "fetch it with: m7b download --variant demo"
+        if variant == "demo"
+        else f"put the files of {VARIANTS[variant].hub_id} into {checkpoint_folder(variant)}, "
+        "or name their folder with -m"
+    )
+    return CheckpointNotFound(f"{variant} is not on this machine", hint=hint)
 
 
 def download_demo() -> Path:

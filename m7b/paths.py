@@ -1,9 +1,32 @@
 """Where m7b keeps its files: platform folders, or everything below `M7B_HOME`."""
 
 import os
+import shlex
 from pathlib import Path
 
 import platformdirs
+
+from m7b.errors import UsageError
+
+
+def path_of(text: str) -> Path:
+    """The path that somebody typed or dropped onto a terminal: `~/a`, `'/with space'`, `/with\\ space`.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quotation mark that is part of the name
+        words = [text]
+    try:
+        path = Path(words[0] if len(words) == 1 else text).expanduser()
+        os.fsencode(path)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{text!r} is no path: {error}") from None
+    if "\0" in text:
+        raise UsageError(f"{text!r} is no path: it holds a NUL")
+    return path
 
 
 def data_folder() -> Path:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 from m7b.errors import OutOfResources, UsageError
@@ -70,16 +71,19 @@ class Status:
     def show(self, text: str) -> None:
         """Replace the line."""
         if self._is_terminal:
-            self._stream.write(f"\r\x1b[K{text}")
-            self._stream.flush()
+            self._write(f"\r\x1b[K{text}")
             self._shown = True
 
     def clear(self) -> None:
         """Take the line away."""
         if self._shown:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
+            self._write("\r\x1b[K")
             self._shown = False
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):  # nobody reads it: no reason to lose the answer
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def has_colours() -> bool:
@@ -97,7 +101,8 @@ def printable(text: str) -> str:
 def note(text: str) -> None:
     """Tell the user something on stderr, in one line."""
     if sys.stderr is not None:
-        print(f"m7b: {printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(f"m7b: {printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
 
 
 def _is_control(char: str) -> bool:

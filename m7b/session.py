@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import assert_never
 
+from m7b.constraint import Grammar, compile_constraint
 from m7b.errors import ContextOverflow, UsageError
 from m7b.generation import (
+    CallDelta,
+    Constraint,
     Engine,
     Finished,
     FinishReason,
@@ -18,9 +21,11 @@ from m7b.generation import (
     SamplingParams,
     Step,
     TextDelta,
+    ToolCall,
     Usage,
 )
 from m7b.messages import Message
+from m7b.offer import AUTO, NONE, Offer
 from m7b.stream import REPLACEMENT, events_of
 from m7b.templates import Template, Tools
 from m7b.tokenizer import Tokenizer
@@ -53,10 +58,21 @@ class ChatModel:
     tokenizer: Tokenizer
     template: Template
     stop_ids: frozenset[int]
+    vocab_size: int
     ctx_size: int
     window: int | None
     about: Mapping[str, str] = field(default_factory=dict)
     license: str = ""
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """`grammar` in this model's tokens, for an answer of its own."""
+        return compile_constraint(
+            grammar, self.tokenizer, vocab_size=self.vocab_size, stop_ids=self.stop_ids, continues=False
+        )
+
+    def call_constraint(self, offer: Offer) -> Constraint | None:
+        """What keeps the calls of `offer` valid."""
+        return offer.constraint(self.tokenizer, vocab_size=self.vocab_size, stop_ids=self.stop_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +98,9 @@ class Session:
         params: sampling; stops of the model are added to them.
         messages: the conversation so far.
         tools: offered with every turn.
+        tool_choice: what the model may choose of them; see `Offer`.
+        constrains_calls: whether calls are kept valid.
+        grammar: what every answer is kept to.
         on_full: what to do when the context is full.
     """
 
@@ -92,11 +111,17 @@ class Session:
         *,
         messages: Sequence[Message] = (),
         tools: Tools | None = None,
+        tool_choice: str = AUTO,
+        constrains_calls: bool = True,
+        grammar: Grammar | None = None,
         on_full: OnFull = OnFull.DROP_OLDEST,
     ) -> None:
         self.model = model
         self.params = params
         self.tools = tools
+        self.tool_choice = tool_choice
+        self.constrains_calls = constrains_calls
+        self.grammar = grammar
         self.on_full = on_full
         self.usage: Usage | None = None
         self._messages = list(messages)
@@ -131,7 +156,7 @@ class Session:
 
     def prompt(self, text: str) -> list[int]:
         """The ids that `send(text)` would start from, were there room for all."""
-        return self._encode(self._visible([*self._messages, Message("user", text)]))
+        return self._encode(self._visible([*_settled(self._messages), Message("user", text)]))
 
     def send(self, text: str) -> Iterator[SessionEvent]:
         """Say `text` and let the model answer.
@@ -140,7 +165,7 @@ class Session:
             ContextOverflow: there is no room for it.
             InvalidConversation: the template does not take it.
         """
-        return self._turn([*self._messages, Message("user", text)], self.params)
+        return self._turn([*_settled(self._messages), Message("user", text)], self.params)
 
     def regenerate(
         self, params: SamplingParams | None = None, *, text: str | None = None
@@ -153,6 +178,18 @@ class Session:
         *before, asked = self._messages[: self._last("user") + 1]
         return self._turn([*before, asked if text is None else Message("user", text)], params or self.params)
 
+    def return_results(
+        self, results: Sequence[tuple[ToolCall, str]], *, may_call: bool = True
+    ) -> Iterator[SessionEvent]:
+        """Tell the model what its calls came to, and let it answer, or unless `may_call` is false call again.
+
+        The results stay in the conversation whatever comes of it.
+        """
+        for call, content in results:
+            extra = {"tool_call_id": call.id, "name": call.name}
+            self._messages = [*self._messages, Message("tool", content, extra)]
+        return self._turn(self._messages, self.params, may_call=may_call)
+
     def continue_answer(self) -> Iterator[SessionEvent]:
         """Go on with the last answer where it ended.
 
@@ -161,6 +198,10 @@ class Session:
         """
         if not self._messages or not _is_answer(self._messages[-1]):
             raise UsageError("there is no answer to continue", hint="ask something first")
+        if self.grammar is not None:
+            raise UsageError(
+                "an answer that keeps to a grammar cannot be continued", hint="/regen answers anew"
+            )
         *question, answer = self._messages
         # What may have been cut in two is answered again: a character, and the space before a word.
         begun = answer.text.rstrip(f" {REPLACEMENT}" if answer.is_partial else " ")
@@ -204,24 +245,30 @@ class Session:
         """Begin again; the system prompt stays."""
         self.load(self._messages[: self._has_system])
 
-    def _turn(self, asked: Sequence[Message], params: SamplingParams) -> Iterator[SessionEvent]:
+    def _turn(
+        self, asked: Sequence[Message], params: SamplingParams, *, may_call: bool = True
+    ) -> Iterator[SessionEvent]:
         """Answer `asked`, or go on with its last message where that is an answer."""
         text = asked[-1].text if asked and asked[-1].role == "assistant" else ""
         question = asked[:-1] if text else asked
         before, n_dropped = self._messages, self._n_dropped
+        self.usage = None
         # A question is kept at once; an old answer until there is a new one.
         waiting = self._messages = max(before, list(question), key=len)
         try:
-            for event in self._answer(asked, self._with_stops(params)):
+            offer = self._offer(asked, may_call=may_call)
+            for event in self._answer(asked, self._complete(params, offer), offer):
                 match event:
                     case TextDelta():
                         text += event.text
                         self._messages = [*question, Message("assistant", text, is_partial=True)]
                     case Finished():
                         self.usage = event.usage
-                        if event.reason is FinishReason.STOP and text:
+                        if event.calls:
+                            self._messages = [*question, _calls_message(event.calls)]
+                        elif event.reason is FinishReason.STOP and text:
                             self._messages = [*question, replace(self._messages[-1], is_partial=False)]
-                    case PromptProgress() | Dropped():
+                    case PromptProgress() | Dropped() | CallDelta():
                         pass
                     case other:
                         assert_never(other)
@@ -230,14 +277,18 @@ class Session:
             if self._messages is waiting:
                 self._messages, self._n_dropped = before, n_dropped
 
-    def _answer(self, asked: Sequence[Message], params: SamplingParams) -> Iterator[SessionEvent]:
+    def _answer(
+        self, asked: Sequence[Message], params: SamplingParams, offer: Offer | None
+    ) -> Iterator[SessionEvent]:
         ids, dropped = self._fitted(asked, params)
         if dropped:
             yield dropped
         rolled: list[Dropped] = []
         steps = self._steps(asked, ids, params, rolled)
         continues = asked[-1].role == "assistant"
-        for event in events_of(steps, self.model.tokenizer, len(ids), params, continues=continues):
+        tokenizer = self.model.tokenizer
+        syntax = offer.syntax(tokenizer) if offer else None
+        for event in events_of(steps, tokenizer, len(ids), params, continues=continues, calls=syntax):
             yield from rolled
             rolled.clear()
             yield event
@@ -258,7 +309,7 @@ class Session:
                 if isinstance(step, Step):
                     tokens.append(step.token)
             is_full = len(tokens) < params.max_tokens
-            if not (is_full and self.on_full is OnFull.ROLL and self._next_turn(asked)):
+            if not (is_full and self.on_full is OnFull.ROLL and self._next_turn(asked)) or params.constraint:
                 return
             ids, dropped = self._fitted(asked, left, tokens)
             if dropped:
@@ -310,8 +361,24 @@ class Session:
             asked[-1]["prefix"] = True
         return self.model.template.encode(asked, self.tools)
 
-    def _with_stops(self, params: SamplingParams) -> SamplingParams:
-        return replace(params, stop_ids=params.stop_ids | self.model.stop_ids)
+    def _offer(self, asked: Sequence[Message], *, may_call: bool) -> Offer | None:
+        """The tools for an answer to `asked`; none where that is already begun, and so is text.
+
+        A call that was demanded is demanded once: with its result, the model may answer.
+        """
+        if not self.tools or asked[-1].role == "assistant":
+            return None
+        choice = AUTO if asked[-1].role == "tool" and self.tool_choice != NONE else self.tool_choice
+        return Offer(self.tools, choice if may_call else NONE, self.constrains_calls)
+
+    def _complete(self, params: SamplingParams, offer: Offer | None) -> SamplingParams:
+        """`params` with what the model, the tools and the grammar add to them."""
+        constraint = params.constraint
+        if self.grammar is not None:
+            constraint = self.model.constraint(self.grammar)
+        elif offer:
+            constraint = self.model.call_constraint(offer)
+        return replace(params, stop_ids=params.stop_ids | self.model.stop_ids, constraint=constraint)
 
     @property
     def _has_system(self) -> bool:
@@ -323,6 +390,23 @@ class Session:
             if self._messages[at].role == role:
                 return at
         raise UsageError(f"there is no {role} message yet", hint="say something first")
+
+
+def _calls_message(calls: Sequence[ToolCall]) -> Message:
+    """The calls as OpenAI writes them."""
+    return Message("assistant", None, {"tool_calls": [call.as_json() for call in calls]})
+
+
+def _settled(messages: Sequence[Message]) -> list[Message]:
+    """`messages`, with a result for every last call that has none: a chat can end while a tool runs."""
+    at = len(messages)
+    while at and messages[at - 1].role == "tool":
+        at -= 1
+    calls = messages[at - 1].extra.get("tool_calls", ()) if at else ()
+    answered = {message.extra.get("tool_call_id") for message in messages[at:]}
+    missing = [call for call in calls if call["id"] not in answered]
+    extras = ({"tool_call_id": call["id"], "name": call["function"]["name"]} for call in missing)
+    return [*messages, *(Message("tool", "the call was interrupted", extra) for extra in extras)]
 
 
 def _is_answer(message: Message) -> bool:

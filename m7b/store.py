@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from m7b.database import Database
-from m7b.errors import UsageError
+from m7b.errors import M7bError, UsageError
 from m7b.messages import Message, message_of
 
 TITLE_LENGTH = 60
@@ -47,6 +47,10 @@ class Conversation:
     updated: float
     n_messages: int
     title: str
+
+
+class ChangedMeanwhile(M7bError):
+    """Somebody else has changed what was to be replaced."""
 
 
 class Store:
@@ -118,7 +122,8 @@ class Store:
         now = time.time()
         with self._database.writing() as connection:
             if name is not None:
-                _check_name(connection, name)
+                check_name(name)
+                _check_free(connection, name)
             done = connection.execute(
                 "INSERT INTO conversations (name, model, created, updated) VALUES (?, ?, ?, ?)",
                 (name, as_utf8(model), now, now),
@@ -126,10 +131,20 @@ class Store:
         assert done.lastrowid is not None
         return done.lastrowid
 
-    def save(self, id: int, messages: Sequence[Message], model: str | None = None) -> None:
+    def save(
+        self,
+        id: int,
+        messages: Sequence[Message],
+        model: str | None = None,
+        *,
+        seen: Sequence[Message] | None = None,
+    ) -> None:
         """Make the stored messages equal `messages`, all or nothing; `model` None leaves the model as it is.
 
         A conversation that another process has removed meanwhile comes back under its id.
+
+        Raises:
+            ChangedMeanwhile: other messages are stored than those that were `seen` last.
         """
         rows = [_row(message) for message in messages]
         label = None if model is None else as_utf8(model)
@@ -140,7 +155,10 @@ class Store:
                 " ON CONFLICT (id) DO UPDATE SET model = coalesce(:model, model), updated = :now",
                 {"id": id, "model": label, "now": time.time()},
             )
-            pairs = zip(connection.execute(_MESSAGES, (id,)).fetchall(), rows, strict=False)
+            stored = connection.execute(_MESSAGES, (id,)).fetchall()
+            if stored and seen is not None and stored != [_row(message) for message in seen]:
+                raise ChangedMeanwhile(f"another chat has changed conversation {id}")
+            pairs = zip(stored, rows, strict=False)
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
             connection.execute("DELETE FROM messages WHERE conversation = ? AND position >= ?", (id, same))
             connection.executemany(
@@ -155,7 +173,8 @@ class Store:
             UsageError: `name` is taken or cannot be a name, or there is no such conversation.
         """
         with self._database.writing() as connection:
-            _check_name(connection, name, id)
+            check_name(name)
+            _check_free(connection, name, id)
             done = connection.execute("UPDATE conversations SET name = ? WHERE id = ?", (name, id))
             if not done.rowcount:
                 raise UsageError(f"there is no conversation {id}", hint="see m7b sessions list")
@@ -185,12 +204,20 @@ def as_utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _check_name(connection: Connection, name: str, id: int | None = None) -> None:
-    """Refuse a name that is none, or that another conversation than `id` has."""
+def check_name(name: str) -> None:
+    """See that a conversation can be called `name`.
+
+    Raises:
+        UsageError: it cannot.
+    """
     if not 1 <= len(name) <= NAME_LENGTH or not name.isprintable() or name != name.strip():
         raise UsageError(f"{name!r} is no name", hint=f"a name is 1 to {NAME_LENGTH} printable characters")
     if name.isdigit():
         raise UsageError(f"{name!r} is no name", hint="numbers are ids: add a letter")
+
+
+def _check_free(connection: Connection, name: str, id: int | None = None) -> None:
+    """Refuse a name that another conversation than `id` has."""
     holder = connection.execute("SELECT id FROM conversations WHERE name = ?", (name,)).fetchone()
     if holder and holder[0] != id:
         raise UsageError(f"conversation {holder[0]} is called {name!r} already", hint="choose another name")

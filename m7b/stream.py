@@ -3,11 +3,15 @@
 Knows tokenizers and the engine's contract; knows nothing about terminals.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import assert_never
 
+from m7b.calls import parse_calls
 from m7b.generation import (
+    CallDelta,
     Engine,
     Finished,
     FinishReason,
@@ -17,6 +21,7 @@ from m7b.generation import (
     Step,
     TextDelta,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 from m7b.tokenizer import Tokenizer
@@ -24,6 +29,8 @@ from m7b.tokenizer import Tokenizer
 REPLACEMENT = "\ufffd"
 """What decoding gives for a byte that is no character."""
 _HOLD = 3  # an unfinished UTF-8 character is at most three bytes, each shown as U+FFFD
+_CALLS = re.compile(r"\s*\[\s*[{T]")  # a list of objects, or the marker of calls spelled out
+_UNDECIDED = re.compile(r"\s*(\[\s*)?")
 _LONG = 32  # tokens of undecodable bytes after which a cut is tried
 
 
@@ -113,6 +120,20 @@ class StopStrings:
         return held
 
 
+@dataclass(frozen=True, slots=True)
+class CallSyntax:
+    """How calls of tools are told from text.
+
+    They begin with `call_id` where the model has such an id; with `in_text`, an answer that begins with
+    a list of objects is taken for calls as well. Calls of the tools named in `anywhere` count behind prose
+    too, once the answer is over: what no grammar keeps in order may stand there.
+    """
+
+    call_id: int | None
+    in_text: bool
+    anywhere: frozenset[str] = frozenset()
+
+
 def stream(
     engine: Engine,
     tokenizer: Tokenizer,
@@ -120,6 +141,7 @@ def stream(
     params: SamplingParams,
     *,
     continues: bool = False,
+    calls: CallSyntax | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[GenerationEvent]:
     """Continue `ids` and tell what happens, as events; the last one is `Finished`.
@@ -130,10 +152,11 @@ def stream(
         ids: the prompt.
         params: sampling and stops.
         continues: whether the answer's text carries on from the prompt's, or begins a text.
+        calls: how to tell calls of tools, where some are offered. What looks like calls and is none is text.
         clock: seconds, for `Usage`.
     """
     steps = engine.generate(ids, params)
-    return events_of(steps, tokenizer, len(ids), params, continues=continues, clock=clock)
+    return events_of(steps, tokenizer, len(ids), params, continues=continues, calls=calls, clock=clock)
 
 
 def events_of(
@@ -143,6 +166,7 @@ def events_of(
     params: SamplingParams,
     *,
     continues: bool = False,
+    calls: CallSyntax | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[GenerationEvent]:
     """Tell what `steps` after a prompt of `n_prompt` tokens mean; see `stream`.
@@ -150,10 +174,10 @@ def events_of(
     Another prompt that is read in the middle of the answer ends with the answer so far. The usage is that
     of the last one, without the answer.
     """
-    decoder, stops = IncrementalDecoder(tokenizer, continues=continues), StopStrings(params.stop)
+    answer = _AnswerText(tokenizer, params.stop, calls, continues=continues)
     tokens: list[int] = []
     logprobs: list[TokenLogprob] = []
-    reason, stopped, reused = FinishReason.LENGTH, False, 0
+    reason, reused = FinishReason.LENGTH, 0
     prefill_s = decode_s = 0.0
     is_reading, last = True, clock()
     for step in steps:
@@ -178,21 +202,83 @@ def events_of(
         tokens.append(step.token)
         if step.logprob is not None:
             logprobs.append(step.logprob)
-        text, stopped = stops.push(decoder.push(step.token))
-        if text:
-            yield TextDelta(text)
-        if stopped:
+        if delta := answer.push(step.token):
+            yield delta
+        if answer.is_stopped:
             break
-    if not stopped:
-        text, stopped = stops.push(decoder.flush())
-        if text := text if stopped else text + stops.flush():
-            yield TextDelta(text)
+    if delta := answer.flush():
+        yield delta
+    reason = FinishReason.STOP if answer.is_stopped else reason
+    found = answer.calls() if reason is FinishReason.STOP else ()
+    if answer.is_of_calls and reason is FinishReason.STOP and not found:
+        yield answer.as_text()
     yield Finished(
-        FinishReason.STOP if stopped else reason,
+        FinishReason.TOOL_CALLS if found else reason,
         tuple(tokens),
         tuple(logprobs),
         Usage(n_prompt, reused, len(tokens), prefill_s, decode_s),
+        found,
     )
+
+
+class _AnswerText:
+    """The text of an answer while its tokens come: one for people, or one of calls."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str], calls: CallSyntax | None, *, continues: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._syntax = calls
+        self._decoder = IncrementalDecoder(tokenizer, continues=continues)
+        self._stops = StopStrings(stop)
+        self._is_first = not continues
+        self.is_of_calls = False
+        self.is_stopped = False
+        self.text = ""  # of the calls
+        self._said = ""  # to people, where it may hold calls
+        self._opening = ""  # may begin both
+
+    def push(self, token: int) -> TextDelta | CallDelta | None:
+        """What `token` makes final."""
+        if self._is_first and self._syntax and token == self._syntax.call_id:
+            self.is_of_calls, self._is_first = True, False
+            self._decoder = IncrementalDecoder(self._tokenizer)
+            return None
+        return self._delta(self._decoder.push(token))
+
+    def flush(self) -> TextDelta | CallDelta | None:
+        """What was held back."""
+        return None if self.is_stopped else self._delta(self._decoder.flush(), is_last=True)
+
+    def as_text(self) -> TextDelta:
+        """All of it, which looked like calls and is none."""
+        text, is_stopped = self._stops.push(self.text)
+        return TextDelta(text if is_stopped else text + self._stops.flush())
+
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The calls in the text, none where it holds something else."""
+        if self._syntax is None:
+            return ()
+        if self.is_of_calls:
+            return parse_calls(self.text, lenient=self._syntax.in_text)
+        found = parse_calls(self._said, lenient=True) if self._syntax.anywhere else ()
+        return found if {call.name for call in found} <= self._syntax.anywhere else ()
+
+    def _delta(self, text: str, *, is_last: bool = False) -> TextDelta | CallDelta | None:
+        text, self._opening = self._opening + text, ""
+        if self._is_first and self._syntax and self._syntax.in_text:
+            if _UNDECIDED.fullmatch(text) and not is_last:
+                self._opening = text
+                return None
+            self.is_of_calls = bool(_CALLS.match(text))
+        self._is_first = self._is_first and not text
+        if self.is_of_calls:  # stops are for people's text
+            self.text += text
+            return CallDelta(text) if text else None
+        text, self.is_stopped = self._stops.push(text)
+        text += self._stops.flush() if is_last and not self.is_stopped else ""
+        self._said += text if self._syntax and self._syntax.anywhere else ""
+        return TextDelta(text) if text else None
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -85,4 +85,4 @@ def fake_model(choose: Callable[[list[int]], int], ctx_size: int = 10_000) -> Ch
     """Characters, frames and a scripted engine."""
     engine: Any = Scripted(choose, ctx_size)
     parts: Any = (Characters(), Frames())
-    return ChatModel("fake", engine, *parts, frozenset({STOP}), ctx_size, None)
+    return ChatModel("fake", engine, *parts, frozenset({STOP}), 0x110000, ctx_size, None)

@@ -4,7 +4,7 @@
 
 - `answers`: the answer to each message; any other is answered "echo: " and the message. `{temperature}`
   and the like become the parameters of the request, `{call}` its number, `{model}` the model's name; at
-  `⏸` the answer waits for the file `go_on`.
+  `⏸` the answer waits for the file `go_on`. One that begins with `☎` begins with the id of calls.
 - `delay`, `prefill_delay`: seconds a token, and seconds a chunk of the prompt.
 - `ctx_size`, `window`: those of the checkpoint.
 - `loads_slowly`: whether the model waits for the file `go_on` before it is loaded.
@@ -29,12 +29,19 @@ from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
 from m7b.render import Status
 from tests.fake_chat import ROLES, STOP
 
-PAUSE = "⏸"
+PAUSE, CALLS = "⏸", "☎"
+CALL_ID, TOOLS_ID = 6, 7
 _FIRST_BYTE = 16
 
 
 class Bytes:
     """A tokenizer: a token is a byte behind 16 ids that are no text."""
+
+    vocab_size = _FIRST_BYTE + 256
+
+    @property
+    def controls(self) -> dict[str, int]:
+        return {"[TOOL_CALLS]": CALL_ID}
 
     def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
         return [_FIRST_BYTE + byte for byte in text.encode()]
@@ -56,7 +63,7 @@ class Frames:
     source = "{{ role }}{{ content }}\n"
 
     def encode(self, messages: Sequence[dict[str, Any]], tools: object = None) -> list[int]:
-        ids: list[int] = []
+        ids = [TOOLS_ID, *Bytes().encode(json.dumps(tools), bos=False)] if tools else []
         for message in messages:
             ids += [ROLES[message["role"]], *Bytes().encode(message["content"] or "", bos=False)]
         return ids if messages[-1].get("prefix") else [*ids, ROLES["assistant"]]
@@ -109,12 +116,14 @@ class Script:
         values = {field.name: getattr(params, field.name) for field in fields(params)}
         for name, value in (values | {"call": self._n_calls, "model": self._name}).items():
             answer = answer.replace(f"{{{name}}}", str(value))
-        spoken = answer.replace(PAUSE, "")
+        spoken = answer.replace(PAUSE, "").removeprefix(CALLS)
         if not spoken.startswith(begun):
             answer = " and so on"
         elif begun:
             answer = spoken[len(begun) :]
-        for at, part in enumerate(answer.split(PAUSE)):
+        if answer.startswith(CALLS):
+            yield CALL_ID
+        for at, part in enumerate(answer.removeprefix(CALLS).split(PAUSE)):
             if at:
                 _wait_for(self._script["go_on"])
             yield from Bytes().encode(part, bos=False)

@@ -61,13 +61,15 @@ def test_no_save_leaves_no_file(home):
         ([""], 2, "the question is empty"),
         (["-f", "nope.txt"], 2, "cannot read nope.txt"),
         (["--top-p", "2", "hi"], 2, "top_p is 2.0"),
+        (["--session", " bad", "hi"], 2, "' bad' is no name"),
+        (["--session", "", "hi"], 2, "'' is no name"),
         (["--continue", "hi"], 2, "there is no conversation to continue"),
         (["--variant", "base-v0.1", "hi"], 2, "base-v0.1 was not trained to chat"),
         (["--variant", "instruct-v0.1", "hi"], 3, "instruct-v0.1 is not on this machine"),
         (["-m", "nope", "hi"], 3, "nope"),
         (["--ctx-size", "10", "a long question"], 6, "the prompt has 17 tokens and the context holds 10"),
     ],
-    ids=["empty", "file", "value", "continue", "base", "absent", "path", "context"],
+    ids=["empty", "file", "value", "bad name", "no name", "continue", "base", "absent", "path", "context"],
 )
 def test_an_error_is_one_line_on_stderr_and_an_exit_code(home, arguments, code, reason):
     ran = home.ask(*arguments)
@@ -105,3 +107,11 @@ def test_a_full_context_is_told_on_stderr(home):
     assert (ran.code, ran.out) == (0, "echo: and another one\n")
     assert ran.err.startswith("m7b: the context is full: the oldest 2 messages")
     assert ran.err.count("\n") == 1
+
+
+def test_another_model_than_the_conversation_s_is_told(tmp_path):
+    """Only the chat on a terminal told."""
+    home = ChatHome(tmp_path, ("demo", "instruct-v0.3"))
+    home.ask("--variant", "instruct-v0.3", "hello")
+    ran = home.ask("--continue", "more", "--variant", "demo")
+    assert (ran.out, "was with instruct-v0.3 until now" in ran.err) == ("echo: more\n", True)

@@ -680,3 +680,16 @@ def test_combining_marks_stay_with_their_letters():
     rows = shown("e\u0301a\u0308 " * 30, columns=10).terminal.rows
     assert unicodedata.normalize("NFC", "".join(rows).replace(" ", "")) == "éä" * 30
     assert {len(unicodedata.normalize("NFC", row)) for row in rows} == {8}
+
+
+CODE = "Look:\n\n```py\nclass A:\n    def __init__(self):\n        a*b*c\n    # note\n```\n*done*\n`x`"
+
+
+@pytest.mark.parametrize("at", range(13, len(CODE) - 10, 5))
+def test_an_answer_that_is_continued_is_shown_as_the_whole_would_be(at):
+    """The open block of code was forgotten, and its rest read as prose."""
+    whole, rest = shown([CODE]), Watched()
+    rest.markdown.resume(CODE[:at])
+    rest.write(CODE[at:])
+    rest.finish()
+    assert rest.terminal.rows[1:] == whole.terminal.rows[CODE.count("\n", 0, at) + 1 :]

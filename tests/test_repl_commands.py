@@ -103,6 +103,11 @@ SCRIPTS = {
         ("again", ["echo: again"]),
         ("/show", ["model       instruct-v0.3", "checkpoint  none (script)"]),
     ],
+    "tools": [
+        ("/tools", ["there are no tools; /tools load FILE.py brings some"]),
+        ("/tools off", ["tools are not offered"]),
+        ("/tools on", ["tools are offered"]),
+    ],
 }
 ELSEWHERE = {"bye", "exit", "quit", "edit", "read", "export", "stats", "multiline"}
 
@@ -131,7 +136,13 @@ REFUSALS = [
     ("/stats", "there is no answer yet"),
     ("/read", "no file is named; write /read notes.txt"),
     ("/read nope", "cannot read nope: No such file or directory"),
-    ("/read .", "cannot read .: Is a directory"),
+    ("/read .", ". is no regular file; name another"),
+    ("/read ~nosuchuser/x", "'~nosuchuser/x' is no path"),
+    ("/read /dev/null", "/dev/null is no regular file"),
+    ("/export ~nosuchuser/x", "'~nosuchuser/x' is no path"),
+    ("/export --force", "no file is named"),
+    ("/undo " + "9" * 5000, "is no number of turns; write /undo 2"),
+    (" /nope", "there is no command /nope"),
     ("/read latin.txt", "latin.txt is not UTF-8 text"),
     ("/save", "no name is given; write /save recipes"),
     ("/save x", "there is no conversation yet; say something first"),
@@ -140,6 +151,10 @@ REFUSALS = [
     ("/export", "no file is named; write /export talk.md"),
     ("/export talk.md", "there is no conversation yet; say something first"),
     ("/copy", "there is no assistant message yet; say something first"),
+    ("/tools x", "/tools does not take 'x'; write /tools, on, off, or load FILE"),
+    ("/tools load", "/tools does not take 'load'; write /tools, on, off, or load FILE"),
+    ("/tools load nope.py", "nope.py: no such file; tools are in .py or .json files"),
+    ("/tools load latin.txt", "latin.txt: tools are in .py or .json files"),
     ("/model nope", "there is no model nope; name a folder, a GGUF file"),
     ("/model instruct-v0.1", "instruct-v0.1 is not on this machine"),
     ("/model base-v0.1", "base-v0.1 was not trained to chat"),

@@ -68,6 +68,41 @@ def test_a_chat_in_which_nothing_was_said_leaves_no_conversation(home):
 # carrying on
 
 
+def test_two_chats_on_one_conversation_lose_nothing(home):
+    """The one that saved last once removed the other's turns."""
+    home.ask("hello", "--session", "both")
+    with home.chat("--session", "both") as first:
+        first.submit("from the first")
+        with home.chat("--session", "both") as second:
+            second.submit("from the second")
+            leave(second)
+        shown = " ".join(first.submit("again, from the first"))
+        assert "another chat has changed conversation 1; this one goes on as 2" in shown
+        leave(first)
+    assert home.texts("both")[::2] == ["hello", "from the first", "from the second"]
+    assert home.texts("2")[::2] == ["hello", "from the first", "again, from the first"]
+
+
+def test_a_name_that_was_taken_meanwhile_costs_no_conversation(home):
+    """Every save failed, and so did /save with another name."""
+    with home.chat("--session", "talk") as terminal:
+        home.ask("hello", "--session", "talk")
+        assert "this one is 2" in " ".join(terminal.submit("from the terminal"))
+        terminal.submit("/save other")
+        leave(terminal)
+    assert home.texts("talk")[0] == "hello"
+    assert home.texts("other")[0] == "from the terminal"
+
+
+def test_a_system_prompt_of_the_settings_leaves_kept_conversations_alone(home):
+    """It replaced the one that was kept."""
+    home.ask("--system", "You are a pirate.", "hello")
+    home.ask("--continue", "more", env={"M7B_SYSTEM": "Answer briefly."})
+    assert home.texts()[0] == "You are a pirate."
+    home.ask("--continue", "more", "--system", "Answer briefly.")
+    assert home.texts()[0] == "Answer briefly."
+
+
 def test_continue_shows_the_last_turn_and_carries_on_with_all_of_it(home):
     with home.chat() as terminal:
         terminal.submit("first")
@@ -111,7 +146,7 @@ def test_a_session_is_begun_by_name_and_carried_on_by_name_or_id(home):
         (["--continue"], "there is no conversation to continue"),
         (["--session", "7"], "there is no conversation '7'"),
         (["--continue", "--session", "x"], "--continue and --session are both given"),
-        (["--continue", "--no-save"], "--no-save keeps nothing to carry on with"),
+        (["--continue", "--no-save"], "nothing is kept to carry on with"),
     ],
 )
 def test_what_cannot_be_carried_on_is_refused(home, arguments, reason):

@@ -6,9 +6,10 @@ import signal
 import pytest
 
 from m7b.generation import SamplingParams, TextDelta
-from m7b.repl import Chat, Record, Screen
+from m7b.repl import Chat, Record, Screen, Toolbelt
 from m7b.repl.signals import deaf, stoppable, uninterrupted, until_interrupted
 from m7b.session import Session
+from m7b.tools import Approval, Toolbox
 from tests.fake_chat import fake_model, saying
 
 
@@ -87,7 +88,9 @@ def test_it_never_cuts_short_what_is_done_with_an_event():
 def test_text_that_the_session_took_in_that_moment_is_shown(capsys):
     """It was stored and not on the screen."""
     session = Session(fake_model(saying([*map(ord, "abc")])), SamplingParams())
-    talk = Chat(session, Screen(is_interactive=False), Record(None), lambda name: session.model)
+    screen = Screen(is_interactive=False)
+    belt = Toolbelt(Toolbox(), screen, approval=Approval.DENY, limit=1)
+    talk = Chat(session, screen, Record(None), belt, lambda name: session.model)
 
     def asked():
         for event in session.send("x"):

@@ -97,7 +97,7 @@ def real_model(folder, name, **options):
     running = engine(folder, **{"ctx_size": 2048, "threads": 2} | options)
     tokenizer = official(name)
     template = MistralTemplate(tokenizer, TokenizerVersion(name))
-    return ChatModel("tiny", running, tokenizer, template, frozenset({2}), 2048, running.cache.window)
+    return ChatModel("tiny", running, tokenizer, template, frozenset({2}), 32768, 2048, running.cache.window)
 
 
 def n_shared(cached, ids):
@@ -182,7 +182,7 @@ def scripted_session(name, text, *messages, params=GREEDY, ctx_size=10_000, on_f
     choose = saying(tokenizer.encode(text, bos=False), MARKERS[name], stop=2)
     template = MistralTemplate(tokenizer, TokenizerVersion(name))
     model = ChatModel(
-        "scripted", Scripted(choose, ctx_size), tokenizer, template, frozenset({2}), ctx_size, None
+        "scripted", Scripted(choose, ctx_size), tokenizer, template, frozenset({2}), 32768, ctx_size, None
     )
     return Session(model, params, messages=messages, on_full=on_full)
 
@@ -814,7 +814,7 @@ with Store(Path(sys.argv[1])) as store:
     latest = store.latest()
     messages = store.messages(latest.id) if latest else ()
     session = Session(fake_model(choose), SamplingParams(temperature=0), messages=messages)
-    kept = record.Record(store, latest.id if latest else None)
+    kept = record.Record(store, latest, store.messages(latest.id) if latest else ())
     events = session.send("0")
     if messages:
         ended = messages[-1].role == "assistant" and not messages[-1].is_partial

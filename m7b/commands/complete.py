@@ -9,6 +9,14 @@ import typer
 
 from m7b.commands.batch import Batch
 from m7b.commands.conversation import parse_conversation
+from m7b.commands.grammar_options import (
+    AnswerFormat,
+    FormatOption,
+    GrammarOption,
+    JsonSchemaOption,
+    RegexOption,
+    grammar_of,
+)
 from m7b.commands.loading import LoadedModel, chat_template_of, chosen_variant, load_model, refuse_base
 from m7b.commands.options import (
     ChatTemplateOption,
@@ -23,6 +31,7 @@ from m7b.commands.options import (
     VariantOption,
     WindowOption,
     integer,
+    is_flag,
 )
 from m7b.commands.prompt import read_prompt
 from m7b.commands.sampling_options import (
@@ -41,13 +50,16 @@ from m7b.commands.sampling_options import (
     TypicalPOption,
     logit_bias_of,
 )
-from m7b.completions import Completion, CompletionRequest, answer, parse_request
+from m7b.commands.tool_options import ConstrainOption, McpOption, ToolChoiceOption, ToolsOption, fill
+from m7b.completions import Completion, CompletionRequest, Conversation, answer, parse_request
 from m7b.errors import UsageError
-from m7b.generation import Finished, GenerationEvent, PromptProgress, SamplingParams, TextDelta
+from m7b.generation import CallDelta, Finished, GenerationEvent, PromptProgress, SamplingParams, TextDelta
 from m7b.render import Output, Status
+from m7b.tools import Toolbox
 
 
 def complete(
+    ctx: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="The text to continue; - or nothing reads stdin.", show_default=False)
     ] = None,
@@ -88,6 +100,14 @@ def complete(
     logit_bias: LogitBiasOption = None,
     seed: SeedOption = None,
     stop: StopOption = None,
+    json_schema: JsonSchemaOption = None,
+    answer_format: FormatOption = AnswerFormat.TEXT,
+    grammar: GrammarOption = None,
+    regex: RegexOption = None,
+    tools: ToolsOption = None,
+    mcp: McpOption = None,
+    tool_choice: ToolChoiceOption = "auto",
+    constrain: ConstrainOption = True,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
     num_samples: Annotated[
         int,
@@ -137,9 +157,22 @@ def complete(
     )
     if logprobs is not None and not as_json and not jsonl:
         raise UsageError("--logprobs prints nothing in plain text", hint="add --json")
-    if chat_template is not None and not chat:
+    if is_flag(ctx, "chat_template") and not chat:
         raise UsageError("--chat-template goes with --chat")
-    request = CompletionRequest("", params, num_samples, echo)
+    keep_to = grammar_of(json_schema, answer_format, grammar, regex)
+    if (tools or mcp) and not chat:
+        raise UsageError("--tools and --mcp go with --chat")
+    offered = _described(tools, mcp)
+    request = CompletionRequest(
+        "",
+        params,
+        num_samples,
+        echo,
+        conversation=Conversation([], offered) if offered else None,
+        grammar=keep_to,
+        tool_choice=tool_choice,
+        constrains_calls=constrain,
+    )
     if chat:
         refuse_base(chosen_variant(variant, model), chat_template)
     if jsonl:
@@ -151,6 +184,8 @@ def complete(
     else:
         text = read_prompt(prompt, file, keep_newline=keep_newline)
         conversation = parse_conversation(text, prompt_allowed=True) if chat else None
+        if conversation and offered:
+            conversation = replace(conversation, tools=offered)
         request = replace(request, prompt="" if chat else text, conversation=conversation)
     loaded = load_model(
         variant,
@@ -184,7 +219,16 @@ def complete_silently(loaded: LoadedModel, request: CompletionRequest) -> dict[s
 
 
 def _completion(loaded: LoadedModel, request: CompletionRequest) -> Completion:
-    return Completion(loaded.engine, loaded.tokenizer, request, loaded.template)
+    return Completion(loaded.engine, loaded.tokenizer, request, loaded.template, vocab_size=loaded.vocab_size)
+
+
+def _described(files: list[Path] | None, configs: list[Path] | None) -> list[dict[str, Any]] | None:
+    """The tools to offer, in OpenAI's shape. They are only described here, and never run."""
+    if not files and not configs:
+        return None
+    with Toolbox() as toolbox:
+        fill(toolbox, files, configs)
+        return [tool.as_json() for tool in toolbox.tools]
 
 
 def _print(completion: Completion, *, streaming: bool) -> None:
@@ -192,7 +236,7 @@ def _print(completion: Completion, *, streaming: bool) -> None:
     output = Output()
     try:
         for events in completion.samples():
-            texts = (event.text for event in _with_progress(events) if isinstance(event, TextDelta))
+            texts = printed(_with_progress(events))
             for text in texts if streaming else ["".join(texts)]:
                 output.write(text)
             output.write("\n")
@@ -200,6 +244,15 @@ def _print(completion: Completion, *, streaming: bool) -> None:
         if output.is_terminal:
             output.write("\n")
         raise
+
+
+def printed(events: Iterator[GenerationEvent]) -> Iterator[str]:
+    """The text of an answer, or that of its calls. Calls that turn out to be text are told again as such."""
+    is_of_calls = False
+    for event in events:
+        is_of_calls = is_of_calls or isinstance(event, CallDelta)
+        if isinstance(event, CallDelta if is_of_calls else TextDelta):
+            yield event.text
 
 
 def _with_progress(events: Iterator[GenerationEvent]) -> Iterator[GenerationEvent]:
@@ -210,7 +263,7 @@ def _with_progress(events: Iterator[GenerationEvent]) -> Iterator[GenerationEven
             match event:
                 case PromptProgress():
                     status.show(f"reading the prompt: {event.done} of {event.total} tokens")
-                case TextDelta() | Finished():
+                case TextDelta() | CallDelta() | Finished():
                     status.clear()
                 case other:
                     assert_never(other)

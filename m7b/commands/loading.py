@@ -33,6 +33,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     template: Template | None
     stop_ids: frozenset[int]
+    vocab_size: int
     ctx_size: int
     window: int | None
     load_s: float
@@ -196,6 +197,7 @@ def load_model(
         tokenizer,
         template,
         checkpoint.stop_ids,
+        vocab_size=checkpoint.config.vocab_size,
         ctx_size=ctx_size or checkpoint.config.max_seq_len,
         window=checkpoint.config.sliding_window if window is None else window or None,
         load_s=time.perf_counter() - started,

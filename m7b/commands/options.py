@@ -30,6 +30,12 @@ def plain(message: str) -> str:
     return message.replace("Value error, ", "").rstrip(".")
 
 
+def is_flag(ctx: typer.Context, name: str) -> bool:
+    """Whether the option was given on the command line, and is no setting."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def integer(text: str) -> int:
     """A whole number."""
     try:

@@ -19,6 +19,7 @@ from m7b.commands.options import (
     ModelOption,
     VariantName,
     VariantOption,
+    is_flag,
 )
 from m7b.commands.prompt import read_prompt
 from m7b.errors import UsageError
@@ -38,6 +39,7 @@ JsonlOption = Annotated[
 
 
 def tokenize(
+    ctx: typer.Context,
     text: Annotated[
         str | None,
         typer.Argument(
@@ -67,7 +69,7 @@ def tokenize(
         raise UsageError("--jsonl brings its own texts", hint="leave out TEXT")
     if chat and bos is not None:
         raise UsageError("--bos and --no-bos do not go with --chat", hint="the template places the BOS token")
-    if chat_template is not None and not chat:
+    if is_flag(ctx, "chat_template") and not chat:
         raise UsageError("--chat-template goes with --chat")
     if chat and jsonl:
         templates = _Cached(partial(load_chosen_template, chat_template=chat_template), variant, model)

@@ -36,7 +36,7 @@ def answer(completion: Completion, model: str, load_s: float) -> dict[str, Any]:
 
 def _choice(completion: Completion, choice: Choice) -> dict[str, Any]:
     is_chat = completion.request.conversation is not None
-    text = {"message": {"role": "assistant", "content": choice.text}} if is_chat else {"text": choice.text}
+    text = {"message": _message(choice)} if is_chat else {"text": choice.text}
     logprobs = None
     if completion.request.params.logprobs is not None:
         logprobs = _chat_logprobs(completion, choice) if is_chat else _logprobs(completion, choice)
@@ -47,6 +47,13 @@ def _choice(completion: Completion, choice: Choice) -> dict[str, Any]:
         "finish_reason": choice.finished.reason.value,
         "logprobs": logprobs,
     }
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    """OpenAI's message: text, or calls."""
+    if not choice.finished.calls:
+        return {"role": "assistant", "content": choice.text}
+    return {"role": "assistant", "content": None, "tool_calls": [c.as_json() for c in choice.finished.calls]}
 
 
 def _logprobs(completion: Completion, choice: Choice) -> dict[str, Any]:

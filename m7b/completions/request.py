@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from m7b.constraint import AnyJson, Grammar, JsonSchema
 from m7b.errors import UsageError
 from m7b.generation import MAX_SEED, SamplingParams
+from m7b.offer import ANY, AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +29,17 @@ class CompletionRequest:
     echo: bool = False
     id: str | int | None = None
     conversation: Conversation | None = None
+    grammar: Grammar | None = None
+    tool_choice: str = AUTO
+    constrains_calls: bool = True
 
     def __post_init__(self) -> None:
         if self.conversation is not None and self.echo:
             raise UsageError("echo repeats a prompt, and a conversation is none", hint="leave it out")
+        if self.params.stop and self.grammar is not None:
+            raise UsageError("a stop string could end an answer before its grammar does", hint="leave it out")
+        if self.grammar is not None and self.conversation and self.conversation.tools:
+            raise UsageError("an answer cannot both keep to a grammar and call tools", hint="ask for one")
         if self.n < 1:
             raise UsageError(f"n is {self.n}", hint="it must be at least 1")
         if (self.params.seed or 0) + self.n - 1 > MAX_SEED:
@@ -54,8 +63,8 @@ _PARAMS = {
     "logprobs": int,
 }
 _IGNORED = {"model", "user", "metadata"}  # they name the caller or the model and change no token
-_OTHER = {"id", "prompt", "n", "echo", "stop", "logit_bias"}
-_CHAT = {"messages", "tools"}
+_OTHER = {"id", "prompt", "n", "echo", "stop", "logit_bias", "response_format"}
+_CHAT = {"messages", "tools", "tool_choice"}
 
 
 def parse_request(
@@ -75,7 +84,8 @@ def parse_request(
         raise UsageError(f"{unknown[0]} need a chat template", hint="add --chat")
     if unknown:
         raise UsageError(f"unknown field {unknown[0]!r}", hint=f"known are {', '.join(sorted(known))}")
-    conversation = _conversation(fields) if is_chat else None
+    tools = defaults.conversation.tools if defaults.conversation else None
+    conversation = _conversation(fields, tools) if is_chat else None
     prompt = fields.get("prompt", "" if conversation else None)
     if not isinstance(prompt, str):
         raise UsageError("prompt must be a string")
@@ -94,18 +104,49 @@ def parse_request(
         echo=echo,
         id=fields.get("id"),
         conversation=conversation,
+        grammar=_grammar(fields["response_format"]) if "response_format" in fields else defaults.grammar,
+        tool_choice=_tool_choice(fields["tool_choice"]) if "tool_choice" in fields else defaults.tool_choice,
+        constrains_calls=defaults.constrains_calls,
     )
 
 
-def _conversation(fields: Mapping[str, Any]) -> Conversation:
+def _tool_choice(value: Any) -> str:
+    """OpenAI's `tool_choice` in our words."""
+    match value:
+        case "required":
+            return ANY
+        case str():
+            return value
+        case {"type": "function", "function": {"name": str() as name}}:
+            return name
+    raise UsageError("tool_choice is of no known form", hint="write auto, required, none, or a function")
+
+
+def _grammar(value: Any) -> Grammar | None:
+    """What OpenAI's `response_format` asks for."""
+    match value:
+        case {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return AnyJson()
+        case {"type": "json_schema", "json_schema": {"schema": dict() | bool() as schema}}:
+            return JsonSchema(schema)
+    raise UsageError(
+        "response_format is of no known form",
+        hint='write {"type": "json_schema", "json_schema": {"schema": {…}}}, or json_object or text as type',
+    )
+
+
+def _conversation(fields: Mapping[str, Any], tools: Any) -> Conversation:
+    tools = fields.get("tools", tools)
     if "messages" in fields and "prompt" in fields:
         raise UsageError("prompt and messages are both given", hint="give one")
     if "prompt" in fields:
-        return Conversation([{"role": "user", "content": fields["prompt"]}], fields.get("tools"))
+        return Conversation([{"role": "user", "content": fields["prompt"]}], tools)
     messages = fields.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise UsageError("messages must be a list of objects")
-    return Conversation(messages, fields.get("tools"))
+    return Conversation(messages, tools)
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:

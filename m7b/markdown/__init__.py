@@ -56,6 +56,16 @@ class MarkdownStream:
         self._row = Row(console, self._width())
         self._forget()
 
+    def resume(self, before: str) -> None:
+        """Go on behind `before`, which was shown elsewhere: a block of code that it leaves open is open."""
+        if self._is_plain:
+            return
+        *lines, begun = before.split("\n")
+        for line in lines:
+            self._pass(line)
+        if self._fence is not None:
+            self._line, self._at = begun, len(begun)
+
     def write(self, text: str) -> None:
         """Show more of the text.
 
@@ -176,8 +186,7 @@ class MarkdownStream:
                 self._row.put_line(Text(self._rule * min(_RULE_CELLS, self._row.limit), "dim"))
             case Fence():
                 self._row.put_line(Text(rest, "dim"))
-                self._fence = self._block
-                self._highlighter = Highlighter("" if self._block.is_quoted else self._block.language)
+                self._open(self._block)
             case TableRow():
                 self._add_table_row()
             case None:
@@ -185,6 +194,22 @@ class MarkdownStream:
             case other:
                 assert_never(other)
         self._is_started = True
+
+    def _pass(self, line: str) -> None:
+        """Take in a line that was shown elsewhere, as far as it opens or closes a block of code."""
+        if self._fence is None or not self._fence.covers(line):
+            block = block_of(line, is_whole=True) if line.strip() else None
+            self._fence = None
+            if isinstance(block, Fence):
+                self._open(block)
+        elif self._fence.is_closed_by(line):
+            self._fence = None
+        else:
+            self._highlighter.line(line)
+
+    def _open(self, fence: Fence) -> None:
+        self._fence = fence
+        self._highlighter = Highlighter("" if fence.is_quoted else fence.language)
 
     def _end_code_line(self, fence: Fence) -> None:
         if fence.is_closed_by(self._line):

@@ -9,5 +9,6 @@ from m7b.repl.prompt import Prompt
 from m7b.repl.record import Record
 from m7b.repl.screen import Screen
 from m7b.repl.slash.files import show_last_turn
+from m7b.repl.toolbelt import Toolbelt
 
-__all__ = ["Chat", "Prompt", "Record", "Screen", "SlashCompleter", "show_last_turn"]
+__all__ = ["Chat", "Prompt", "Record", "Screen", "SlashCompleter", "Toolbelt", "show_last_turn"]

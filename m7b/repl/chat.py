@@ -1,17 +1,20 @@
 """A chat in progress: takes lines, asks the session, shows and keeps what comes of it."""
 
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Protocol, assert_never
 
-from m7b.errors import M7bError
-from m7b.generation import Finished, FinishReason, PromptProgress, TextDelta
+from m7b.errors import M7bError, UsageError
+from m7b.generation import CallDelta, Finished, FinishReason, PromptProgress, TextDelta
+from m7b.offer import check_template
 from m7b.repl.record import Record
 from m7b.repl.screen import Screen
 from m7b.repl.signals import deaf, stoppable, until_interrupted
 from m7b.repl.slash import find_command
+from m7b.repl.toolbelt import Toolbelt
 from m7b.session import ChatModel, Dropped, Session, SessionEvent
 from m7b.stream import REPLACEMENT
 
@@ -37,21 +40,29 @@ class Chat:
         session: answers.
         screen: shows.
         record: keeps.
+        toolbelt: runs the tools that the model calls.
         open_model: loads the model of a name or a path, for /model.
     """
 
     def __init__(
-        self, session: Session, screen: Screen, record: Record, open_model: Callable[[str], ChatModel]
+        self,
+        session: Session,
+        screen: Screen,
+        record: Record,
+        toolbelt: Toolbelt,
+        open_model: Callable[[str], ChatModel],
     ) -> None:
         self.session = session
         self.screen = screen
         self.record = record
+        self.toolbelt = toolbelt
         self.open_model = open_model
         self.is_multiline = False
         self.is_over = False
         self.draft = ""  # what the next prompt begins with
         self._counted: tuple[object, int] = (None, 0)
         self.attached: dict[Path, str] = {}  # files whose text goes in front of the next message
+        self.offer_tools()
 
     def run(self, reader: Reader) -> None:
         """Take lines until there are no more, or one of them ends the chat. Nothing else does."""
@@ -72,22 +83,28 @@ class Chat:
             return
         try:
             with stoppable():
-                if found := COMMAND_LINE.fullmatch(line):
+                if found := COMMAND_LINE.fullmatch(line.lstrip()):
                     find_command(found["name"]).run(self, found["argument"].strip())
                 else:
-                    self.say(line[1:] if line.startswith("//") else unquoted(line))
+                    is_escaped = line.lstrip().startswith("//")
+                    self.say(line.lstrip()[1:] if is_escaped else unquoted(line), draft=line)
         except M7bError as error:
             self.screen.note(str(error), "red")
         except KeyboardInterrupt:
             pass
+        except Exception:  # noqa: BLE001 - a bug of ours is no reason to lose a conversation
+            self.screen.note(f"{traceback.format_exc()}this is a bug in m7b; the chat goes on", "red")
 
-    def say(self, text: str) -> Finished | None:
-        """Say `text` to the model, with the files that are attached in front of it."""
-        asked = self.session.send("\n\n".join([*self.attached.values(), text]))
-        finished = self.ask(asked, draft=text)
+    def say(self, text: str, *, draft: str = "") -> Finished | None:
+        """Say `text` to the model, with the files that are attached in front of it; see `ask`."""
+        finished = self.ask(self.session.send(self.composed(text)), draft=draft)
         if not self.draft:
             self.attached.clear()
         return finished
+
+    def composed(self, text: str) -> str:
+        """The message that `text` makes, with the files that are attached in front of it."""
+        return "\n\n".join([*self.attached.values(), text])
 
     def ask(self, events: Iterator[SessionEvent], *, draft: str) -> Finished | None:
         """Show an answer; if none comes of it, the next prompt begins with `draft`."""
@@ -98,22 +115,51 @@ class Chat:
             if self.session.messages == before:
                 self.draft = draft
 
-    def show(self, events: Iterator[SessionEvent], *, continues: bool = False) -> Finished | None:
-        """Show an answer while it comes, and keep it.
+    def offer_tools(self) -> None:
+        """Offer the model the tools that are on.
 
-        Ctrl-C ends it; what was said until then stands. One that `continues` another begins a line of
-        its own, so spaces in front of it are left out.
+        Raises:
+            UsageError: its chat template has no place for them, or answers keep to a grammar; none is
+                offered then.
+        """
+        self.session.tools = None
+        if offered := self.toolbelt.offered():
+            if self.session.grammar is not None:
+                raise UsageError("an answer cannot both keep to a grammar and call tools", hint="/tools off")
+            check_template(self.session.model.template)
+            self.session.tools = offered
+
+    def show(self, events: Iterator[SessionEvent], *, continues: bool = False) -> Finished | None:
+        """Show an answer while it comes, and keep it; make the calls that it asks for, and show what follows.
+
+        Returns:
+            The end of the last answer, None where it was interrupted.
+        """
+        finished = self._show(events, continues=continues)
+        for n_left in reversed(range(self.toolbelt.limit)):
+            if finished is None or not finished.calls:
+                break
+            with deaf():
+                results = list(self.toolbelt.results(finished.calls))
+            finished = self._show(self.session.return_results(results, may_call=n_left > 0))
+        return finished
+
+    def _show(self, events: Iterator[SessionEvent], *, continues: bool = False) -> Finished | None:
+        """Show one answer while it comes, and keep it.
+
+        Ctrl-C ends it; what was said until then stands.
 
         Returns:
             The end of the answer, None where it was interrupted.
         """
         finished: Finished | None = None
         before = self.session.messages
-        n_shown = len(before[-1].text.rstrip(f" {REPLACEMENT}")) if continues else 0
+        shown = before[-1].text.rstrip(f" {REPLACEMENT}") if continues else ""
+        n_shown = len(shown)
         with deaf():
             try:
                 with (
-                    self.screen.answer(continues=continues) as answer,
+                    self.screen.answer(after=shown) as answer,
                     closing(until_interrupted(events)) as heard,
                 ):
                     for event in heard:
@@ -124,6 +170,8 @@ class Chat:
                             case TextDelta():
                                 answer.write(event.text)
                                 n_shown = len(self.session.messages[-1].text)
+                            case CallDelta():
+                                answer.write_call(event.text)
                             case Dropped():
                                 answer.remark(dropped_line(event, self.session.on_full))
                             case Finished():
@@ -133,9 +181,12 @@ class Chat:
                         with suppress(M7bError):  # a disk that fails ends no answer; what follows tells
                             self.record.save_if_due(self.session)
                     if self.session.messages != before:  # the event that Ctrl-C took may have been text
-                        answer.write(self.session.messages[-1].text[n_shown:])
+                        answer.write(self.session.last("assistant").text[n_shown:])
             finally:
                 self.record.save(self.session)
+                if self.record.notice:
+                    self.screen.note(self.record.notice, "yellow")
+                    self.record.notice = ""
             self._remark(finished, has_more=self.session.messages != before)
         return finished
 
@@ -158,10 +209,10 @@ class Chat:
     def _n_tokens(self) -> int:
         """The tokens of the next prompt before anything is typed, counted again where something changed."""
         session = self.session
-        counted = (session.model, session.n_dropped, session.messages)
+        counted = (session.model, session.n_dropped, session.messages, tuple(self.attached))
         if self._counted[0] != counted:
             try:
-                self._counted = counted, len(session.prompt(""))
+                self._counted = counted, len(session.prompt(self.composed("")))
             except M7bError:  # the next message will meet it again, and tell
                 self._counted = counted, 0
         return self._counted[1]
@@ -182,7 +233,8 @@ class Chat:
                 f"the context of {session.model.ctx_size} tokens is full; --on-full roll goes on", "yellow"
             )
         else:
-            way_out = "/continue goes on" if screen.is_interactive else "--max-tokens allows more"
+            is_text = screen.is_interactive and has_more  # calls that were cut off leave nothing
+            way_out = "/continue goes on" if is_text else "--max-tokens allows more"
             screen.note(f"stopped after {usage.completion_tokens} tokens; {way_out}")
 
 

@@ -51,6 +51,7 @@ class SlashCompleter(Completer):
             Argument.SIDE: lambda: ("user", "answer"),
             Argument.CONVERSATION: self._conversations,
             Argument.MODEL: lambda: VARIANTS,
+            Argument.TOOLS: lambda: ("list", "on", "off", "load"),
         }
 
     def _conversations(self) -> list[str]:

@@ -1,5 +1,6 @@
 """What the terminal does with keys while no prompt is open. Knows terminal modes only."""
 
+import signal
 import sys
 import termios
 from collections.abc import Iterator
@@ -22,10 +23,16 @@ def silent_keys() -> Iterator[None]:
     local_flags &= ~(termios.ECHO | termios.ICANON)
     local_flags |= termios.NOFLSH  # else Ctrl-C would take back what was written and not yet drawn
     silent = [input_flags & ~termios.ICRNL, output_flags, control_flags, local_flags, *rest]
-    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+
+    def silence(*_: object) -> None:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+
+    on_return = signal.signal(signal.SIGCONT, silence)  # from Ctrl+Z, where the shell set modes of its own
+    silence()
     try:
         yield
     finally:
+        signal.signal(signal.SIGCONT, on_return)
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 

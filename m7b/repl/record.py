@@ -1,10 +1,13 @@
 """One conversation on its way into the store. Knows sessions and the store; nothing about screens."""
 
 import time
+from collections.abc import Sequence
 
+from m7b.errors import UsageError
+from m7b.messages import Message
 from m7b.repl.signals import uninterrupted
 from m7b.session import Session
-from m7b.store import Store
+from m7b.store import ChangedMeanwhile, Conversation, Store
 
 _INTERVAL_S = 1.0  # what a power cut may cost of an answer
 
@@ -14,34 +17,70 @@ class Record:
 
     Args:
         store: where to keep it; None keeps nothing.
-        id: the conversation that is continued, None for a new one.
+        kept: the conversation that is continued, None for a new one.
+        messages: what is stored of it.
         name: what to call a new one.
+
+    Attributes:
+        id: the conversation, None while there is none.
+        notice: what to tell about the last save, empty where all went as planned.
     """
 
-    def __init__(self, store: Store | None, id: int | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        store: Store | None,
+        kept: Conversation | None = None,
+        messages: Sequence[Message] = (),
+        name: str | None = None,
+    ) -> None:
         self.store = store
-        self.id = id
+        self.notice = ""
         self._name = name
-        self._saved_at, self._n_saved = 0.0, 0
+        self.begin(kept, messages)
+
+    def begin(self, kept: Conversation | None = None, messages: Sequence[Message] = ()) -> None:
+        """Leave the conversation as it is stored and go on with another, a new one without `kept`."""
+        self.id = kept.id if kept else None
+        self._seen = tuple(messages)
+        self._saved_at = 0.0
 
     def save(self, session: Session) -> None:
-        """Make what is stored equal to the session, unless nothing was ever said."""
+        """Make what is stored equal to the session, unless nothing was ever said.
+
+        Where another chat has taken the name or changed the conversation, this one goes on as a new one.
+        """
         is_empty = all(message.role == "system" for message in session.messages)
         if self.store is None or (self.id is None and is_empty):
             return
         try:
             with uninterrupted():
-                if self.id is None:
-                    self.id = self.store.create(session.model.name, self._name)
-                self.store.save(self.id, session.messages, session.model.name)
+                self._save(self.store, session)
         finally:
-            self._saved_at, self._n_saved = time.monotonic(), len(session.messages)
+            self._saved_at = time.monotonic()
 
     def save_if_due(self, session: Session) -> None:
         """Save where a message was added, or the last time is a while ago."""
-        if len(session.messages) != self._n_saved or time.monotonic() - self._saved_at > _INTERVAL_S:
+        is_new = len(session.messages) != len(self._seen)
+        if is_new or time.monotonic() - self._saved_at > _INTERVAL_S:
             self.save(session)
 
-    def begin(self, id: int | None = None, name: str | None = None) -> None:
-        """Leave the conversation as it is stored and go on with another, a new one without `id`."""
-        self.id, self._name = id, name
+    def _save(self, store: Store, session: Session) -> None:
+        model, messages = session.model.name, session.messages
+        if self.id is None:
+            self.id = self._created(store, model)
+        try:
+            store.save(self.id, messages, model, seen=self._seen)
+        except ChangedMeanwhile as error:
+            self.id = store.create(model)
+            store.save(self.id, messages, model)
+            self.notice = f"{error}; this one goes on as {self.id}"
+        self._seen = messages
+
+    def _created(self, store: Store, model: str) -> int:
+        name, self._name = self._name, None
+        try:
+            return store.create(model, name)
+        except UsageError as error:
+            id = store.create(model)
+            self.notice = f"{error.message}; this one is {id}"
+            return id

@@ -31,15 +31,18 @@ class Screen:
         self.status = Status()
 
     @contextmanager
-    def answer(self, *, continues: bool = False) -> Iterator["Answer"]:
-        """A place for one answer, which ends with a newline however it ends; see `Answer`."""
+    def answer(self, *, after: str = "") -> Iterator["Answer"]:
+        """A place for one answer, or its rest `after` some text; it ends with a newline however it ends."""
         stream = MarkdownStream(plain=None if self._markdown else True)
-        answer = Answer(self, stream, continues=continues)
+        stream.resume(after)
+        answer = Answer(self, stream)
         try:
             yield answer
         finally:
             self.status.clear()
             stream.finish()
+            if answer.has_calls:
+                self.note()
             for remark in answer.remarks:
                 self.note(remark, "yellow")
 
@@ -59,6 +62,10 @@ class Screen:
             self._console.print(Text(printable(text), style, overflow="fold"))
         else:
             note(text)
+
+    def dim(self, text: str) -> None:
+        """Show more of a line of something that is no answer."""
+        self._console.print(Text(printable(text), "dim"), end="", soft_wrap=True)
 
     def table(self, rows: Iterable[tuple[str, str]]) -> None:
         """Show labels and what belongs to them, in two columns."""
@@ -83,22 +90,26 @@ class Screen:
 
 
 class Answer:
-    """One answer on the screen. One that `continues` another begins a line, so its first spaces go."""
+    """One answer on the screen."""
 
-    def __init__(self, screen: Screen, stream: MarkdownStream, *, continues: bool) -> None:
+    def __init__(self, screen: Screen, stream: MarkdownStream) -> None:
         self._screen = screen
         self._stream = stream
-        self._continues = continues
-        self.has_begun = False
+        self.has_begun = self.has_calls = False
         self.remarks: list[str] = []  # that wait for the end
 
     def write(self, text: str) -> None:
         """Show more of it."""
-        if self._continues and not self.has_begun:
-            text = text.lstrip(" ")
         self._screen.status.clear()
         self._stream.write(text)
         self.has_begun = True
+
+    def write_call(self, text: str) -> None:
+        """Show more of a call as it forms, where somebody watches."""
+        self._screen.status.clear()
+        if self._screen.is_interactive:
+            self._screen.dim(text)
+            self.has_calls = True
 
     def progress(self, text: str) -> None:
         """Show what goes on before the first word."""

@@ -1,11 +1,12 @@
 """Slash commands between the conversation and everything outside it: files, the store, the clipboard."""
 
 import base64
-from pathlib import Path
+import shlex
 from typing import TYPE_CHECKING
 
 from m7b.errors import UsageError
 from m7b.export import exported, format_of, write_export
+from m7b.paths import path_of
 from m7b.repl.slash.registry import Argument, command
 
 if TYPE_CHECKING:
@@ -13,12 +14,17 @@ if TYPE_CHECKING:
     from m7b.store import Conversation, Store
 
 
-@command("read", usage="FILE", argument=Argument.PATH)
+@command("read", usage="FILE|off", argument=Argument.PATH)
 def read(chat: "Chat", argument: str) -> None:
-    """Put the text of a file in front of your next message."""
+    """Put the text of a file in front of your next message; off takes all of them away again."""
     if not argument:
         raise UsageError("no file is named", hint="write /read notes.txt")
-    file = Path(argument).expanduser()
+    if argument == "off":
+        chat.attached.clear()
+        return
+    file = path_of(argument)
+    if file.exists() and not file.is_file():
+        raise UsageError(f"{file} is no regular file", hint="name another")
     try:
         text = file.read_bytes().decode("utf-8")
     except OSError as error:
@@ -37,7 +43,7 @@ def save(chat: "Chat", argument: str) -> None:
         raise UsageError("no name is given", hint="write /save recipes")
     store, id = _kept(chat)
     store.rename(id, argument)
-    chat.screen.note(f"m7b chat --session {argument} carries on with it")
+    chat.screen.note(f"m7b chat --session {shlex.quote(argument)} carries on with it")
 
 
 @command("load", usage="ID|NAME", argument=Argument.CONVERSATION)
@@ -45,8 +51,10 @@ def load(chat: "Chat", argument: str) -> None:
     """Carry on with another conversation."""
     store = _store(chat)
     conversation = store.find(argument)
-    chat.session.load(store.messages(conversation.id))
-    chat.record.begin(conversation.id)
+    messages = store.messages(conversation.id)
+    chat.session.load(messages)
+    chat.attached.clear()
+    chat.record.begin(conversation, messages)
     show_last_turn(chat, conversation)
 
 
@@ -69,12 +77,12 @@ def sessions(chat: "Chat", argument: str) -> None:
 @command("export", usage="FILE [--force]", argument=Argument.PATH)
 def export(chat: "Chat", argument: str) -> None:
     """Write the conversation to a file: Markdown, or by its suffix .json or .jsonl."""
-    name = argument.removesuffix("--force").rstrip()
-    if not name:
+    name = argument.removesuffix(" --force")
+    if not name or name == "--force":
         raise UsageError("no file is named", hint="write /export talk.md")
-    file, (store, id) = Path(name).expanduser(), _kept(chat)
+    file, (store, id) = path_of(name), _kept(chat)
     text = exported(store.find(str(id)), chat.session.messages, format_of(file))
-    write_export(file, text, replacing=argument.endswith("--force"))
+    write_export(file, text, replacing=name != argument)
     chat.screen.note(f"wrote {file}")
 
 
@@ -94,10 +102,15 @@ def show_last_turn(chat: "Chat", conversation: "Conversation") -> None:
     chat.screen.note(f"conversation {conversation.id}, {len(messages)} messages: {label}")
     at = max((at for at, message in enumerate(messages) if message.role == "user"), default=len(messages))
     for message in messages[at:]:
-        if message.role == "user":
-            chat.screen.note(f">>> {message.text}")
-        elif message.text:
-            chat.screen.answered(message.text)
+        match message.role:
+            case "user":
+                chat.screen.note(f">>> {message.text}")
+            case "tool":
+                chat.screen.note(f"{message.extra.get('name', 'the tool')} returned: {message.text}")
+            case _ if message.text:
+                chat.screen.answered(message.text)
+        for call in message.extra.get("tool_calls", ()):
+            chat.screen.note(f"{call['function']['name']} was called with {call['function']['arguments']}")
     if messages and messages[-1].is_partial:
         chat.screen.note("this answer was cut off; /continue goes on")
     elif messages and messages[-1].role == "user":

@@ -39,7 +39,7 @@ def show(chat: "Chat", argument: str) -> None:
 @command("tokens", usage="[TEXT]")
 def tokens(chat: "Chat", argument: str) -> None:
     """Show the exact prompt that TEXT, or an empty message, would make."""
-    ids, tokenizer = chat.session.prompt(argument), chat.session.model.tokenizer
+    ids, tokenizer = chat.session.prompt(chat.composed(argument)), chat.session.model.tokenizer
     chat.screen.pieces((tokenizer.piece(token), tokenizer.is_control(token)) for token in ids)
     chat.screen.note(f"{len(ids)} of {chat.session.model.ctx_size} tokens")
 

@@ -25,6 +25,7 @@ class Argument(Enum):
     PATH = auto()
     CONVERSATION = auto()
     MODEL = auto()
+    TOOLS = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def find_command(name: str) -> Command:
     known = {alias: entry for entry in COMMANDS for alias in entry.names}
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
+    near = [other for other in known if name and other.startswith(name)]
+    near = near or difflib.get_close_matches(name, known, n=1)
     way_out = f"did you mean /{near[0]}?" if near else "/? lists them."
     raise UsageError(f"there is no command /{name}", hint=f"{way_out} // at the beginning sends it as text")

@@ -59,6 +59,8 @@ def model(chat: "Chat", argument: str) -> None:
         session.load(session.messages)  # what the old model no longer saw, this one may
         chat.record.save(session)
     chat.screen.note(f"{session.model.name}: {session.model.ctx_size} tokens of context")
+    if argument:
+        chat.offer_tools()
 
 
 @command("multiline")

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from m7b.repl.chat import Chat
 
 
+_DIGITS = 10  # of the longest number of turns
+
+
 @command("clear", "new")
 def clear(chat: "Chat", argument: str) -> None:
     """Begin a new conversation; the system prompt stays, and the old one stays in the store."""
@@ -37,7 +40,7 @@ def go_on(chat: "Chat", argument: str) -> None:
 @command("undo", usage="[N]")
 def undo(chat: "Chat", argument: str) -> None:
     """Take back the last turn, or the last N."""
-    if argument and not argument.isdecimal():
+    if argument and not (argument.isdecimal() and len(argument) < _DIGITS):
         raise UsageError(f"{argument!r} is no number of turns", hint="write /undo 2")
     taken = chat.session.undo(int(argument or 1))
     chat.record.save(chat.session)

@@ -1,0 +1,100 @@
+"""Calls that the model asks for: shown, approved, made, and answered for. Knows tools and screens."""
+
+import json
+import sys
+import termios
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from m7b.generation import ToolCall
+from m7b.repl.keys import normal_keys
+from m7b.repl.screen import Screen
+from m7b.repl.signals import stoppable
+from m7b.tools import Approval, Tool, Toolbox
+
+_SHOWN = 300  # characters of a result on the screen; the model reads all of it
+
+
+class Toolbelt:
+    """The tools of a chat, and what it takes to run them.
+
+    Nothing runs that is not offered. Where somebody has to be asked and nobody is there, nothing runs at all.
+
+    Args:
+        toolbox: runs tools.
+        screen: shows calls and results.
+        approval: who decides.
+        limit: the most rounds of calls before the model must answer.
+    """
+
+    def __init__(self, toolbox: Toolbox, screen: Screen, *, approval: Approval, limit: int) -> None:
+        self._toolbox = toolbox
+        self._screen = screen
+        self._approval = approval
+        self._always: set[str] = set()
+        self.limit = limit
+        self.is_on = True
+
+    @property
+    def tools(self) -> Sequence[Tool]:
+        """All tools, whether they are offered now or not."""
+        return self._toolbox.tools
+
+    def offered(self) -> list[dict[str, Any]]:
+        """What is offered now, in OpenAI's shape."""
+        return [tool.as_json() for tool in self.tools] if self.is_on else []
+
+    def load(self, file: Path) -> list[Tool]:
+        """Offer the tools of a file.
+
+        Raises:
+            UsageError: the file cannot be used.
+        """
+        return self._toolbox.load(file)
+
+    def results(self, calls: Sequence[ToolCall]) -> Iterator[tuple[ToolCall, str]]:
+        """Make the calls that are allowed, one after another; each comes to something the model can read."""
+        for call in calls:
+            content = self._refusal(call)
+            if content is None:
+                with stoppable():
+                    result = self._toolbox.call(call.name, json.loads(call.arguments))
+                content = result.content
+                mark = "failed" if result.is_error else "returned"
+                self._screen.note(f"{call.name} {mark} in {result.seconds:.1f} s: {_clipped(content)}")
+            yield call, content
+
+    def _refusal(self, call: ToolCall) -> str | None:
+        """Why a call is not made, in words for the model; None where it is."""
+        source = next((tool.source for tool in self.tools if tool.name == call.name), None)
+        if source is None or not self.is_on:
+            self._screen.note(f"{call.name} is not offered, and was not run", "yellow")
+            return f"there is no tool {call.name}"
+        if self._approval is Approval.AUTO or call.name in self._always:
+            return None
+        if self._approval is Approval.ASK and sys.stdin is not None and sys.stdin.isatty():
+            match self._asked(f"run {call.name} ({source}) with {call.arguments}? [y]es, [n]o, [a]lways: "):
+                case "y" | "yes":
+                    return None
+                case "a" | "always":
+                    self._always.add(call.name)
+                    return None
+        else:
+            self._screen.note(f"{call.name} was not run; --tool-approval auto runs tools unasked", "yellow")
+        return "the user declined this call"
+
+    def _asked(self, question: str) -> str:
+        """What the user answers, nothing for Ctrl-C. Keys typed before the question do not count."""
+        try:
+            with stoppable(), normal_keys():
+                termios.tcflush(sys.stdin, termios.TCIFLUSH)
+                self._screen.note(question, "bold")  # from here on keys count
+                return sys.stdin.readline().strip().lower()
+        except KeyboardInterrupt:
+            return ""
+
+
+def _clipped(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
