@@ -49,7 +49,8 @@ class LayerCache:
         tail = span.length - head
         for ring, chunk in ((self._keys, keys), (self._values, values)):
             ring[:, span.slot : span.slot + head] = chunk[:, :head]
-            ring[:, :tail] = chunk[:, head:]
+            if tail:
+                ring[:, :tail] = chunk[:, head:]
         return self._keys[:, : span.filled], self._values[:, : span.filled]
 
     @property

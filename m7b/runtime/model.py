@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m7b.runtime.attention import attend, score_bias
+from m7b.runtime.attention import score_bias
 from m7b.runtime.cache import CacheSpan, LayerCache, RollingKVCache
 from m7b.runtime.config import ModelConfig
-from m7b.runtime.rope import rotate, rotation
+from m7b.runtime.primitives import TORCH, Primitives
+from m7b.runtime.rope import rotation
 
 LinearFactory = Callable[[int, int], nn.Module]
 """Makes the layer that maps (T, in) to (T, out) without a bias."""
@@ -43,26 +44,26 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Scale by the root mean square in float32, round to the model dtype, then weigh."""
+    """Scale by the root mean square, then weigh."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, primitives: Primitives) -> None:
         super().__init__()
         self.eps = eps
+        self.rms_norm = primitives.rms_norm
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, dim) to (T, dim)."""
-        wide = x.to(torch.float32)
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return scaled.to(x.dtype) * self.weight
+        return self.rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
     """Grouped-query attention through one layer's cache."""
 
-    def __init__(self, config: ModelConfig, linear: LinearFactory) -> None:
+    def __init__(self, config: ModelConfig, linear: LinearFactory, primitives: Primitives) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.attend, self.rotate = primitives.attend, primitives.rotate
         self.wq = linear(config.dim, config.n_heads * config.head_dim)
         self.wk = linear(config.dim, config.n_kv_heads * config.head_dim)
         self.wv = linear(config.dim, config.n_kv_heads * config.head_dim)
@@ -73,36 +74,37 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(T, dim) to (T, dim)."""
         T = x.shape[0]
-        q = rotate(self.wq(x).view(T, -1, self.head_dim), cos, sin)  # (T, H, D)
-        k = rotate(self.wk(x).view(T, -1, self.head_dim), cos, sin)  # (T, K, D)
+        q = self.rotate(self.wq(x).view(T, -1, self.head_dim), cos, sin)  # (T, H, D)
+        k = self.rotate(self.wk(x).view(T, -1, self.head_dim), cos, sin)  # (T, K, D)
         v = self.wv(x).view(T, -1, self.head_dim)  # (T, K, D)
         keys, values = cache.write(span, k.transpose(0, 1), v.transpose(0, 1))  # (K, S, D)
-        return self.wo(attend(q, keys, values, bias).reshape(T, -1))
+        return self.wo(self.attend(q, keys, values, bias).reshape(T, -1))
 
 
 class FeedForward(nn.Module):
     """SwiGLU: w2(silu(w1 x) * w3 x)."""
 
-    def __init__(self, config: ModelConfig, linear: LinearFactory) -> None:
+    def __init__(self, config: ModelConfig, linear: LinearFactory, primitives: Primitives) -> None:
         super().__init__()
+        self.swiglu = primitives.swiglu
         self.w1 = linear(config.dim, config.hidden_dim)
         self.w2 = linear(config.hidden_dim, config.dim)
         self.w3 = linear(config.dim, config.hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, dim) to (T, dim)."""
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(self.swiglu(self.w1(x), self.w3(x)))
 
 
 class TransformerBlock(nn.Module):
     """Attention and feed-forward, each after a norm and added to its input."""
 
-    def __init__(self, config: ModelConfig, linear: LinearFactory) -> None:
+    def __init__(self, config: ModelConfig, linear: LinearFactory, primitives: Primitives) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config, linear)
-        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.feed_forward = FeedForward(config, linear)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps, primitives)
+        self.attention = Attention(config, linear, primitives)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps, primitives)
+        self.feed_forward = FeedForward(config, linear, primitives)
 
     def forward(
         self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, cache: LayerCache, span: CacheSpan
@@ -115,18 +117,22 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """The whole model; its parameters carry the canonical names of `ModelConfig.tensor_shapes`."""
 
-    def __init__(self, config: ModelConfig, linear: LinearFactory = Linear) -> None:
+    def __init__(
+        self, config: ModelConfig, linear: LinearFactory = Linear, primitives: Primitives = TORCH
+    ) -> None:
         super().__init__()
         self.config = config
         self.tok_embeddings = Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(TransformerBlock(config, linear) for _ in range(config.n_layers))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.layers = nn.ModuleList(
+            TransformerBlock(config, linear, primitives) for _ in range(config.n_layers)
+        )
+        self.norm = RMSNorm(config.dim, config.norm_eps, primitives)
         self.output = linear(config.dim, config.vocab_size)
         self.tie()
 
     def tie(self) -> None:
         """Let the output share the embedding's weight, where the checkpoint has one for both."""
-        if self.config.tied_embeddings:
+        if self.config.tied_embeddings and isinstance(self.output, Linear):
             self.output.weight = self.tok_embeddings.weight
 
     def forward(self, tokens: Tensor, cache: RollingKVCache, *, last_only: bool = False) -> Tensor:

@@ -1,0 +1,162 @@
+"""The native kernels: linears over blocks of 4 and 8 bits, decode attention, norms. (C++ in `native/`.)
+
+The extension is optional. Where it was not built, `instruction_set` is None and nothing else here may
+be called. Knows tensors; knows nothing about models. `M7B_KERNELS` may name a lesser instruction set
+(`avx2`, `portable`), or `off`.
+"""
+
+import os
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m7b.errors import UsageError
+
+_native: Any
+_missing = ""
+try:
+    from m7b.runtime.kernels import _native
+except ImportError as error:
+    _native, _missing = None, f"the native kernels were not built ({error})"
+
+BLOCK = 32
+"""Values that share a scale."""
+
+
+class BlockType(IntEnum):
+    """The block formats of GGUF that the kernels multiply."""
+
+    Q4_0 = 0
+    Q4_1 = 1
+    Q8_0 = 2
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of one block in a GGUF file."""
+        return (18, 20, 34)[self]
+
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def _select() -> None:
+    global _native, _missing
+    wanted = os.environ.get("M7B_KERNELS", "")
+    if wanted == "off":
+        _native, _missing = None, "M7B_KERNELS is off"
+    elif wanted and _native and not _native.use(wanted):
+        raise UsageError(
+            f"M7B_KERNELS is {wanted!r}",
+            hint="it can be avx512vnni, avx2 or portable where this processor has them, or off",
+        )
+
+
+_select()
+
+
+def instruction_set() -> str | None:
+    """What the kernels run on: avx512vnni, avx2 or portable; None where there are none."""
+    return _native.instruction_set() if _native else None
+
+
+def why_missing() -> str:
+    """Why there are no kernels, in one line; empty where there are."""
+    return _missing
+
+
+def quantize(type: BlockType, weight: Tensor) -> Tensor:
+    """Blocks (out, bytes) uint8 of `weight` (out, in), rounded as llama.cpp rounds them."""
+    weight = weight.contiguous()
+    n_out, n_in = weight.shape
+    blocks = torch.empty(n_out, n_in // BLOCK * type.n_bytes, dtype=torch.uint8)
+    _native.quantize(type, *_array(weight), n_out, n_in, blocks.data_ptr(), torch.get_num_threads())
+    return blocks
+
+
+def pack(type: BlockType, blocks: Tensor) -> Tensor:
+    """The rows of `blocks` (out, bytes) uint8, as GGUF stores them, in the order that `linear` reads."""
+    blocks = blocks.contiguous()
+    n_out, n_in = blocks.shape[0], blocks.shape[1] // type.n_bytes * BLOCK
+    panels = torch.empty((n_out + 15) // 16, _native.panel_bytes(type, n_in), dtype=torch.uint8)
+    _native.pack(type, blocks.data_ptr(), n_out, n_in, panels.data_ptr(), torch.get_num_threads())
+    return panels
+
+
+def linear(type: BlockType, panels: Tensor, x: Tensor, n_out: int) -> Tensor:
+    """`x` (T, in) float32 or bfloat16 times packed weights: (T, out) in the dtype of `x`.
+
+    Activations are rounded to 8 bits under one scale for 32 of them, as llama.cpp's are.
+    """
+    x = x.contiguous()
+    T, n_in = x.shape
+    y = torch.empty(T, n_out, dtype=x.dtype)
+    _native.linear(type, panels.data_ptr(), *_array(x), T, n_in, n_out, *_array(y), torch.get_num_threads())
+    return y
+
+
+def linear_bf16(weight: Tensor, x: Tensor) -> Tensor:
+    """`x` (T, in) float32 or bfloat16 times `weight` (out, in) bfloat16: (T, out), for few tokens."""
+    x = x.contiguous()
+    y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
+    _native.linear_bf16(
+        weight.data_ptr(), *_array(x), *x.shape, weight.shape[0], *_array(y), torch.get_num_threads()
+    )
+    return y
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Softmax attention of `queries` (T, H, D) over bfloat16 `keys` and `values` (K, S, D).
+
+    `bias` is bfloat16, its first T rows (S,) are those of the tokens. D is a multiple of 16.
+    """
+    queries, bias = queries.contiguous(), bias.contiguous()
+    T, H, D = queries.shape
+    K, S, _ = keys.shape
+    assert keys.stride() == values.stride()
+    assert keys.stride()[1:] == (D, 1)
+    out = torch.empty_like(queries)
+    _native.attend(
+        *_array(queries),
+        keys.data_ptr(),
+        values.data_ptr(),
+        bias.data_ptr(),
+        *(T, H, K, S, D, keys.stride(0)),
+        *_array(out),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x` (T, dim) by its root mean square, rounded to its dtype, times `weight` (dim,)."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    _native.rms_norm(*_array(x), *_array(weight), *x.shape, *_array(y), torch.get_num_threads(), eps)
+    return y
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each pair (i, i + D/2) of `x` (T, heads, D) turned by its angle; `cos`, `sin` (T, 1, D/2) float32."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    _native.rotate(*_array(x), cos.data_ptr(), sin.data_ptr(), *x.shape, *_array(y))
+    return y
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, of one shape."""
+    gate, up = gate.contiguous(), up.contiguous()
+    y = torch.empty_like(gate)
+    _native.swiglu(*_array(gate), *_array(up), gate.numel(), *_array(y), torch.get_num_threads())
+    return y
+
+
+def read_sum(bytes: Tensor) -> int:
+    """The sum of a uint8 tensor: reads it once, as fast as the kernels' threads can."""
+    return _native.sum_bytes(bytes.data_ptr(), bytes.numel(), torch.get_num_threads())
+
+
+def _array(x: Tensor) -> tuple[int, int]:
+    return x.data_ptr(), _DTYPES[x.dtype]

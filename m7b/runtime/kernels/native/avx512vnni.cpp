@@ -1,0 +1,60 @@
+// x86 with AVX-512 and VNNI: 16 rows a vector, sums of four products of 8-bit integers by vpdpbusd.
+#include "kernels.h"
+#if defined(__x86_64__) || defined(_M_X64)
+#include <cmath>
+#include <cstring>
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#endif
+#include "vector_avx512.h"
+#include "x86_shared.h"
+
+namespace m7b {
+namespace {
+
+// 32 values of 16 rows, as unsigned bytes: those of Q8_0 and Q4_0 are 128 and 8 more than they stand for.
+template <int TYPE> struct Weights {
+    static constexpr int shift = TYPE == Q8_0 ? 7 : 3; // the offset is 128 or 8
+    __m512i w[8];
+
+    Weights(const uint8_t *quants, int) {
+        for (int j = 0; j < (TYPE == Q8_0 ? 8 : 4); j++) {
+            __m512i v = _mm512_loadu_si512(quants + 64 * j);
+            if (TYPE == Q8_0) {
+                w[j] = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
+            } else {
+                w[j] = _mm512_and_si512(v, _mm512_set1_epi8(15));
+                w[(4 + j) % 8] = _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
+            }
+        }
+    }
+
+    V dot(const int8_t *quants, int32_t sum) const {
+        __m512i total = _mm512_setzero_si512();
+        if (TYPE != Q4_1) total = _mm512_sub_epi32(total, _mm512_slli_epi32(_mm512_set1_epi32(sum), shift));
+        for (int j = 0; j < 8; j++) {
+            int32_t word;
+            std::memcpy(&word, quants + 4 * j, 4);
+            total = _mm512_dpbusd_epi32(total, w[j], _mm512_set1_epi32(word));
+        }
+        return _mm512_cvtepi32_ps(total);
+    }
+};
+
+} // namespace
+} // namespace m7b
+
+#define M7B_UNROLL_TOKENS _Pragma("GCC unroll 16")
+#include "float_kernels.h"
+#include "linear_kernel.h"
+
+namespace m7b {
+const Kernels avx512vnni_kernels = {"avx512vnni", quantize_block, linear, linear_bf16,
+                                    attend,       rms_norm,       swiglu, sum_bytes};
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

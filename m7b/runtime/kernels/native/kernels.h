@@ -1,0 +1,68 @@
+// What an instruction set provides. Plain pointers only: nothing here knows Python or torch.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace m7b {
+
+constexpr int BLOCK = 32;      // values that share a scale, as in GGUF
+constexpr int PANEL = 16;      // rows of a weight that are interleaved, one 32-bit lane each
+constexpr int MAX_TOKENS = 16; // tokens that one panel kernel works on
+constexpr int MAX_ROWS = 8;    // queries that one attention kernel works on
+constexpr float SMALLEST = 1e-30f; // activations below it count as 0: their inverse would overflow
+
+enum BlockType { Q4_0 = 0, Q4_1 = 1, Q8_0 = 2, N_BLOCK_TYPES = 3 };
+enum DType { F32 = 0, BF16 = 1 };
+
+// Bytes of one block: of GGUF's row, and of a panel (16 blocks of 16 rows).
+constexpr int block_bytes(int type) { return type == Q4_0 ? 18 : type == Q4_1 ? 20 : 34; }
+constexpr int quant_bytes(int type) { return type == Q8_0 ? 512 : 256; }
+constexpr int scale_bytes(int type) { return type == Q4_1 ? 64 : 32; }
+
+// A panel holds, for 16 rows, the quants of all blocks and then their scales.
+//   quants of a block: 32-bit words, word j of row r at 64 * j + 4 * r; a 4-bit word j has values
+//   4j..4j+3 in its low nibbles and 16+4j..16+4j+3 in its high ones, as GGUF's bytes do.
+//   scales of a block: 16 float16, and for Q4_1 then 16 float16 minima.
+inline size_t panel_bytes(int type, int n_blocks) {
+    return size_t(n_blocks) * (quant_bytes(type) + scale_bytes(type));
+}
+
+// Activations of n tokens, quantized to 8 bits under one scale a block: block b of token i is at b * n + i.
+struct Tile {
+    const int8_t *quants;
+    const float *scales;
+    const int32_t *sums; // of the 32 quants
+};
+
+// Some rows of queries that share a kv head, over slots [begin, end) of its ring.
+struct Attention {
+    const float *queries;    // (rows, D), scaled by 1 / sqrt(D)
+    const uint16_t *keys;    // (S, D) bfloat16
+    const uint16_t *values;  // (S, D) bfloat16
+    const uint16_t *bias[MAX_ROWS]; // (S,) bfloat16 per row: 0 or -inf
+    int rows, head_dim, begin, end;
+    float *top, *total, *mixed; // (rows,), (rows,), (rows, D): largest score, sum of weights, weighted values
+};
+
+struct Kernels {
+    const char *name;
+    // 32 values to quants, scale and sum.
+    void (*quantize_block)(const float *x, int8_t *quants, float *scale, int32_t *sum);
+    // One panel times n tokens, n one of 1, 4 and 16: out is (n, 16).
+    void (*linear)(int type, const uint8_t *panel, int n_blocks, const Tile &tile, int n, float *out);
+    // Four rows of bfloat16 weights, `stride` apart, times x (n, in), n at most 4: out is (n, 4).
+    void (*linear_bf16)(const uint16_t *weight, size_t stride, int in, const float *x, int n, float *out);
+    void (*attend)(const Attention &work);
+    // y = x / rms(x) rounded to `dtype`, times the weight.
+    void (*rms_norm)(const float *x, const float *weight, int dim, float eps, bool rounds, float *y);
+    void (*swiglu)(const float *gate, const float *up, int n, float *y);
+    uint64_t (*sum_bytes)(const uint8_t *bytes, size_t n);
+};
+
+extern const Kernels portable_kernels;
+#if defined(__x86_64__) || defined(_M_X64)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512vnni_kernels;
+#endif
+
+} // namespace m7b

@@ -1,0 +1,333 @@
+#include "operations.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "numbers.h"
+#include "pool.h"
+
+namespace m7b {
+namespace {
+
+bool has_avx2() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+    return false;
+#endif
+}
+
+bool has_avx512vnni() {
+#if defined(__x86_64__)
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
+const Kernels *best() {
+#if defined(__x86_64__)
+    if (has_avx512vnni()) return &avx512vnni_kernels;
+    if (has_avx2()) return &avx2_kernels;
+#endif
+    return &portable_kernels;
+}
+
+const Kernels *chosen = nullptr;
+
+void load_floats(Array x, size_t at, size_t n, float *out) {
+    if (x.dtype == F32) {
+        std::memcpy(out, static_cast<const float *>(x.data) + at, 4 * n);
+    } else {
+        const uint16_t *from = static_cast<const uint16_t *>(x.data) + at;
+        for (size_t i = 0; i < n; i++) out[i] = from_bf16(from[i]);
+    }
+}
+
+void store_floats(const float *x, size_t n, Array y, size_t at) {
+    if (y.dtype == F32) {
+        std::memcpy(static_cast<float *>(y.data) + at, x, 4 * n);
+    } else {
+        uint16_t *to = static_cast<uint16_t *>(y.data) + at;
+        for (size_t i = 0; i < n; i++) to[i] = to_bf16(x[i]);
+    }
+}
+
+// Tokens are worked on 16, 4 or 1 at a time.
+int tile_size(int n_left) { return n_left >= 16 ? 16 : n_left >= 4 ? 4 : 1; }
+
+// Items of work for a loop over `n` like parts: large enough to stream, small enough to share out.
+int share(int n, int n_threads) { return std::max(1, n / (n_threads * 8)); }
+
+struct Quantized {
+    std::vector<int8_t> quants;
+    std::vector<float> scales;
+    std::vector<int32_t> sums;
+};
+
+void quantize_tokens(Array x, int T, int n_in, Quantized &to, int n_threads) {
+    const int n_blocks = n_in / BLOCK;
+    to.quants.resize(size_t(T) * n_in);
+    to.scales.resize(size_t(T) * n_blocks);
+    to.sums.resize(size_t(T) * n_blocks);
+    parallel(n_threads, T, [&](int t) {
+        int first = 0, n = tile_size(T);
+        while (t >= first + n) first += n, n = tile_size(T - first);
+        float values[BLOCK];
+        for (int b = 0; b < n_blocks; b++) {
+            size_t at = size_t(first) * n_blocks + size_t(b) * n + (t - first);
+            load_floats(x, size_t(t) * n_in + size_t(b) * BLOCK, BLOCK, values);
+            kernels().quantize_block(values, &to.quants[at * BLOCK], &to.scales[at], &to.sums[at]);
+        }
+    });
+}
+
+void store_f16(float value, uint8_t *to) {
+    uint16_t half = to_f16(value);
+    std::memcpy(to, &half, 2);
+}
+
+void quantize_q4_0(const float *x, uint8_t *block) {
+    float largest = 0;
+    for (int i = 0; i < BLOCK; i++)
+        if (std::fabs(x[i]) > std::fabs(largest)) largest = x[i];
+    float d = largest / -8, inverse = d != 0 ? 1 / d : 0;
+    store_f16(d, block);
+    for (int i = 0; i < 16; i++) {
+        int low = std::min(15, int(x[i] * inverse + 8.5f)), high = std::min(15, int(x[i + 16] * inverse + 8.5f));
+        block[2 + i] = uint8_t(low | high << 4);
+    }
+}
+
+void quantize_q4_1(const float *x, uint8_t *block) {
+    float low = *std::min_element(x, x + BLOCK), high = *std::max_element(x, x + BLOCK);
+    float d = (high - low) / 15, inverse = d != 0 ? 1 / d : 0;
+    store_f16(d, block);
+    store_f16(low, block + 2);
+    for (int i = 0; i < 16; i++) {
+        int a = std::min(15, int((x[i] - low) * inverse + 0.5f));
+        int b = std::min(15, int((x[i + 16] - low) * inverse + 0.5f));
+        block[4 + i] = uint8_t(a | b << 4);
+    }
+}
+
+void quantize_q8_0(const float *x, uint8_t *block) {
+    float largest = 0;
+    for (int i = 0; i < BLOCK; i++) largest = std::max(largest, std::fabs(x[i]));
+    float d = largest / 127, inverse = d != 0 ? 1 / d : 0;
+    store_f16(d, block);
+    for (int i = 0; i < BLOCK; i++) block[2 + i] = uint8_t(int8_t(std::round(x[i] * inverse)));
+}
+
+void pack_block(int type, const uint8_t *block, int row, uint8_t *quants, uint8_t *scales) {
+    const int n_words = type == Q8_0 ? 8 : 4, head = type == Q4_1 ? 4 : 2;
+    std::memcpy(scales + 2 * row, block, 2);
+    if (type == Q4_1) std::memcpy(scales + 2 * PANEL + 2 * row, block + 2, 2);
+    for (int j = 0; j < n_words; j++) std::memcpy(quants + 64 * j + 4 * row, block + head + 4 * j, 4);
+}
+
+// Brings the splits of one row under one maximum, and stores their sum divided by the total weight.
+void merge(const float *results, int n_splits, size_t stride, int D, int row, Array out, size_t at) {
+    float top = -INFINITY, total = 0;
+    for (int i = 0; i < n_splits; i++) top = std::max(top, results[i * stride + MAX_ROWS * D + row]);
+    std::vector<float> sum(D);
+    for (int i = 0; i < n_splits; i++) {
+        const float *result = results + i * stride, its_top = result[MAX_ROWS * D + row];
+        if (its_top == -INFINITY) continue;
+        const float weight = std::exp(its_top - top);
+        total += weight * result[MAX_ROWS * D + MAX_ROWS + row];
+        for (int d = 0; d < D; d++) sum[d] += weight * result[row * D + d];
+    }
+    for (float &value : sum) value /= total > 0 ? total : 1.0f;
+    store_floats(sum.data(), D, out, at);
+}
+
+} // namespace
+
+const Kernels &kernels() {
+    if (!chosen) chosen = best();
+    return *chosen;
+}
+
+bool use(const char *name) {
+    if (!std::strcmp(name, "portable")) return chosen = &portable_kernels, true;
+#if defined(__x86_64__)
+    if (!std::strcmp(name, "avx2") && has_avx2()) return chosen = &avx2_kernels, true;
+    if (!std::strcmp(name, "avx512vnni") && has_avx512vnni()) return chosen = &avx512vnni_kernels, true;
+#endif
+    return false;
+}
+
+void quantize(int type, Array x, int n_rows, int n_in, uint8_t *blocks, int n_threads) {
+    const int n_blocks = n_in / BLOCK, bytes = block_bytes(type);
+    parallel(n_threads, n_rows, [&](int row) {
+        float values[BLOCK];
+        for (int b = 0; b < n_blocks; b++) {
+            load_floats(x, size_t(row) * n_in + size_t(b) * BLOCK, BLOCK, values);
+            uint8_t *block = blocks + (size_t(row) * n_blocks + b) * bytes;
+            type == Q4_0 ? quantize_q4_0(values, block) : type == Q4_1 ? quantize_q4_1(values, block)
+                                                                       : quantize_q8_0(values, block);
+        }
+    });
+}
+
+void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels, int n_threads) {
+    const int n_blocks = n_in / BLOCK, bytes = block_bytes(type);
+    const size_t size = panel_bytes(type, n_blocks);
+    parallel(n_threads, (n_rows + PANEL - 1) / PANEL, [&](int p) {
+        uint8_t *panel = panels + p * size, *scales = panel + size_t(n_blocks) * quant_bytes(type);
+        const int n = std::min(PANEL, n_rows - p * PANEL);
+        if (n < PANEL) std::memset(panel, 0, size);
+        for (int b = 0; b < n_blocks; b++)
+            for (int row = 0; row < n; row++)
+                pack_block(type, blocks + ((size_t(p) * PANEL + row) * n_blocks + b) * bytes, row,
+                           panel + size_t(b) * quant_bytes(type), scales + size_t(b) * scale_bytes(type));
+    });
+}
+
+void linear(int type, const uint8_t *panels, Array x, int T, int n_in, int n_out, Array y, int n_threads) {
+    static Quantized tokens; // kept from call to call; one call runs at a time
+    quantize_tokens(x, T, n_in, tokens, n_threads);
+    const int n_blocks = n_in / BLOCK, n_panels = (n_out + PANEL - 1) / PANEL;
+    const int step = T == 1 ? share(n_panels, n_threads) : 1;
+    const size_t size = panel_bytes(type, n_blocks);
+    parallel(n_threads, (n_panels + step - 1) / step, [&](int item) {
+        alignas(64) float out[MAX_TOKENS * PANEL];
+        for (int p = item * step; p < std::min(n_panels, (item + 1) * step); p++)
+            for (int t = 0, n; t < T; t += n) {
+                n = tile_size(T - t);
+                size_t at = size_t(t) * n_blocks;
+                Tile tile = {&tokens.quants[at * BLOCK], &tokens.scales[at], &tokens.sums[at]};
+                kernels().linear(type, panels + p * size, n_blocks, tile, n, out);
+                for (int i = 0; i < n; i++)
+                    store_floats(out + PANEL * i, std::min(PANEL, n_out - p * PANEL), y,
+                                 size_t(t + i) * n_out + size_t(p) * PANEL);
+            }
+    });
+}
+
+void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Array y, int n_threads) {
+    static std::vector<float> values;
+    values.resize(size_t(T) * n_in);
+    load_floats(x, 0, size_t(T) * n_in, values.data());
+    const int n_groups = (n_out + 3) / 4, step = share(n_groups, n_threads);
+    parallel(n_threads, (n_groups + step - 1) / step, [&](int item) {
+        float out[16];
+        for (int group = item * step; group < std::min(n_groups, (item + 1) * step); group++) {
+            const int row = std::max(0, std::min(4 * group, n_out - 4)), n_rows = std::min(4, n_out);
+            const size_t stride = n_rows == 4 ? n_in : 0; // fewer than 4 rows in all: the first, four times
+            for (int first = 0; first < (stride ? 1 : n_rows); first++)
+                for (int t = 0, n; t < T; t += n) {
+                    n = std::min(4, T - t);
+                    kernels().linear_bf16(weight + size_t(row + first) * n_in, stride, n_in,
+                                          &values[size_t(t) * n_in], n, out);
+                    for (int i = 0; i < n; i++)
+                        store_floats(out + 4 * i, stride ? 4 : 1, y, size_t(t + i) * n_out + row + first);
+                }
+        }
+    });
+}
+
+// Few queries are shared out over slots as well as heads; the split depends on the shapes alone, so
+// the number of threads changes no result.
+void attend(Array queries, const uint16_t *keys, const uint16_t *values, const uint16_t *bias, Shape s,
+            Array out, int n_threads) {
+    constexpr int FEW = 8, SPLIT = 512;
+    const int G = s.H / s.K, n_rows = s.T * G, n_tiles = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
+    const int split = s.T <= FEW ? SPLIT : s.S, n_splits = (s.S + split - 1) / split;
+    const size_t stride = s.D + 2; // a row's mixed values, then its top and total
+    static std::vector<float> rows, results;
+    rows.resize(size_t(s.K) * n_rows * s.D);
+    results.resize(size_t(s.K) * n_tiles * n_splits * MAX_ROWS * stride);
+    const float scale = 1.0f / std::sqrt(float(s.D));
+    for (int k = 0; k < s.K; k++)
+        for (int r = 0; r < n_rows; r++) { // row r is head r % G of token r / G
+            float *row = &rows[(size_t(k) * n_rows + r) * s.D];
+            load_floats(queries, (size_t(r / G) * s.H + size_t(k) * G + r % G) * s.D, s.D, row);
+            for (int d = 0; d < s.D; d++) row[d] *= scale;
+        }
+    parallel(n_threads, s.K * n_tiles * n_splits, [&](int item) {
+        const int part = item % n_splits, tile = item / n_splits % n_tiles, k = item / n_splits / n_tiles;
+        const int first = tile * MAX_ROWS;
+        float *result = &results[size_t(item) * MAX_ROWS * stride];
+        Attention work = {};
+        work.queries = &rows[(size_t(k) * n_rows + first) * s.D];
+        work.keys = keys + k * s.kv_stride;
+        work.values = values + k * s.kv_stride;
+        work.rows = std::min(MAX_ROWS, n_rows - first);
+        for (int r = 0; r < work.rows; r++) work.bias[r] = bias + size_t((first + r) / G) * s.S;
+        work.head_dim = s.D;
+        work.begin = part * split;
+        work.end = std::min(s.S, (part + 1) * split);
+        work.mixed = result;
+        work.top = result + MAX_ROWS * s.D;
+        work.total = work.top + MAX_ROWS;
+        kernels().attend(work);
+    });
+    parallel(s.T > FEW ? n_threads : 1, s.K * n_tiles, [&](int item) {
+        const int tile = item % n_tiles, k = item / n_tiles, n = std::min(MAX_ROWS, n_rows - tile * MAX_ROWS);
+        for (int r = 0; r < n; r++) {
+            const int row = tile * MAX_ROWS + r;
+            merge(&results[size_t(item) * n_splits * MAX_ROWS * stride], n_splits, MAX_ROWS * stride, s.D, r,
+                  out, (size_t(row / G) * s.H + size_t(k) * G + row % G) * s.D);
+        }
+    });
+}
+
+void rms_norm(Array x, Array weight, int T, int dim, float eps, Array y, int n_threads) {
+    static std::vector<float> weights;
+    weights.resize(dim);
+    load_floats(weight, 0, dim, weights.data());
+    parallel(T > 8 ? n_threads : 1, T, [&](int t) {
+        std::vector<float> row(2 * size_t(dim));
+        load_floats(x, size_t(t) * dim, dim, row.data());
+        kernels().rms_norm(row.data(), weights.data(), dim, eps, y.dtype == BF16, &row[dim]);
+        store_floats(&row[dim], dim, y, size_t(t) * dim);
+    });
+}
+
+void rotate(Array x, const float *cos, const float *sin, int T, int heads, int D, Array y) {
+    const int half = D / 2;
+    std::vector<float> values(D), turned(D);
+    for (int row = 0; row < T * heads; row++) {
+        const float *c = cos + size_t(row / heads) * half, *s = sin + size_t(row / heads) * half;
+        load_floats(x, size_t(row) * D, D, values.data());
+        for (int i = 0; i < half; i++) {
+            const float a = values[i], b = values[half + i];
+            turned[i] = a * c[i] - b * s[i];
+            turned[half + i] = b * c[i] + a * s[i];
+        }
+        store_floats(turned.data(), D, y, size_t(row) * D);
+    }
+}
+
+void swiglu(Array gate, Array up, size_t n, Array y, int n_threads) {
+    constexpr size_t PIECE = 4096;
+    const int n_items = int((n + PIECE - 1) / PIECE);
+    parallel(n_items > 8 ? n_threads : 1, n_items, [&](int item) {
+        float a[PIECE], b[PIECE];
+        const size_t at = item * PIECE, size = std::min(PIECE, n - at);
+        load_floats(gate, at, size, a);
+        load_floats(up, at, size, b);
+        kernels().swiglu(a, b, int(size), a);
+        store_floats(a, size, y, at);
+    });
+}
+
+uint64_t sum_bytes(const uint8_t *bytes, size_t n, int n_threads) {
+    constexpr size_t PIECE = 1 << 20;
+    std::vector<uint64_t> sums((n + PIECE - 1) / PIECE);
+    parallel(n_threads, int(sums.size()), [&](int i) {
+        sums[i] = kernels().sum_bytes(bytes + i * PIECE, std::min(PIECE, n - i * PIECE));
+    });
+    uint64_t sum = 0;
+    for (uint64_t s : sums) sum += s;
+    return sum;
+}
+
+} // namespace m7b

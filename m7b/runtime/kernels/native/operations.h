@@ -1,0 +1,37 @@
+// Whole operations over torch's tensors, given as pointers: what the Python module calls.
+#pragma once
+#include "kernels.h"
+
+namespace m7b {
+
+// An array of float32 or bfloat16.
+struct Array {
+    void *data;
+    int dtype;
+};
+
+// The instruction set in use; the best that this processor has until `use` chooses another.
+const Kernels &kernels();
+bool use(const char *name); // false where this processor lacks it
+
+// (n_rows, n_in) to GGUF's blocks, rounded as llama.cpp rounds them.
+void quantize(int type, Array x, int n_rows, int n_in, uint8_t *blocks, int n_threads);
+// GGUF's blocks of `n_rows` rows to panels; rows up to a multiple of 16 are filled with zeros.
+void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels, int n_threads);
+// x (T, n_in) to y (T, n_out).
+void linear(int type, const uint8_t *panels, Array x, int T, int n_in, int n_out, Array y, int n_threads);
+void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Array y, int n_threads);
+// queries (T, H, D), keys and values (K, S, D) with `kv_stride` values from head to head, bias (T, S).
+struct Shape {
+    int T, H, K, S, D;
+    size_t kv_stride;
+};
+void attend(Array queries, const uint16_t *keys, const uint16_t *values, const uint16_t *bias, Shape shape,
+            Array out, int n_threads);
+void rms_norm(Array x, Array weight, int T, int dim, float eps, Array y, int n_threads);
+// x (T, heads, D) turned by cos and sin (T, D / 2) float32, pair i being values i and i + D / 2.
+void rotate(Array x, const float *cos, const float *sin, int T, int heads, int D, Array y);
+void swiglu(Array gate, Array up, size_t n, Array y, int n_threads);
+uint64_t sum_bytes(const uint8_t *bytes, size_t n, int n_threads);
+
+} // namespace m7b

@@ -1,0 +1,86 @@
+// Plain C++ for every other processor: one lane, for the compiler to make more of.
+#include "kernels.h"
+
+#include <cmath>
+
+#include "numbers.h"
+
+namespace m7b {
+namespace {
+
+using V = float;
+constexpr int LANES = 1;
+
+inline V v_zero() { return 0.0f; }
+inline V v_set(float x) { return x; }
+inline V v_load(const float *x) { return *x; }
+inline void v_store(float *x, V v) { *x = v; }
+inline V v_add(V a, V b) { return a + b; }
+inline V v_sub(V a, V b) { return a - b; }
+inline V v_mul(V a, V b) { return a * b; }
+inline V v_div(V a, V b) { return a / b; }
+inline V v_fma(V a, V b, V c) { return a * b + c; }
+inline V v_max(V a, V b) { return a > b ? a : b; }
+inline V v_min(V a, V b) { return a < b ? a : b; }
+inline V v_round(V a) { return std::nearbyint(a); }
+inline V v_load_bf16(const uint16_t *x) { return from_bf16(*x); }
+inline V v_load_f16(const uint8_t *x) {
+    uint16_t half;
+    std::memcpy(&half, x, 2);
+    return from_f16(half);
+}
+inline V v_scale(V a, V n) { return a * from_bits(uint32_t(int(n) + 127) << 23); }
+inline float v_sum(V v) { return v; }
+inline V v_and_above(V value, V x) { return x > -87.0f ? value : 0.0f; }
+
+template <int TYPE> struct Weights {
+    int8_t w[BLOCK];
+
+    Weights(const uint8_t *quants, int row) {
+        for (int j = 0; j < (TYPE == Q8_0 ? 8 : 4); j++)
+            for (int i = 0; i < 4; i++) {
+                uint8_t byte = quants[64 * j + 4 * row + i];
+                if (TYPE == Q8_0) {
+                    w[4 * j + i] = int8_t(byte);
+                } else {
+                    w[4 * j + i] = int8_t(byte & 15);
+                    w[(16 + 4 * j + i) % BLOCK] = int8_t(byte >> 4);
+                }
+            }
+    }
+
+    V dot(const int8_t *quants, int32_t sum) const {
+        int32_t total = TYPE == Q4_0 ? -8 * sum : 0;
+        for (int i = 0; i < BLOCK; i++) total += int32_t(w[i]) * quants[i];
+        return float(total);
+    }
+};
+
+void quantize_block(const float *x, int8_t *quants, float *scale, int32_t *sum) {
+    float largest = 0;
+    for (int i = 0; i < BLOCK; i++) largest = std::fmax(largest, std::fabs(x[i]));
+    float inverse = largest > SMALLEST ? 127.0f / largest : 0.0f;
+    *sum = 0;
+    for (int i = 0; i < BLOCK; i++) {
+        quants[i] = int8_t(std::nearbyint(x[i] * inverse));
+        *sum += quants[i];
+    }
+    *scale = largest > SMALLEST ? largest / 127.0f : 0.0f;
+}
+
+uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < n; i++) sum += bytes[i];
+    return sum;
+}
+
+} // namespace
+} // namespace m7b
+
+#define M7B_UNROLL_TOKENS
+#include "float_kernels.h"
+#include "linear_kernel.h"
+
+namespace m7b {
+const Kernels portable_kernels = {"portable", quantize_block, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
+}

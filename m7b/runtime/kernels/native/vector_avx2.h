@@ -1,0 +1,45 @@
+// Eight float32 lanes. Needs AVX2, FMA and F16C.
+#pragma once
+#include <immintrin.h>
+
+namespace m7b {
+namespace {
+
+using V = __m256;
+constexpr int LANES = 8;
+
+inline V v_zero() { return _mm256_setzero_ps(); }
+inline V v_set(float x) { return _mm256_set1_ps(x); }
+inline V v_load(const float *x) { return _mm256_loadu_ps(x); }
+inline void v_store(float *x, V v) { _mm256_storeu_ps(x, v); }
+inline V v_add(V a, V b) { return _mm256_add_ps(a, b); }
+inline V v_sub(V a, V b) { return _mm256_sub_ps(a, b); }
+inline V v_mul(V a, V b) { return _mm256_mul_ps(a, b); }
+inline V v_div(V a, V b) { return _mm256_div_ps(a, b); }
+inline V v_fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+inline V v_max(V a, V b) { return _mm256_max_ps(a, b); }
+inline V v_min(V a, V b) { return _mm256_min_ps(a, b); }
+inline V v_round(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline V v_load_bf16(const uint16_t *x) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(x)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+inline V v_load_f16(const uint8_t *x) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(x)));
+}
+// a * 2^n for whole n from -126 to 127.
+inline V v_scale(V a, V n) {
+    __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(exponent));
+}
+inline float v_sum(V v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline V v_and_above(V value, V x) { // value where x > -87, else 0
+    return _mm256_and_ps(value, _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_GT_OQ));
+}
+
+} // namespace
+} // namespace m7b

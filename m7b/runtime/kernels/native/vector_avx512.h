@@ -1,0 +1,41 @@
+// Sixteen float32 lanes. Needs AVX-512 F, BW, VL and DQ.
+#pragma once
+#include <immintrin.h>
+
+namespace m7b {
+namespace {
+
+using V = __m512;
+constexpr int LANES = 16;
+
+inline V v_zero() { return _mm512_setzero_ps(); }
+inline V v_set(float x) { return _mm512_set1_ps(x); }
+inline V v_load(const float *x) { return _mm512_loadu_ps(x); }
+inline void v_store(float *x, V v) { _mm512_storeu_ps(x, v); }
+inline V v_add(V a, V b) { return _mm512_add_ps(a, b); }
+inline V v_sub(V a, V b) { return _mm512_sub_ps(a, b); }
+inline V v_mul(V a, V b) { return _mm512_mul_ps(a, b); }
+inline V v_div(V a, V b) { return _mm512_div_ps(a, b); }
+inline V v_fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+inline V v_max(V a, V b) { return _mm512_max_ps(a, b); }
+inline V v_min(V a, V b) { return _mm512_min_ps(a, b); }
+inline V v_round(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline V v_load_bf16(const uint16_t *x) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(x)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline V v_load_f16(const uint8_t *x) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(x)));
+}
+// a * 2^n for whole n from -126 to 127.
+inline V v_scale(V a, V n) {
+    __m512i exponent = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
+    return _mm512_mul_ps(a, _mm512_castsi512_ps(exponent));
+}
+inline float v_sum(V v) { return _mm512_reduce_add_ps(v); }
+inline V v_and_above(V value, V x) { // value where x > -87, else 0
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GT_OQ), value);
+}
+
+} // namespace
+} // namespace m7b

@@ -1,0 +1,50 @@
+// What AVX-512 has no need to do differently from AVX2.
+#pragma once
+#include <immintrin.h>
+
+namespace m7b {
+namespace {
+
+void quantize_block(const float *x, int8_t *quants, float *scale, int32_t *sum) {
+    __m256 v[4], top = _mm256_setzero_ps(), sign = _mm256_set1_ps(-0.0f);
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_loadu_ps(x + 8 * i);
+        top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v[i]));
+    }
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    float largest = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+    __m256 inverse = _mm256_set1_ps(largest > SMALLEST ? 127.0f / largest : 0.0f);
+    __m256i q[4], total = _mm256_setzero_si256();
+    for (int i = 0; i < 4; i++) {
+        q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+        total = _mm256_add_epi32(total, q[i]);
+    }
+    __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(quants), packed);
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    *sum = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+    *scale = largest > SMALLEST ? largest / 127.0f : 0.0f;
+}
+
+uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
+    __m256i total[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
+                        _mm256_setzero_si256()};
+    size_t at = 0;
+    for (; at + 128 <= n; at += 128)
+        for (int i = 0; i < 4; i++) {
+            __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(bytes + at + 32 * i));
+            total[i] = _mm256_add_epi64(total[i], _mm256_sad_epu8(v, _mm256_setzero_si256()));
+        }
+    __m256i t = _mm256_add_epi64(_mm256_add_epi64(total[0], total[1]), _mm256_add_epi64(total[2], total[3]));
+    uint64_t lanes[4], sum = 0;
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(lanes), t);
+    for (uint64_t lane : lanes) sum += lane;
+    for (; at < n; at++) sum += bytes[at];
+    return sum;
+}
+
+} // namespace
+} // namespace m7b

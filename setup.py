@@ -1,0 +1,28 @@
+"""The native kernels. They are optional: without a C++ compiler everything else is installed all the same."""
+
+import os
+import sys
+from glob import glob
+
+from setuptools import Extension, setup
+
+FOLDER = "m7b/runtime/kernels/native"
+# Each file asks for its own instruction set, and one is picked at run time, so no -march here. Products
+# and sums are fused only where the code says so: a result must not depend on the compiler's mood.
+FLAGS = ["/O2", "/std:c++17"] if sys.platform == "win32" else ["-O3", "-std=c++17", "-ffp-contract=off"]
+
+setup(
+    ext_modules=[
+        Extension(
+            "m7b.runtime.kernels._native",
+            sources=sorted(glob(f"{FOLDER}/*.cpp")),
+            depends=sorted(glob(f"{FOLDER}/*.h")),
+            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            extra_compile_args=FLAGS + os.environ.get("M7B_CXXFLAGS", "").split(),
+            extra_link_args=os.environ.get("M7B_LDFLAGS", "").split(),
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -1,0 +1,261 @@
+"""The native kernels against float64, on every instruction set that this processor has."""
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, quants
+
+from m7b.runtime import kernels
+from m7b.runtime.kernels import BlockType
+
+pytestmark = pytest.mark.skipif(kernels.instruction_set() is None, reason="the kernels were not built")
+SETS = [name for name in ("avx512vnni", "avx2", "portable") if kernels._native and kernels._native.use(name)]
+TYPES = list(BlockType)
+SHAPES = [(16, 32), (1, 32), (17, 64), (33, 96), (96, 576), (250, 1536)]
+
+
+@pytest.fixture(params=SETS, autouse=True)
+def instruction_set(request):
+    kernels._native.use(request.param)
+    yield request.param
+    kernels._native.use(SETS[0])
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def dequantized(type, blocks):
+    rows = quants.dequantize(blocks.numpy(), GGMLQuantizationType[type.name])
+    return torch.from_numpy(rows).double()
+
+
+def rounded_activations(x):
+    """What 8 bits under one scale for 32 values leave of `x`: (T, in) float64, rounded to even."""
+    blocks = x.float().view(x.shape[0], -1, 32)
+    largest = blocks.abs().amax(-1, keepdim=True)
+    inverse = torch.where(largest > 1e-30, 127 / largest, 0)
+    scale = torch.where(largest > 1e-30, largest / 127, 0)
+    return ((blocks * inverse).round().double() * scale.double()).flatten(1)
+
+
+def relative_error(found, expected):
+    return ((found.double() - expected).norm() / expected.norm().clamp(min=1e-300)).item()
+
+
+def weights(kind, n_out, n_in):
+    w = torch.randn(n_out, n_in)
+    match kind:
+        case "one large value a block":
+            w.view(n_out, -1, 32)[:, :, 7] *= 1000
+        case "scales from 1e-4 to 1e4":
+            w *= torch.logspace(-4, 4, n_out)[:, None]
+        case "blocks of zeros":
+            w.view(n_out, -1, 32)[:, ::2] = 0
+        case "all negative":
+            w = -w.abs()
+    return w
+
+
+@pytest.mark.parametrize(
+    "kind", ["normal", "one large value a block", "scales from 1e-4 to 1e4", "blocks of zeros"]
+)
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_quantized_blocks_are_those_of_the_gguf_package(type, kind):
+    w = weights(kind, 24, 320)
+    expected = quants.quantize(w.numpy(), GGMLQuantizationType[type.name])
+    assert torch.equal(kernels.quantize(type, w), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize(("n_out", "n_in"), SHAPES)
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_linear_equals_float64_up_to_the_rounding_of_activations(type, n_out, n_in):
+    blocks = kernels.quantize(type, torch.randn(n_out, n_in))
+    x = torch.randn(23, n_in)
+    y = kernels.linear(type, kernels.pack(type, blocks), x, n_out)
+    expected = rounded_activations(x) @ dequantized(type, blocks).T
+    assert y.shape == (23, n_out)
+    # One activation in a thousand lies so near the middle of two integers that it may round either way.
+    assert relative_error(y, expected) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "kind", ["one large value a block", "scales from 1e-4 to 1e4", "blocks of zeros", "all negative"]
+)
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_linear_survives_adversarial_scales(type, kind):
+    n_out, n_in = 48, 256
+    blocks = kernels.quantize(type, weights(kind, n_out, n_in))
+    x = torch.randn(5, n_in) * torch.logspace(-6, 6, n_in)
+    y = kernels.linear(type, kernels.pack(type, blocks), x, n_out)
+    expected = rounded_activations(x) @ dequantized(type, blocks).T
+    size = rounded_activations(x).abs() @ dequantized(type, blocks).abs().T
+    assert ((y.double() - expected).abs() <= 1e-3 * size + 1e-30).all()
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_the_largest_products_do_not_overflow(type):
+    """Every quant and every activation at its extreme, which 16-bit sums could not hold by accident."""
+    n_in, head = 128, 4 if type is BlockType.Q4_1 else 2
+    blocks = torch.zeros(32, n_in // 32 * type.n_bytes, dtype=torch.uint8)
+    rows = blocks.view(32, -1, type.n_bytes)
+    rows[:, :, :head] = torch.tensor([1.0] * (head // 2), dtype=torch.float16).view(torch.uint8)
+    rows[:16, :, head:], rows[16:, :, head:] = (0x80, 0x7F) if type is BlockType.Q8_0 else (0xFF, 0)
+    for sign, mixed in itertools.product((1, -1), (False, True)):
+        x = torch.full((4, n_in), 127.0 * sign)
+        if mixed:
+            x[:, ::2] *= -1
+        y = kernels.linear(type, kernels.pack(type, blocks), x, 32)
+        assert torch.equal(y.double(), x.double() @ dequantized(type, blocks).T)
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_token_gets_the_same_bits_whatever_is_beside_it(type, dtype):
+    panels = kernels.pack(type, kernels.quantize(type, torch.randn(40, 96)))
+    x = torch.randn(39, 96).to(dtype)
+    alone = torch.cat([kernels.linear(type, panels, row[None], 40) for row in x])
+    assert torch.equal(kernels.linear(type, panels, x, 40), alone)
+
+
+@pytest.mark.parametrize(("T", "n_out", "n_in"), [(1, 64, 96), (5, 70, 100), (4, 3, 40), (9, 1, 33)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_bfloat16_linear_equals_float64(T, n_out, n_in, dtype):
+    w, x = torch.randn(n_out, n_in).bfloat16(), torch.randn(T, n_in).to(dtype)
+    y = kernels.linear_bf16(w, x)
+    assert relative_error(y, x.double() @ w.double().T) < (1e-6 if dtype == torch.float32 else 4e-3)
+
+
+def attention(q, k, v, seen):
+    _, H, D = q.shape
+    k, v = (x.double().repeat_interleave(H // x.shape[0], 0) for x in (k, v))
+    scores = torch.einsum("thd,hsd->hts", q.double(), k) / D**0.5
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    return torch.einsum("hts,hsd->thd", weights, v)
+
+
+@pytest.mark.parametrize(
+    ("T", "H", "K", "S", "D"),
+    [(1, 32, 8, 1300, 128), (1, 9, 3, 77, 64), (1, 4, 4, 1, 16), (7, 9, 3, 513, 64), (60, 8, 2, 300, 32)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_equals_float64_over_a_ring_with_holes(T, H, K, S, D, dtype):
+    q = torch.randn(T, H, D).to(dtype)
+    k, v = (torch.randn(K, S + 9, D).bfloat16()[:, :S] for _ in range(2))
+    seen = torch.rand(T, S) < 0.6
+    seen[:, : min(S // 2, 256)] = False  # parts in which no query sees anything
+    seen[:, -1] = True
+    bias = torch.zeros(T, S).masked_fill_(~seen, -torch.inf).bfloat16().repeat(H // K, 1)
+    out = kernels.attend(q, k, v, bias)
+    assert relative_error(out, attention(q, k, v, seen)) < (1e-5 if dtype == torch.float32 else 4e-3)
+
+
+def test_attention_with_scores_far_apart_does_not_overflow():
+    q = torch.full((1, 4, 32), 90.0)
+    k = torch.linspace(-9, 9, 700)[None, :, None].expand(1, 700, 32).bfloat16().contiguous()
+    v = torch.randn(1, 700, 32).bfloat16()
+    seen = torch.ones(1, 700, dtype=torch.bool)
+    out = kernels.attend(q, k, v, torch.zeros(4, 700).bfloat16())
+    assert relative_error(out, attention(q, k, v, seen)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dim", [16, 100, 576])
+def test_norm_rotation_and_swiglu_equal_torch(dim, dtype):
+    from m7b.runtime.primitives import TORCH
+
+    x, w, up = torch.randn(11, dim).to(dtype), torch.randn(dim).to(dtype), torch.randn(11, dim).to(dtype)
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1.6e-2, "atol": 1e-3}
+    torch.testing.assert_close(kernels.rms_norm(x, w, 1e-5), TORCH.rms_norm(x, w, 1e-5), **close)
+    torch.testing.assert_close(kernels.swiglu(x * 30, up), TORCH.swiglu(x * 30, up), **close)
+    angles = torch.rand(11, 1, dim // 2) * 9
+    heads = x.view(11, 1, dim).expand(11, 3, dim)
+    turned = kernels.rotate(heads, angles.cos(), angles.sin())
+    torch.testing.assert_close(turned, TORCH.rotate(heads, angles.cos(), angles.sin()), **close)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    panels = kernels.pack(BlockType.Q4_0, kernels.quantize(BlockType.Q4_0, torch.randn(500, 512)))
+    x, q = torch.randn(20, 512), torch.randn(1, 8, 64)
+    k = torch.randn(2, 3000, 64).bfloat16()
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            found.append(
+                (
+                    kernels.linear(BlockType.Q4_0, panels, x, 500),
+                    kernels.attend(q, k, k, torch.zeros(4, 3000).bfloat16()),
+                )
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for one in found for a, b in zip(one, found[0], strict=True))
+
+
+def test_two_python_threads_may_call_at_once():
+    panels = kernels.pack(BlockType.Q8_0, kernels.quantize(BlockType.Q8_0, torch.randn(64, 64)))
+    xs = [torch.randn(n, 64) for n in (1, 33)]
+    expected = [kernels.linear(BlockType.Q8_0, panels, x, 64) for x in xs]
+    wrong = []
+
+    def work(i):
+        for _ in range(300):
+            if not torch.equal(kernels.linear(BlockType.Q8_0, panels, xs[i], 64), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert wrong == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_computes_too():
+    """The threads of a pool do not survive a fork: the child must make its own."""
+    panels = kernels.pack(BlockType.Q4_0, kernels.quantize(BlockType.Q4_0, torch.randn(640, 64)))
+    x = torch.randn(1, 64)
+    expected = kernels.linear(BlockType.Q4_0, panels, x, 640)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(kernels.linear(BlockType.Q4_0, panels, x, 640), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_byte_sum_reads_every_byte():
+    data = torch.from_numpy(np.random.default_rng(0).integers(0, 256, 3_000_001, dtype=np.uint8))
+    assert kernels.read_sum(data) == data.sum().item()
+
+
+@pytest.mark.parametrize(("value", "told"), [("portable", "portable"), ("off", "None")])
+def test_a_variable_names_the_instruction_set(value, told):
+    code = "from m7b.runtime import kernels; print(kernels.instruction_set())"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"M7B_KERNELS": value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.strip() == told
+
+
+def test_an_instruction_set_that_is_not_there_is_refused():
+    code = "from m7b.runtime import kernels"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"M7B_KERNELS": "mmx"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode != 0
+    assert "M7B_KERNELS is 'mmx'" in ran.stderr
