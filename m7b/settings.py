@@ -20,6 +20,7 @@ SETTINGS: Mapping[str, str | int | float | bool] = {
     "model": "~/models/mistral-7b",
     "device": "cpu",
     "dtype": "bfloat16",
+    "quant": "q8_0",
     "threads": 4,
     "window": 4096,
     "ctx_size": 8192,

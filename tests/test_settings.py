@@ -30,6 +30,7 @@ SAMPLES = {
     "model": ("/config", "/variable", "/flag"),
     "device": ("cuda", "cuda:1", "mps"),
     "dtype": ("float16", "bfloat16", "float32"),
+    "quant": ("q8_0", "q4_0", "none"),
     "threads": (1, 2, 3),
     "window": (16, 32, 64),
     "ctx_size": (16, 32, 64),

@@ -27,6 +27,7 @@ from m7b.commands.options import (
     DTypeOption,
     ModelOption,
     PrefillChunkOption,
+    QuantOption,
     ThreadsOption,
     VariantName,
     VariantOption,
@@ -137,6 +138,7 @@ def chat(
     stop: StopOption = None,
     threads: ThreadsOption = None,
     dtype: DTypeOption = None,
+    quant: QuantOption = None,
     device: DeviceOption = "cpu",
     window: WindowOption = None,
     ctx_size: CtxSizeOption = None,
@@ -190,6 +192,7 @@ def chat(
             ctx_size=ctx_size,
             prefill_chunk=prefill_chunk,
             dtype=dtype,
+            quant=quant,
             device=device,
             threads=threads,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m7b import hub
-from m7b.commands.options import DType, VariantName
+from m7b.commands.options import DType, QuantName, VariantName
 from m7b.errors import UnsupportedCheckpoint, UsageError
 from m7b.generation import Engine
 from m7b.render import Status, note
@@ -168,6 +168,7 @@ def load_model(
     ctx_size: int | None,
     prefill_chunk: int,
     dtype: DType | None,
+    quant: QuantName | None,
     device: str,
     threads: int | None,
     chat_template: str | None = None,
@@ -183,12 +184,15 @@ def load_model(
         if checkpoint.note:
             status.clear()
             note(checkpoint.note)
+        if quant and (stored := checkpoint.requantized(quant)):
+            status.clear()
+            note(f"weights stored as {stored} are rounded a second time, to {quant}")
         tokenizer = _official_tokenizer(chosen_variant(variant, model)) or tokenizer_of(
             checkpoint, chat_template
         )
         template = _template(name, tokenizer, checkpoint, chat_template)
-        options = EngineOptions(device, dtype, window, ctx_size, prefill_chunk, threads)
-        engine = _drained(load_engine(checkpoint, options), name, status)
+        options = EngineOptions(device, dtype, window, ctx_size, prefill_chunk, threads, quant=quant)
+        engine = drained(load_engine(checkpoint, options), name, status)
     finally:
         status.clear()
     return LoadedModel(
@@ -223,7 +227,7 @@ def _about(
     }
 
 
-def _drained(loading: "Generator[LoadProgress, None, Engine]", name: str, status: Status) -> Engine:
+def drained(loading: "Generator[LoadProgress, None, Engine]", name: str, status: Status) -> Engine:
     """The engine at the end of `loading`, whose progress shows meanwhile."""
     while True:
         try:

@@ -13,6 +13,17 @@ from m7b.variants import VARIANTS
 VariantName = StrEnum("VariantName", {name: name for name in VARIANTS})  # type: ignore[misc]
 
 
+class QuantName(StrEnum):
+    """How weights can be held: as `m7b.runtime.linears.Quant`, which this file must not import."""
+
+    NONE = "none"
+    INT8 = "int8"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+    NF4 = "nf4"
+    FP4 = "fp4"
+
+
 class DType(StrEnum):
     """The dtypes a model can run in."""
 
@@ -142,6 +153,14 @@ DTypeOption = Annotated[
         "--dtype", help="Number format to run in; the checkpoint's own if not given.", show_default=False
     ),
 ]
+QuantOption = Annotated[
+    QuantName | None,
+    typer.Option(
+        "--quant",
+        help="Round the weights as they are loaded; if not given, GGUF's blocks stay as stored.",
+        show_default=False,
+    ),
+]
 DeviceOption = Annotated[
     str,
     typer.Option("--device", help="cpu, cuda, cuda:N, mps, or auto to spread over all of them and the disk."),
@@ -152,7 +171,7 @@ ThreadsOption = Annotated[
         "--threads",
         parser=n_threads,
         metavar="N",
-        help="CPU threads; as many as torch finds good if not given.",
+        help="CPU threads; one for each physical core if not given.",
         show_default=False,
     ),
 ]

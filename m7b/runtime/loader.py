@@ -12,9 +12,9 @@ from accelerate import dispatch_model, init_empty_weights
 from accelerate.utils import offload_weight, save_offload_index, set_module_tensor_to_device
 
 from m7b.runtime.cache import RollingKVCache
-from m7b.runtime.checkpoints import Checkpoint
-from m7b.runtime.config import ModelConfig
+from m7b.runtime.checkpoints import Blocks, Checkpoint
 from m7b.runtime.engine import Engine
+from m7b.runtime.linears import LinearPlan, PackedLinear, plan_linears, type_named
 from m7b.runtime.model import Transformer
 from m7b.runtime.placement import (
     DISK,
@@ -27,6 +27,8 @@ from m7b.runtime.placement import (
     memory_errors,
     plan_devices,
 )
+from m7b.runtime.primitives import choose_primitives
+from m7b.runtime.processor import physical_cores
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """The dtypes a model can run in, by name."""
@@ -46,7 +48,8 @@ class EngineOptions:
 
     `dtype` None is the checkpoint's own, but bfloat16 for float16, which CPUs multiply slowly.
     `window` None is the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own.
-    `threads` None leaves the choice to torch. `max_memory` (bytes by device) is for `device` auto.
+    `quant` is as `plan_linears` takes it. `threads` None is one for each physical core. `max_memory`
+    (bytes by device) is for `device` auto.
     """
 
     device: str = "cpu"
@@ -56,6 +59,7 @@ class EngineOptions:
     prefill_chunk: int = 512
     threads: int | None = None
     max_memory: dict[int | str, int] | None = None
+    quant: str | None = None
 
 
 def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[LoadProgress, None, Engine]:
@@ -67,16 +71,20 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
     config = checkpoint.config
     if options.window is not None:
         config = replace(config, sliding_window=options.window or None)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or physical_cores())
     dtype = run_dtype(checkpoint.dtype, options.dtype)
     ctx_size = options.ctx_size or config.max_seq_len
     n_slots = config.cache_slots(ctx_size, options.prefill_chunk)
     cache_bytes = n_slots * config.cache_bytes_per_token(dtype.itemsize)
+    plan = plan_linears(
+        checkpoint, options.quant, options.device, dtype, dtype_given=options.dtype is not None
+    )
     with init_empty_weights():
-        model = Transformer(config).to(dtype)
+        model = Transformer(config, plan.make, choose_primitives(options.device, dtype, config.head_dim))
+        model.to(dtype)
     device_map = plan_devices(model, options.device, dtype, cache_bytes, options.max_memory)
-    _check_room(config, dtype, device_map, cache_bytes, f"{checkpoint.path.name} at {ctx_size} tokens")
+    what = f"{checkpoint.path.name} at {ctx_size} tokens"
+    _check_room(checkpoint, plan, dtype, device_map, cache_bytes, what)
     with memory_errors():
         yield from place_weights(model, checkpoint, device_map)
         cache = RollingKVCache(
@@ -90,10 +98,15 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
 
 
 def _check_room(
-    config: ModelConfig, dtype: torch.dtype, device_map: DeviceMap, cache_bytes: int, what: str
+    checkpoint: Checkpoint,
+    plan: LinearPlan,
+    dtype: torch.dtype,
+    device_map: DeviceMap,
+    cache_bytes: int,
+    what: str,
 ) -> None:
     """Compare what the plan puts into memory and on disk with what is free there."""
-    shapes = config.tensor_shapes()
+    shapes = checkpoint.config.tensor_shapes()
     on_disk = sum(
         math.prod(shape) * dtype.itemsize
         for name, shape in shapes.items()
@@ -102,7 +115,18 @@ def _check_room(
     check_disk(on_disk, what)
     if execution_device(device_map) == "cpu":
         is_planned = len(device_map) > 1 or on_disk > 0  # then accelerate has weighed the weights
-        check_memory(cache_bytes + (0 if is_planned else config.n_params * dtype.itemsize), what)
+        check_memory(cache_bytes + (0 if is_planned else _weight_bytes(checkpoint, plan, dtype)), what)
+
+
+def _weight_bytes(checkpoint: Checkpoint, plan: LinearPlan, dtype: torch.dtype) -> int:
+    """Bytes that the weights will take; an embedding that serves as output too is held twice if packed."""
+    config = checkpoint.config
+    n_embeddings = config.vocab_size * config.dim
+    if plan.bits is None:
+        return checkpoint.n_bytes + n_embeddings * dtype.itemsize
+    is_packed = plan.bits != 8 * dtype.itemsize
+    n_linear = config.n_params - n_embeddings * (not (config.tied_embeddings and is_packed))
+    return int(n_linear * plan.bits / 8) + n_embeddings * dtype.itemsize
 
 
 def run_dtype(stored: torch.dtype, wanted: str | None) -> torch.dtype:
@@ -112,12 +136,19 @@ def run_dtype(stored: torch.dtype, wanted: str | None) -> torch.dtype:
     return torch.bfloat16 if stored == torch.float16 else stored
 
 
+def _stored(checkpoint: Checkpoint, name: str) -> torch.Tensor | Blocks:
+    """The tensor in the blocks it is stored in, where the kernels know them, or in numbers."""
+    if checkpoint.read_blocks and type_named(checkpoint.tensors[name].dtype) is not None:
+        return checkpoint.read_blocks(name)
+    return checkpoint.read(name)
+
+
 def place_weights(
     model: Transformer, checkpoint: Checkpoint, device_map: DeviceMap
 ) -> Generator[LoadProgress, None, None]:
     """Fill a meta `model` from `checkpoint`, one tensor in memory at a time beside what is placed."""
     dtype = model.norm.weight.dtype
-    total, done = model.config.n_params * dtype.itemsize, 0
+    total, done = checkpoint.n_bytes, 0
     places = set(device_map.values())
     is_dispatched = len(places) > 1 or DISK in places
     disk = tempfile.TemporaryDirectory(prefix="m7b-offload-") if DISK in places else None
@@ -130,11 +161,20 @@ def place_weights(
             set_module_tensor_to_device(model, name, device_of(name, device_map), value=tensor)
 
     for name in model.config.tensor_shapes():
-        tensor = checkpoint.read(name).to(dtype)
-        place(name, tensor)
-        if model.config.tied_embeddings and name == "tok_embeddings.weight" and is_dispatched:
-            place("output.weight", tensor)  # parts that are moved about by themselves cannot share
-        done += tensor.nbytes
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        if isinstance(layer, PackedLinear):
+            stored = checkpoint.read(name).to(dtype) if not layer.takes_blocks else _stored(checkpoint, name)
+            layer.take(stored if isinstance(stored, Blocks) else stored.to(device_of(name, device_map)))
+        else:
+            tensor = checkpoint.read(name).to(dtype)
+            place(name, tensor)
+        if model.config.tied_embeddings and name == "tok_embeddings.weight":
+            if isinstance(model.output, PackedLinear):
+                shared = model.tok_embeddings.weight.data
+                model.output.take(_stored(checkpoint, name) if model.output.takes_blocks else shared)
+            elif is_dispatched:
+                place("output.weight", tensor)  # parts that are moved about by themselves cannot share
+        done += checkpoint.tensors[name].n_bytes
         yield LoadProgress(done, total)
     model.requires_grad_(False)
     if not is_dispatched:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from m7b.errors import CheckpointNotFound, UnsupportedCheckpoint
 from m7b.runtime.checkpoints import gguf, hf, native
-from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, StoredTensor
+from m7b.runtime.checkpoints.checkpoint import Blocks, Checkpoint, Format, StoredTensor
 
-__all__ = ["Checkpoint", "Format", "StoredTensor", "open_checkpoint"]
+__all__ = ["Blocks", "Checkpoint", "Format", "StoredTensor", "open_checkpoint"]
 
 # In order of preference where a folder holds two: the Hugging Face layout loads without reordering rows.
 _FORMATS = (hf, native, gguf)

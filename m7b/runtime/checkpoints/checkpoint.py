@@ -32,12 +32,21 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """A quantized weight as GGUF stores it: `data` (out, bytes) uint8, rows of blocks of one `type`."""
+
+    type: str
+    data: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint that was looked at and not yet loaded.
 
     `tensors` has exactly the canonical names and shapes of `config`. `read` gives one of them in
-    canonical row order. `stop_ids` end an answer. `license` is what the file says of it, perhaps nothing.
-    `note` is for the user, empty where all is well.
+    canonical row order, and `read_blocks` does so without turning quantized blocks into numbers; only
+    formats that have such blocks bring it. `stop_ids` end an answer. `license` is what the file says of
+    it, perhaps nothing. `note` is for the user, empty where all is well.
     """
 
     path: Path
@@ -51,11 +60,19 @@ class Checkpoint:
     chat_template: str | None
     license: str = ""
     note: str = ""
+    read_blocks: Callable[[str], Blocks] | None = None
 
     @property
     def n_bytes(self) -> int:
         """Bytes of weights on disk."""
         return sum(tensor.n_bytes for tensor in self.tensors.values())
+
+    def requantized(self, quant: str) -> str:
+        """The quantized types of matrices here that `quant` would round once more, empty for none."""
+        types = {tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) == 2}
+        exact = {"F32", "F16", "BF16", quant.upper()}
+        is_rounding = quant != "none" and self.format is Format.GGUF
+        return ", ".join(sorted(types - exact)) if is_rounding else ""
 
 
 def match_tensors(

@@ -10,7 +10,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
-from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, StoredTensor, match_tensors
+from m7b.runtime.checkpoints.checkpoint import Blocks, Checkpoint, Format, StoredTensor, match_tensors
 from m7b.runtime.checkpoints.fields import MAX_DIM, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, Fields, head_dim_of
 from m7b.runtime.checkpoints.gguf_header import MAGIC, Header, HeaderError, read_header
 from m7b.runtime.config import ModelConfig
@@ -18,7 +18,7 @@ from m7b.runtime.rope import canonical_rows
 from m7b.tokenizer import GGUFVocabulary
 from m7b.variants import VARIANTS
 
-_NAMES = {
+NAMES = {
     "tok_embeddings": "token_embd",
     "norm": "output_norm",
     "layers": "blk",
@@ -31,6 +31,7 @@ _NAMES = {
     "feed_forward.w3": "ffn_up",
     "feed_forward.w2": "ffn_down",
 }
+"""The parts of canonical names, as GGUF calls them."""
 
 # Each tensor type that is read, with the dtype that holds it without loss or, quantized, well enough.
 _DTYPES = {
@@ -68,7 +69,7 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     stored = {tensor.source_name: (tensor, offset) for tensor, offset in _tensors(path, header)}
     tensors = {name: tensor for name, (tensor, _) in stored.items()}
     config = _config(fields, tensors)
-    found = match_tensors(path, config, tensors, _DTYPES, _NAMES)
+    found = match_tensors(path, config, tensors, _DTYPES, NAMES)
     _refuse_overlap(stored.values())
     return Checkpoint(
         path=path,
@@ -84,6 +85,7 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         else None,
         license=license if isinstance(license := fields.raw("general.license"), str) else "",
         note="" if window_given else _lost_window(config),
+        read_blocks=lambda name: _blocks(name, *stored[found[name].source_name], config),
     )
 
 
@@ -169,13 +171,23 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _dequantized(tensor: StoredTensor, offset: int) -> torch.Tensor:
+def _blocks(name: str, tensor: StoredTensor, offset: int, config: ModelConfig) -> Blocks:
+    rows = torch.from_numpy(_bytes(tensor, offset)).view(tensor.shape[0], -1)
+    return Blocks(tensor.dtype, canonical_rows(name, rows, config))
+
+
+def _bytes(tensor: StoredTensor, offset: int) -> np.ndarray:
     # Read rather than mapped, so that the bytes leave memory with the tensor.
     stored = np.fromfile(tensor.file, dtype=np.uint8, count=tensor.n_bytes, offset=offset)
     if stored.nbytes != tensor.n_bytes:
         raise DamagedCheckpoint(
             f"{tensor.file}: changed since it was opened: {tensor.source_name} is cut short"
         )
+    return stored
+
+
+def _dequantized(tensor: StoredTensor, offset: int) -> torch.Tensor:
+    stored = _bytes(tensor, offset)
     if tensor.dtype in ("F32", "F16", "BF16"):
         return torch.from_numpy(stored).view(_DTYPES[tensor.dtype]).view(tensor.shape)
     rows = stored.reshape(*tensor.shape[:-1], -1)

@@ -19,7 +19,7 @@ from m7b.runtime.checkpoints.fields import (
 from m7b.runtime.checkpoints.folder import chat_template, tokenizer_source
 from m7b.runtime.config import ModelConfig
 
-_NAMES = {
+NAMES = {
     "tok_embeddings": "model.embed_tokens",
     "norm": "model.norm",
     "output": "lm_head",
@@ -34,6 +34,7 @@ _NAMES = {
     "feed_forward.w3": "mlp.up_proj",
     "feed_forward.w2": "mlp.down_proj",
 }
+"""The parts of canonical names, as transformers calls them."""
 _IGNORED = re.compile(
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 )  # a constant that old files carry
@@ -59,7 +60,7 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     inventory = torch_files.inventory(_weight_files(path))
     stored = {name: tensor for name, tensor in inventory.items() if not _IGNORED.fullmatch(name)}
     config = _config(fields, tied="lm_head.weight" not in stored, window_given=window_given)
-    found = match_tensors(path, config, stored, torch_files.DTYPES, _NAMES)
+    found = match_tensors(path, config, stored, torch_files.DTYPES, NAMES)
     return Checkpoint(
         path=path,
         format=Format.HF,

@@ -1,0 +1,67 @@
+"""The quantizations of bitsandbytes (arXiv 2305.14314, 2208.07339), on any device that it runs on."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from m7b.runtime.checkpoints import Blocks
+from m7b.runtime.linears.packed import PackedLinear
+from m7b.runtime.model import LinearFactory
+
+_BLOCK = 64  # weights under one scale, the default of bitsandbytes
+
+
+class FourBitLinear(PackedLinear):
+    """NF4 or FP4: 16 levels, one float32 scale for 64 weights."""
+
+    def __init__(self, in_features: int, out_features: int, quant_type: str, dtype: torch.dtype) -> None:
+        super().__init__(in_features, out_features)
+        self._quant_type, self._dtype = quant_type, dtype
+
+    @classmethod
+    def factory(cls, quant_type: str, dtype: torch.dtype) -> LinearFactory:
+        """Layers of one type that compute in `dtype`."""
+        return partial(cls, quant_type=quant_type, dtype=dtype)
+
+    def take(self, weight: Tensor | Blocks) -> None:
+        """Quantize the weight where it is."""
+        from bitsandbytes.functional import quantize_4bit
+
+        assert isinstance(weight, Tensor)
+        self._packed, self._state = quantize_4bit(
+            weight.to(self._dtype).contiguous(), blocksize=_BLOCK, quant_type=self._quant_type
+        )
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the quants and the scales."""
+        return self._packed.nbytes + self._state.absmax.nbytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, in) to (T, out)."""
+        from bitsandbytes.autograd._functions import matmul_4bit
+
+        return matmul_4bit(x, self._packed.t(), quant_state=self._state)
+
+
+class Int8Linear(PackedLinear):
+    """LLM.int8(): one scale a row, outliers of the activations in the model's dtype."""
+
+    def take(self, weight: Tensor | Blocks) -> None:
+        """Quantize the weight on its device."""
+        from bitsandbytes.nn.modules import Int8Params, Linear8bitLt
+
+        assert isinstance(weight, Tensor)
+        self._layer = Linear8bitLt(self.in_features, self.out_features, bias=False, has_fp16_weights=False)
+        self._layer.weight = Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+        self._layer.to(weight.device)  # type: ignore[no-untyped-call]  # which quantizes
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the quants and the scales."""
+        return self._layer.weight.nbytes + 4 * self.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, in) to (T, out)."""
+        return self._layer(x)
