@@ -1,0 +1,75 @@
+"""What hinders models on a machine, and the way out. Knows facts about it; measures nothing."""
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from m7b.commands.fitting import Fit
+    from m7b.runtime.machine import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Something that makes models slow or impossible here, and the way out."""
+
+    problem: str
+    way_out: str
+
+
+def advice_on(machine: "Machine", models: "Sequence[Fit]", environment: Mapping[str, str]) -> list[Advice]:
+    """What to change on `machine`, the gravest first; nothing where all is well."""
+    return [*_about_memory(machine, models), *_about_cpu(machine), *_about_threads(machine, environment)]
+
+
+def _about_memory(machine: "Machine", models: "Sequence[Fit]") -> Iterator[Advice]:
+    large = [model for model in models if model.variants != ("demo",)]
+    if all(model.ctx_size is None for model in large):
+        least = min(large, key=lambda model: model.weight_bytes)
+        yield Advice(
+            f"{gib(machine.memory_free_bytes)} GiB of memory are free, and the smallest 7B takes "
+            f"{gib(least.weight_bytes)} GiB before its cache",
+            "close other programs, let --device auto keep weights on disk, or use the demo",
+        )
+
+
+def _about_cpu(machine: "Machine") -> Iterator[Advice]:
+    if platform.machine() in ("x86_64", "AMD64") and "avx2" not in machine.cpu_features:
+        yield Advice(
+            "this CPU offers no AVX2, so matrices are multiplied several times slower",
+            "in a virtual machine, hand the host's CPU through (QEMU: -cpu host)",
+        )
+    if machine.kernels_missing:
+        yield Advice(
+            f"the native kernels are not in use ({machine.kernels_missing}), so q4_0 and q8_0 run on stock "
+            "torch, several times slower",
+            "install a C++ compiler and run: pip install --force-reinstall --no-deps --no-cache-dir m7b",
+        )
+
+
+def _about_threads(machine: "Machine", environment: Mapping[str, str]) -> Iterator[Advice]:
+    if environment.get("OMP_WAIT_POLICY", "").lower() == "active":
+        yield Advice(
+            "OMP_WAIT_POLICY is active: threads spin while they wait, and any other program slows decoding "
+            "many times over",
+            "unset OMP_WAIT_POLICY",
+        )
+    if machine.threads != machine.cores:
+        named = " ".join(name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if environment.get(name))
+        much = "more" if machine.threads > machine.cores else "fewer"
+        yield Advice(
+            f"torch computes with {counted(machine.threads, 'thread')}, {much} than the "
+            f"{counted(machine.cores, 'core')} this process may use",
+            f"unset {named}" if named else f"give --threads {machine.cores}",
+        )
+
+
+def gib(n_bytes: int) -> str:
+    """Bytes as people read them, in GiB."""
+    return f"{n_bytes / (1 << 30):.1f}"
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 core`, `2 cores`."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"

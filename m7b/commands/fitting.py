@@ -1,0 +1,118 @@
+"""What each variant would take here in each weight format, and how fast it could be. Arithmetic alone."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from m7b.runtime.config import ModelConfig
+from m7b.variants import VARIANTS
+
+DEPTHS = (0, 4096)
+"""Positions in the cache at which a speed is told."""
+
+FORMATS: dict[str, Callable[[int], int]] = {
+    "bf16": lambda n: 2 * n,
+    "int8": lambda n: n + 4,  # a float32 scale for each row
+    "q8_0": lambda n: n // 32 * 34,  # a float16 scale for 32 weights
+    "q4_0": lambda n: n // 32 * 18,
+    "nf4": lambda n: n // 64 * 36,  # a float32 scale for 64 weights
+    "fp4": lambda n: n // 64 * 36,
+}
+"""Bytes of a row of n weights in each format."""
+
+_CACHE_ITEM_BYTES = 2
+_PREFILL_CHUNK = 512
+_CTX_STEP = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Variants of one shape in one weight format, on a machine with so much memory and bandwidth.
+
+    `weight_bytes` is what the weights occupy and `read_bytes` what a decoded token reads of them;
+    `cache_bytes` is the cache of the whole `context`. `ctx_size` is the longest context that fits, None
+    where not even a short one does. `limit_tps` has tokens per second by depth: upper limits, since memory
+    is read no faster than the probe read it.
+    """
+
+    variants: tuple[str, ...]
+    format: str
+    context: int
+    weight_bytes: int
+    cache_bytes: int
+    read_bytes: int
+    ctx_size: int | None
+    limit_tps: dict[int, float]
+
+
+def fits(free_bytes: int, gigabytes_per_second: float) -> list[Fit]:
+    """Every variant in every format; variants of the same shape share a row."""
+    return [
+        _fit(names, config, format, free_bytes, gigabytes_per_second)
+        for config, names in _shapes().items()
+        for format in FORMATS
+    ]
+
+
+def weight_bytes(config: ModelConfig, format: str) -> int:
+    """Bytes of all weights. Norms and the embedding stay in bfloat16; one that is tied is an output too."""
+    kept = 0 if config.tied_embeddings else 2 * config.vocab_size * config.dim
+    return kept + _output_and_layers(config, format)
+
+
+def read_bytes(config: ModelConfig, format: str) -> int:
+    """Bytes of weights that one decoded token reads: all of them, but of the embedding a single row."""
+    return 2 * config.dim + _output_and_layers(config, format)
+
+
+def cache_read_bytes(config: ModelConfig, depth: int) -> int:
+    """Bytes of keys and values that a token reads which `depth` others precede; its window limits them."""
+    seen = min(depth, config.sliding_window or depth)
+    return seen * config.cache_bytes_per_token(_CACHE_ITEM_BYTES)
+
+
+def _output_and_layers(config: ModelConfig, format: str) -> int:
+    shapes = config.tensor_shapes()
+    embedding = shapes.pop("tok_embeddings.weight")
+    if config.tied_embeddings:
+        shapes["output.weight"] = embedding
+    return sum(_tensor_bytes(shape, format) for shape in shapes.values())
+
+
+def _tensor_bytes(shape: tuple[int, ...], format: str) -> int:
+    *rows, columns = shape
+    return math.prod(rows) * FORMATS[format](columns) if rows else 2 * columns
+
+
+def _fit(names: tuple[str, ...], config: ModelConfig, format: str, free_bytes: int, bandwidth: float) -> Fit:
+    stored, read, context = weight_bytes(config, format), read_bytes(config, format), config.max_seq_len
+    room = free_bytes - stored
+    return Fit(
+        variants=names,
+        format=format,
+        context=context,
+        weight_bytes=stored,
+        cache_bytes=_cache_bytes(config, context),
+        read_bytes=read,
+        ctx_size=next((n for n in _contexts(context) if _cache_bytes(config, n) <= room), None),
+        limit_tps={depth: bandwidth * 1e9 / (read + cache_read_bytes(config, depth)) for depth in DEPTHS},
+    )
+
+
+def _contexts(longest: int) -> Iterator[int]:
+    """Contexts worth trying, the longest first."""
+    yield longest
+    yield from range((longest - 1) // _CTX_STEP * _CTX_STEP, 0, -_CTX_STEP)
+
+
+def _cache_bytes(config: ModelConfig, ctx_size: int) -> int:
+    return config.cache_slots(ctx_size, _PREFILL_CHUNK) * config.cache_bytes_per_token(_CACHE_ITEM_BYTES)
+
+
+def _shapes() -> dict[ModelConfig, tuple[str, ...]]:
+    """Variants by configuration: those of one row differ in what they learnt alone."""
+    shapes: dict[ModelConfig, tuple[str, ...]] = {}
+    for name, variant in VARIANTS.items():
+        config = ModelConfig.of_variant(variant)
+        shapes[config] = (*shapes.get(config, ()), name)
+    return shapes
