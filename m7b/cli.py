@@ -10,9 +10,11 @@ import typer
 from typer.exceptions import TyperException
 
 from m7b import __version__
+from m7b.commands.bench import bench
 from m7b.commands.chat import chat
 from m7b.commands.complete import complete
 from m7b.commands.config import apply_settings, config
+from m7b.commands.doctor import doctor
 from m7b.commands.download import download
 from m7b.commands.info import info
 from m7b.commands.options import plain
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (chat, complete, download, info, tokenize, detokenize):
+for command in (bench, chat, complete, doctor, download, info, tokenize, detokenize):
     app.command()(command)
 app.add_typer(config, name="config")
 app.add_typer(sessions, name="sessions")

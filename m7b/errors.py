@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     RESOURCES = 5
     PROMPT_TOO_LONG = 6
     SOME_FAILED = 7
+    TOO_SLOW = 8
     INTERRUPTED = 130
     PIPE_CLOSED = 141
 
@@ -98,6 +99,12 @@ class SomeFailed(M7bError):
     """A batch ended, and some of its lines failed."""
 
     exit_code = ExitCode.SOME_FAILED
+
+
+class TooSlow(M7bError):
+    """A benchmark ended, slower than was allowed."""
+
+    exit_code = ExitCode.TOO_SLOW
 
 
 def _printable(text: str, limit: int = 600) -> str:

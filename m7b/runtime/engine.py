@@ -89,6 +89,12 @@ class Engine:
         self._rewind(0)
         self._prompt = []
 
+    def pretend(self, ids: Sequence[int]) -> None:
+        """Take the cache to hold `ids`, though it was filled by hand: to measure speed at a depth."""
+        assert len(ids) == self._cache.length, "the cache was filled to another length"
+        self._cached = list(ids)
+        self._prompt = []
+
     def score(self, ids: Sequence[int], top: int = 0) -> Iterator[TokenLogprob]:
         """The log-probability of each of `ids[1:]` given all before it, with `top` alternatives.
 

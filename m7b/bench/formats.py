@@ -1,0 +1,175 @@
+"""A report as a table, Markdown, CSV or JSON. Knows the figures; knows nothing about terminals."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import assert_never
+
+from m7b.bench.claims import ClaimsReport
+from m7b.bench.results import Report, Row
+
+_TIMES = ("first s", "p50 ms", "p95 ms", "GB/s", "limit %")
+
+
+class Format(StrEnum):
+    """How a report is written."""
+
+    TABLE = "table"
+    MD = "md"
+    CSV = "csv"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells as text, `text_columns` of which are left-aligned and come first."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: int = 0
+
+
+def render(report: Report | ClaimsReport, format: Format) -> str:
+    """`report` in `format`, whole lines; CSV and JSONL have its rows alone."""
+    match format:
+        case Format.JSON:
+            return json.dumps(report.as_json(), ensure_ascii=False) + "\n"
+        case Format.JSONL:
+            return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows())
+        case Format.CSV:
+            return _csv(report)
+        case Format.MD:
+            facts = "".join(f"- {label}: {text}\n" for label, text in _facts(report))
+            return "\n".join([facts, *map(_markdown, _tables(report))])
+        case Format.TABLE:
+            facts = "".join(f"{label:<14}{text}\n" for label, text in _facts(report))
+            return "\n".join([facts, *map(_columns, _tables(report))])
+        case _:
+            assert_never(format)
+
+
+def _csv(report: Report | ClaimsReport) -> str:
+    rows, text = report.rows(), io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _markdown(table: Table) -> str:
+    rules = (":--" if n < table.text_columns else "--:" for n in range(len(table.columns)))
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in (table.columns, tuple(rules), *table.rows))
+
+
+def _columns(table: Table) -> str:
+    widths = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            f"{cell:<{width}}" if n < table.text_columns else f"{cell:>{width}}"
+            for n, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(padded).rstrip() + "\n"
+
+    return "".join(map(line, (table.columns, *table.rows)))
+
+
+def _facts(report: Report | ClaimsReport) -> Iterator[tuple[str, str]]:
+    machine, model = report.machine, report.model
+    yield "machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    origin = ", random weights" if model["random_weights"] else ""
+    yield "model", f"{model['name']}{origin}, {model['parameters']:,} parameters, {model['weights']}"
+    if isinstance(report, ClaimsReport):
+        layers = f"{report.measured_layers} of {model['n_layers']} layers"
+        yield "measured", f"decoding at a depth of {report.depth} in {layers}"
+        return
+    window = model["window"]
+    seen = f"a window of {window}" if window else "full attention"
+    yield "cache", f"{model['ctx_size']} tokens, {seen}"
+    for row in {row.engine: row for row in report.results}.values():
+        yield (
+            row.engine,
+            f"{row.weight_bytes:,} bytes of {row.weights} weights a token, cache {row.kv_bytes:,}",
+        )
+    yield "load", f"{report.load_s:.2f} s"
+    yield "peak memory", f"{report.peak_rss_bytes / (1 << 30):.2f} GiB"
+    before, after = report.read_gbs
+    yield "memory read", f"{before:.1f} GB/s before, {after:.1f} GB/s after"
+
+
+def _tables(report: Report | ClaimsReport) -> Iterator[Table]:
+    if isinstance(report, ClaimsReport):
+        yield _claims(report)
+        return
+    yield _speeds(report)
+    if report.ratios:
+        yield Table(
+            ("against", "depth", "prefill", "in pairs", "decode", "in pairs"),
+            tuple(
+                (r.peer, str(r.depth), *map(_times, (r.prefill, r.prefill_paired, r.decode, r.decode_paired)))
+                for r in report.ratios
+            ),
+            text_columns=1,
+        )
+    if report.changes:
+        yield Table(
+            ("now over then", "depth", "prefill", "decode"),
+            tuple((c.engine, str(c.depth), _times(c.prefill), _times(c.decode)) for c in report.changes),
+            text_columns=1,
+        )
+
+
+def _speeds(report: Report) -> Table:
+    measured = ("tok/s", "mean", "stdev", "first s", "p50 ms", "p95 ms", "GB/s", "limit %")
+    columns = ("engine", "phase", "depth", *measured)
+    rows = [cells for row in report.results for cells in _phases(row)]
+    if len({row.engine for row in report.results}) == 1:
+        return Table(columns[1:], tuple(cells[1:] for cells in rows), text_columns=1)
+    return Table(columns, tuple(rows), text_columns=2)
+
+
+def _phases(row: Row) -> Iterator[tuple[str, ...]]:
+    """A line for the prompt and a line for the tokens decoded, where they were measured."""
+    if row.prefill_tps is not None:
+        speeds = (row.prefill_tps, row.prefill_tps_mean, row.prefill_tps_stdev)
+        first = _figure(row.ttft_s, digits=3)
+        yield (row.engine, "prefill", str(row.depth), *map(_figure, speeds), first, "", "", "", "")
+    if row.decode_tps is not None:
+        speeds = (row.decode_tps, row.decode_tps_mean, row.decode_tps_stdev)
+        steps = (seconds and seconds * 1000 for seconds in (row.token_p50_s, row.token_p95_s))
+        share = (row.achieved_gbs, row.percent_of_limit)
+        figures = map(_figure, (*speeds, *steps, *share))
+        speed, average, spread, *rest = figures
+        yield (row.engine, "decode", str(row.depth), speed, average, spread, "", *rest)
+
+
+def _claims(report: ClaimsReport) -> Table:
+    columns = ("claim", "context", "MiB", "without", "", "tok/s", "without", "")
+    rows = (
+        (
+            claim.claim,
+            str(claim.context),
+            f"{claim.kv_bytes / (1 << 20):.1f}",
+            f"{claim.kv_bytes_without / (1 << 20):.1f}",
+            _times(claim.kv_ratio),
+            _figure(claim.decode_tps),
+            _figure(claim.decode_tps_without),
+            _times(claim.decode_ratio),
+        )
+        for claim in report.claims
+    )
+    return Table(columns, tuple(rows), text_columns=1)
+
+
+def _figure(value: float | None, digits: int | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{(2 if value < 100 else 1) if digits is None else digits}f}"
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"

@@ -1,0 +1,202 @@
+"""From seconds to figures: one `Sample` a repetition, one `Row` an engine and depth. Measures nothing."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, median, quantiles, stdev
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one repetition does at each depth: a prompt of `prompt_tokens`, then `decode_tokens`, one by one.
+
+    `depth` tokens are in the cache before either.
+    """
+
+    prompt_tokens: int
+    decode_tokens: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The seconds of one repetition.
+
+    `prefill_s` is the prompt alone and `ttft_s` goes on to the first token; None where there was no
+    prompt. `step_s` has one forward pass and its choice of a token for each token decoded.
+    """
+
+    prefill_s: float | None
+    ttft_s: float | None
+    step_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """The bytes behind the speed of an engine: all its cache takes, and what a token must read.
+
+    `weights` says how the weights are kept. `kv_bytes_per_token` is what one position takes, and
+    `window` how many of them a token sees, None for all.
+    """
+
+    weights: str
+    weight_bytes: int
+    kv_bytes: int
+    kv_bytes_per_token: int
+    window: int | None
+
+    def kv_read_bytes(self, work: Work) -> int:
+        """Bytes of keys and values that a token decoded in `work` reads on average, its own included.
+
+        depth 2, 3 tokens, window 4: they see 3, 4 and 4 positions.
+        """
+        seen = [min(work.depth + n + 1, self.window or work.depth + n + 1) for n in range(work.decode_tokens)]
+        return round(mean(seen) * self.kv_bytes_per_token) if seen else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one engine did at one depth: tokens per second and seconds, None where nothing was measured.
+
+    `prefill_tps` and `decode_tps` are medians, and `stdev` is that of the sample. `achieved_gbs` is what
+    decoding must have read of weights, keys and values in a second, and `percent_of_limit` its share of
+    what this machine reads.
+    """
+
+    engine: str
+    depth: int
+    prompt_tokens: int
+    decode_tokens: int
+    repetitions: int
+    prefill_tps: float | None
+    prefill_tps_mean: float | None
+    prefill_tps_stdev: float | None
+    ttft_s: float | None
+    decode_tps: float | None
+    decode_tps_mean: float | None
+    decode_tps_stdev: float | None
+    token_p50_s: float | None
+    token_p95_s: float | None
+    weights: str
+    weight_bytes: int
+    kv_bytes: int
+    kv_read_bytes: int
+    achieved_gbs: float | None
+    percent_of_limit: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times faster we were than a peer at one depth, above 1 for us.
+
+    The ratio of the medians, and the median over the repetitions, each of which ran one after the other.
+    """
+
+    peer: str
+    depth: int
+    prefill: float | None
+    prefill_paired: float | None
+    decode: float | None
+    decode_paired: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How many times faster an engine is than in an earlier run, None where one of them measured nothing."""
+
+    engine: str
+    depth: int
+    prefill: float | None
+    decode: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A whole run. `read_gbs` is what the machine read before and after it."""
+
+    machine: dict[str, Any]
+    model: dict[str, Any]
+    load_s: float
+    read_gbs: tuple[float, float]
+    peak_rss_bytes: int
+    results: tuple[Row, ...]
+    ratios: tuple[Ratio, ...] = ()
+    changes: tuple[Change, ...] = ()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat object for each engine and depth."""
+        return [asdict(row) for row in self.results]
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        before, after = self.read_gbs
+        report: dict[str, Any] = {
+            "machine": self.machine,
+            "model": self.model,
+            "load_s": self.load_s,
+            "read_gbs": {"before": before, "after": after},
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "results": self.rows(),
+        }
+        if self.ratios:
+            report["ratios"] = [asdict(ratio) for ratio in self.ratios]
+        if self.changes:
+            report["changes"] = [asdict(change) for change in self.changes]
+        return report
+
+
+def row_of(engine: str, work: Work, samples: Sequence[Sample], reads: Reads, limit_gbs: float) -> Row:
+    """The figures of `samples`, against a memory that is read at `limit_gbs`."""
+    prefill, decode = speeds(work, samples)
+    steps = [seconds for sample in samples for seconds in sample.step_s]
+    ttft = [sample.ttft_s for sample in samples if sample.ttft_s is not None]
+    kv_read = reads.kv_read_bytes(work)
+    achieved = median(decode) * (reads.weight_bytes + kv_read) / 1e9 if decode else None
+    return Row(
+        engine=engine,
+        depth=work.depth,
+        prompt_tokens=work.prompt_tokens,
+        decode_tokens=work.decode_tokens,
+        repetitions=len(samples),
+        prefill_tps=median(prefill) if prefill else None,
+        prefill_tps_mean=mean(prefill) if prefill else None,
+        prefill_tps_stdev=stdev(prefill) if len(prefill) > 1 else None,
+        ttft_s=median(ttft) if ttft else None,
+        decode_tps=median(decode) if decode else None,
+        decode_tps_mean=mean(decode) if decode else None,
+        decode_tps_stdev=stdev(decode) if len(decode) > 1 else None,
+        token_p50_s=median(steps) if steps else None,
+        token_p95_s=percentile_95(steps) if steps else None,
+        weights=reads.weights,
+        weight_bytes=reads.weight_bytes,
+        kv_bytes=reads.kv_bytes,
+        kv_read_bytes=kv_read,
+        achieved_gbs=achieved,
+        percent_of_limit=achieved / limit_gbs * 100 if achieved is not None else None,
+    )
+
+
+def ratio_of(peer: str, work: Work, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Ratio:
+    """How `ours` compare with `theirs`, which ran in turn."""
+    (our_prefill, our_decode), (their_prefill, their_decode) = speeds(work, ours), speeds(work, theirs)
+    prefill, prefill_paired = _ratios(our_prefill, their_prefill)
+    decode, decode_paired = _ratios(our_decode, their_decode)
+    return Ratio(peer, work.depth, prefill, prefill_paired, decode, decode_paired)
+
+
+def speeds(work: Work, samples: Sequence[Sample]) -> tuple[list[float], list[float]]:
+    """Tokens per second of each repetition: of the prompt, and decoded."""
+    prefill = [work.prompt_tokens / sample.prefill_s for sample in samples if sample.prefill_s is not None]
+    return prefill, [len(sample.step_s) / sum(sample.step_s) for sample in samples if sample.step_s]
+
+
+def percentile_95(values: Sequence[float]) -> float:
+    """The value that 95 % of `values` do not exceed, interpolated between two of them."""
+    return quantiles(values, n=100, method="inclusive")[94] if len(values) > 1 else values[0]
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float | None, float | None]:
+    if not ours or not theirs:
+        return None, None
+    paired = [our / their for our, their in zip(ours, theirs, strict=True)]
+    return median(ours) / median(theirs), median(paired)

@@ -1,0 +1,68 @@
+"""Other programs that run the same model, to be measured beside ours. Each is imported when it is named."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib.util import find_spec
+from typing import assert_never
+
+from m7b.errors import UsageError
+from m7b.runtime.measure import Runner
+from m7b.runtime.peers.task import Task
+
+__all__ = ["PeerName", "Task", "check_peer", "open_peer"]
+
+
+class PeerName(StrEnum):
+    """The peers by name."""
+
+    TRANSFORMERS = "transformers"
+    LLAMA_CPP = "llama.cpp"
+
+
+_QUANTS = {
+    PeerName.TRANSFORMERS: (None, "none", "int8", "nf4", "fp4"),
+    PeerName.LLAMA_CPP: (None, "none", "q4_0", "q8_0"),
+}
+_INSTALL = {
+    PeerName.TRANSFORMERS: ("transformers", "pip install 'm7b[peers]'"),
+    PeerName.LLAMA_CPP: (
+        "llama_cpp",
+        "CMAKE_ARGS=-DGGML_NATIVE=on pip install --no-binary llama-cpp-python 'm7b[peers]'",
+    ),
+}
+
+
+def check_peer(name: PeerName, quant: str | None) -> None:
+    """Refuse a peer that could not do the work, before anything is loaded.
+
+    Raises:
+        UsageError: it is not installed, or does not know weights quantized as `quant`.
+    """
+    if quant not in _QUANTS[name]:
+        known = ", ".join(quant for quant in _QUANTS[name] if quant)
+        raise UsageError(f"--peer {name} knows no {quant}", hint=f"--quant can be {known}")
+    module, command = _INSTALL[name]
+    if find_spec(module) is None:
+        raise UsageError(f"--peer {name} needs {module}, which is not installed", hint=command)
+
+
+@contextmanager
+def open_peer(name: PeerName, task: Task) -> Iterator[Runner]:
+    """The peer with the model of `task` in memory, and everything of it gone at the end.
+
+    Raises:
+        OutOfResources: memory or disk do not suffice, which is checked before allocating.
+    """
+    match name:
+        case PeerName.TRANSFORMERS:
+            from m7b.runtime.peers.transformers import TransformersRunner
+
+            yield TransformersRunner(task)
+        case PeerName.LLAMA_CPP:
+            from m7b.runtime.peers.llama_cpp import open_llama_cpp
+
+            with open_llama_cpp(task) as runner:
+                yield runner
+        case _:
+            assert_never(name)

@@ -1,0 +1,160 @@
+"""The transformers library as a peer: its own Mistral classes and cache, on the CPU."""
+
+import time
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from torch import Tensor, nn
+from transformers import DynamicCache, MistralConfig, MistralForCausalLM
+
+from m7b.bench.results import Reads
+from m7b.runtime.checkpoints import hf
+from m7b.runtime.checkpoints.checkpoint import translated
+from m7b.runtime.checkpoints.random import cut
+from m7b.runtime.config import ModelConfig
+from m7b.runtime.measure import kept_bytes
+from m7b.runtime.peers.task import Task
+from m7b.runtime.placement import check_memory, memory_errors
+
+_BLOCK = 1_048_573
+_TOKEN = 1
+
+
+class TransformersRunner:
+    """`MistralForCausalLM` with its dynamic cache, scaled dot product attention, and argmax of the logits."""
+
+    name = "transformers"
+
+    def __init__(self, task: Task) -> None:
+        config = task.config
+        cache_bytes = task.ctx_size * task.kv_bytes_per_token
+        check_memory(config.n_params * _item_bytes(task) + cache_bytes, "transformers")
+        with memory_errors():
+            self._model = _load(task)
+        self._config, self._dtype = config, task.dtype
+        self._cache = DynamicCache(config=self._model.config)
+        body, embedding = self._model.model, self._model.model.embed_tokens
+        weight_bytes = embedding.weight[0].nbytes + sum(
+            kept_bytes(part) for part in (body.layers, body.norm, self._model.lm_head)
+        )
+        self.reads = Reads(
+            weights=_weights(task),
+            weight_bytes=weight_bytes,
+            kv_bytes=min(task.ctx_size, config.sliding_window or task.ctx_size) * task.kv_bytes_per_token,
+            kv_bytes_per_token=task.kv_bytes_per_token,
+            window=config.sliding_window,
+        )
+
+    @torch.inference_mode()
+    def prepare(self, depth: int) -> None:
+        """Make a cache of `depth` tokens with random keys and values."""
+        config = self._config
+        self._cache = DynamicCache(config=self._model.config)
+        block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).to(self._dtype)
+        shape = torch.Size((1, config.n_kv_heads, depth, config.head_dim))
+        for layer in range(config.n_layers if depth else 0):
+            starts = (2 * layer * shape.numel(), (2 * layer + 1) * shape.numel())
+            keys, values = (cut(block, shape.numel(), start).view(shape) for start in starts)
+            self._cache.update(keys, values, layer)
+
+    def prefill(self, n: int) -> tuple[float, float]:
+        """Read `n` tokens in one pass: seconds to the last logits, and to the token chosen by them."""
+        tokens = torch.full((1, n), _TOKEN)
+        started = time.perf_counter()
+        logits = self._forward(tokens)
+        read = time.perf_counter() - started
+        logits.argmax(-1).item()
+        return read, time.perf_counter() - started
+
+    def decode(self, n: int) -> tuple[float, ...]:
+        """Read a token and choose the next by argmax, `n` times: the seconds of each."""
+        token, before, seconds = torch.full((1, 1), _TOKEN), time.perf_counter(), []
+        for _ in range(n):
+            token = self._forward(token).argmax(-1, keepdim=True)
+            token.item()  # an answer is told token by token
+            now = time.perf_counter()
+            seconds.append(now - before)
+            before = now
+        return tuple(seconds)
+
+    @torch.inference_mode()
+    def _forward(self, tokens: Tensor) -> Tensor:
+        """The logits (1, V) after `tokens` (1, T)."""
+        with memory_errors():
+            answer = self._model(
+                input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            )
+        return answer.logits[:, -1]
+
+
+def hf_config(config: ModelConfig) -> MistralConfig:
+    """The configuration under transformers' names."""
+    make: Any = MistralConfig  # its annotations leave some of the fields out
+    config_of_theirs: MistralConfig = make(
+        hidden_size=config.dim,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.hidden_dim,
+        vocab_size=config.vocab_size,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        sliding_window=config.sliding_window,
+        max_position_embeddings=config.max_seq_len,
+        tie_word_embeddings=config.tied_embeddings,
+        attn_implementation="sdpa",
+    )
+    return config_of_theirs
+
+
+def _load(task: Task) -> Any:
+    """The model filled from the checkpoint, one tensor in memory at a time beside it."""
+    with init_empty_weights(include_buffers=False):
+        model: Any = MistralForCausalLM(hf_config(task.config))
+        model.to(task.dtype)
+    for name in task.config.tensor_shapes():
+        tensor = task.checkpoint.read(name).to(task.dtype)
+        theirs = translated(name, hf.NAMES)
+        if _is_quantized(task) and tensor.dim() == 2 and name != "tok_embeddings.weight":
+            model.set_submodule(theirs.removesuffix(".weight"), _quantized(tensor, task))
+        else:
+            set_module_tensor_to_device(model, theirs, "cpu", value=tensor)
+    if task.config.tied_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _quantized(weight: Tensor, task: Task) -> nn.Module:
+    """A layer of bitsandbytes with `weight` (out, in)."""
+    import bitsandbytes
+
+    layers: Any = bitsandbytes.nn
+    rows, columns = weight.shape
+    if task.quant == "int8":
+        layer: Any = layers.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False, device="meta")
+        layer.weight = layers.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    else:
+        layer = layers.Linear4bit(
+            columns, rows, bias=False, compute_dtype=task.dtype, quant_type=task.quant, device="meta"
+        )
+        layer.weight = layers.Params4bit(
+            weight, requires_grad=False, quant_type=task.quant, compress_statistics=False
+        )
+    on_cpu: nn.Module = layer.to("cpu")  # which quantizes
+    return on_cpu
+
+
+def _is_quantized(task: Task) -> bool:
+    return task.quant not in (None, "none")
+
+
+def _item_bytes(task: Task) -> int:
+    return 1 if _is_quantized(task) else task.dtype.itemsize
+
+
+def _weights(task: Task) -> str:
+    return str(task.quant) if _is_quantized(task) else str(task.dtype).removeprefix("torch.")
