@@ -171,6 +171,13 @@ def test_what_cannot_run_is_refused_before_loading(folder, quant, device, dtype,
         plan_linears(open_checkpoint(folder), quant, device, dtype)
 
 
+@pytest.mark.parametrize("quant", ["q8_0", "q4_0"])
+def test_rows_that_are_no_whole_blocks_are_refused_by_name(tmp_path, quant):
+    folder = write_hf(mistral(hidden_size=48, intermediate_size=64, head_dim=16), tmp_path)
+    with pytest.raises(UsageError, match=r"blocks of 32, tok_embeddings.weight has rows of 48"):
+        engine(folder, quant=quant)
+
+
 @NATIVE
 @pytest.mark.parametrize("type", list(BlockType), ids=lambda type: type.name)
 def test_the_stock_layer_and_the_kernel_hold_the_same_weight(type):

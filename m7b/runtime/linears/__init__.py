@@ -11,6 +11,7 @@ import torch
 from m7b.errors import UsageError
 from m7b.runtime import kernels
 from m7b.runtime.checkpoints import Checkpoint
+from m7b.runtime.kernels import BLOCK
 from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear, type_named
 from m7b.runtime.linears.bnb import FourBitLinear, Int8Linear
 from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear, can_prepack
@@ -53,7 +54,8 @@ def plan_linears(
     if quant is None:
         stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
         has_blocks = any(type_named(name) is not None for name in stored)
-        runs_blocks = device == "cpu" and kernels.instruction_set() and dtype != torch.float16
+        are_whole = all(tensor.shape[-1] % BLOCK == 0 for tensor in checkpoint.tensors.values())
+        runs_blocks = device == "cpu" and kernels.instruction_set() and dtype != torch.float16 and are_whole
         if has_blocks and runs_blocks and not dtype_given:
             return LinearPlan("as stored", BlockLinear.factory(None), None)
         quant = Quant.NONE
@@ -74,6 +76,13 @@ def plan_linears(
         )
     if dtype == torch.float16:
         raise UsageError(f"--quant {wanted} does not run in float16", hint="leave out --dtype float16")
+    odd = next((name for name, tensor in checkpoint.tensors.items() if tensor.shape[-1] % BLOCK), None)
+    if odd is not None:
+        raise UsageError(
+            f"--quant {wanted} needs rows of whole blocks of {BLOCK}, "
+            f"{odd} has rows of {checkpoint.tensors[odd].shape[-1]}",
+            hint="nf4 takes rows of any length",
+        )
     is_4_bit = wanted is Quant.Q4_0
     type = kernels.BlockType.Q4_0 if is_4_bit else kernels.BlockType.Q8_0
     layer = BlockLinear if kernels.instruction_set() else StockBlockLinear

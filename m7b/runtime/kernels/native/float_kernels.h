@@ -56,10 +56,12 @@ template <int R> void score_part(const Attention &a, int begin, int end, float (
             V k = v_load_bf16(key + d);
             for (int r = 0; r < R; r++) sums[r] = v_fma(k, v_load(a.queries + r * D + d), sums[r]);
         }
+        float dots[R + 3];
+        for (int r = 0; r < R; r += 4) v_sum4(sums + r, R - r, dots + r);
         for (int r = 0; r < R; r++) {
-            float score = v_sum(sums[r]) + from_bf16(a.bias[r][s]);
+            float score = dots[r] + from_bf16(a.bias[r][s]);
             scores[r][s - begin] = score;
-            if (score > tops[r]) tops[r] = score;
+            tops[r] = score > tops[r] ? score : tops[r];
         }
     }
 }

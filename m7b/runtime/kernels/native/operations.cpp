@@ -237,7 +237,7 @@ void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Ar
 // the number of threads changes no result.
 void attend(Array queries, const uint16_t *keys, const uint16_t *values, const uint16_t *bias, Shape s,
             Array out, int n_threads) {
-    constexpr int FEW = 8, SPLIT = 512;
+    constexpr int FEW = 8, SPLIT = 128;
     const int G = s.H / s.K, n_rows = s.T * G, n_tiles = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
     const int split = s.T <= FEW ? SPLIT : s.S, n_splits = (s.S + split - 1) / split;
     const size_t stride = s.D + 2; // a row's mixed values, then its top and total

@@ -31,6 +31,9 @@ inline V v_load_f16(const uint8_t *x) {
 }
 inline V v_scale(V a, V n) { return a * from_bits(uint32_t(int(n) + 127) << 23); }
 inline float v_sum(V v) { return v; }
+inline void v_sum4(const V *v, int n, float *sums) {
+    for (int i = 0; i < n && i < 4; i++) sums[i] = v_sum(v[i]);
+}
 inline V v_and_above(V value, V x) { return x > -87.0f ? value : 0.0f; }
 
 template <int TYPE> struct Weights {

@@ -37,6 +37,13 @@ inline float v_sum(V v) {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
+// The sums of up to four vectors; what is written beyond `n` has no meaning.
+inline void v_sum4(const V *v, int n, float *sums) {
+    __m256 a = _mm256_hadd_ps(v[0], n > 1 ? v[1] : v[0]);
+    __m256 b = n > 2 ? _mm256_hadd_ps(v[2], n > 3 ? v[3] : v[2]) : a;
+    __m256 c = _mm256_hadd_ps(a, b);
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1)));
+}
 inline V v_and_above(V value, V x) { // value where x > -87, else 0
     return _mm256_and_ps(value, _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_GT_OQ));
 }

@@ -33,6 +33,9 @@ inline V v_scale(V a, V n) {
     return _mm512_mul_ps(a, _mm512_castsi512_ps(exponent));
 }
 inline float v_sum(V v) { return _mm512_reduce_add_ps(v); }
+inline void v_sum4(const V *v, int n, float *sums) {
+    for (int i = 0; i < n && i < 4; i++) sums[i] = v_sum(v[i]);
+}
 inline V v_and_above(V value, V x) { // value where x > -87, else 0
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GT_OQ), value);
 }
