@@ -227,6 +227,24 @@ def test_llama_cpp_starts_every_phase_at_the_depth():
             assert api.llama_memory_seq_pos_max(memory, 0) == depth + 2
 
 
+@pytest.mark.parametrize(
+    ("policy", "build", "is_told"),
+    [
+        ("passive", b"AVX2 = 1 | OPENMP = 1 | ", True),
+        ("PASSIVE", b"OPENMP = 1 | ", True),
+        ("active", b"OPENMP = 1 | ", False),
+        ("passive", b"AVX2 = 1 | ", False),
+    ],
+)
+def test_a_llama_cpp_that_has_to_sleep_while_it_waits_is_told_of(monkeypatch, policy, build, is_told):
+    """There is one OpenMP in a process, and it waits as torch likes best."""
+    api = pytest.importorskip("llama_cpp.llama_cpp")
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    with open_peer(LLAMA_CPP, task_of()) as runner:
+        monkeypatch.setattr(api, "llama_print_system_info", lambda: build)
+        assert ("GGML_OPENMP=off" in runner.note) == is_told
+
+
 # what is refused
 
 

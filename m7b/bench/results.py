@@ -87,10 +87,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times faster we were than a peer at one depth, above 1 for us.
-
-    The ratio of the medians, and the median over the repetitions, each of which ran one after the other.
-    """
+    """How many times faster than a peer we were at one depth: of the medians, and the median of the pairs."""
 
     peer: str
     depth: int

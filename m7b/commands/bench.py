@@ -124,7 +124,8 @@ def bench(
       m7b bench --random-weights -p 0 -n 8 -d 0 -o json > before.json
     """
     from m7b.commands.claiming import measure_claims
-    from m7b.commands.measuring import Choice, Plan, measure
+    from m7b.commands.measuring import Plan, measure
+    from m7b.commands.subject import Choice
 
     if claims and (compare or plot or peer):
         raise UsageError("--claims runs alone", hint="leave out --compare, --plot and --peer")

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from m7b.bench.claims import ClaimsReport
 from m7b.bench.results import Work
-from m7b.commands.measuring import Choice, Plan, about, engine_options, open_model
+from m7b.commands.measuring import Plan
 from m7b.commands.options import VariantName
+from m7b.commands.subject import Choice, about, engine_options, open_model
 from m7b.errors import ContextOverflow
 from m7b.render import Status
 

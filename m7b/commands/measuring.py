@@ -2,38 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from m7b.bench.results import Report, Sample, Work, ratio_of, row_of
-from m7b.commands.loading import chosen_variant, drained, open_chosen
-from m7b.commands.options import DType, VariantName
+from m7b.bench.results import Ratio, Reads, Report, Row, Sample, Work, ratio_of, row_of
+from m7b.commands.loading import drained
+from m7b.commands.subject import Choice, Opened, about, engine_options, open_model
 from m7b.errors import ContextOverflow
 from m7b.render import Status, note
-from m7b.variants import VARIANTS
 
 if TYPE_CHECKING:
-    from m7b.runtime.checkpoints import Checkpoint
-    from m7b.runtime.config import ModelConfig
     from m7b.runtime.engine import Engine
-    from m7b.runtime.loader import EngineOptions
     from m7b.runtime.measure import Runner
     from m7b.runtime.peers import PeerName
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which model is measured and how it runs, in the words of the options."""
-
-    variant: VariantName | None
-    model: Path | None
-    random_weights: bool
-    quant: str | None
-    dtype: DType | None
-    threads: int | None
-    window: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +39,6 @@ class Plan:
         return max(self.depths) + max(self.prompt_tokens, self.decode_tokens) + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A model that was looked at: `config` is the one that runs, the window of the options in it."""
-
-    name: str
-    checkpoint: "Checkpoint"
-    config: "ModelConfig"
-
-
 def measure(choice: Choice, plan: Plan, peer: str | None, status: Status) -> Report:
     """Run `plan` on our engine, and on `peer` in turn with it.
 
@@ -74,7 +47,7 @@ def measure(choice: Choice, plan: Plan, peer: str | None, status: Status) -> Rep
         UsageError: the peer is missing, or cannot do the work.
     """
     from m7b.runtime.loader import load_engine
-    from m7b.runtime.machine import as_json, describe_machine, read_bandwidth
+    from m7b.runtime.machine import as_json, describe_machine
     from m7b.runtime.measure import EngineRunner, peak_rss, reset_peak_rss
     from m7b.runtime.peers import PeerName, check_peer
 
@@ -84,58 +57,62 @@ def measure(choice: Choice, plan: Plan, peer: str | None, status: Status) -> Rep
     opened = open_model(choice)
     _check_context(opened, plan)
     options = engine_options(choice, plan.ctx_size)
-    status.show("measuring how fast memory is read…")
-    before = read_bandwidth(choice.threads)
+    before = _bandwidth(choice, status)
     reset_peak_rss()
     started = perf_counter()
-    engine: Engine = drained(load_engine(opened.checkpoint, options), opened.name, status)  # type: ignore[assignment]
+    engine = drained(load_engine(opened.checkpoint, options), opened.name, status)
     load_s = perf_counter() - started
     with ExitStack() as stack:
-        runners: list[Runner] = [EngineRunner(engine, choice.quant)]
+        runners: list[Runner] = [EngineRunner(cast("Engine", engine), choice.quant)]
         if named:
             runners.append(stack.enter_context(_opened_peer(named, opened, choice, plan, status)))
+            _tell_notes(runners, status)
         samples = [list(_in_turn(runners, work, plan, status)) for work in plan.works]
-        peak = peak_rss()
-    status.show("measuring how fast memory is read…")
-    after = read_bandwidth(choice.threads)
-    measured = list(zip(plan.works, samples, strict=True))
+        peak, reads = peak_rss(), [(runner.name, runner.reads) for runner in runners]
+    after = _bandwidth(choice, status)
+    rows, ratios = _figures(plan, reads, samples, max(before, after))
     return Report(
         machine=as_json(describe_machine()),
-        model=about(opened, choice, runners[0].reads.weights) | {"ctx_size": plan.ctx_size},
+        model=about(opened, choice, reads[0][1].weights) | {"ctx_size": plan.ctx_size},
         load_s=load_s,
         read_gbs=(before, after),
         peak_rss_bytes=peak,
-        results=tuple(
-            row_of(runner.name, work, [sample[n] for sample in found], runner.reads, max(before, after))
-            for work, found in measured
-            for n, runner in enumerate(runners)
-        ),
-        ratios=tuple(
-            ratio_of(peer.name, work, *zip(*found, strict=True))
-            for work, found in measured
-            for peer in runners[1:]
-        ),
+        results=rows,
+        ratios=ratios,
     )
 
 
-def open_model(choice: Choice) -> Opened:
-    """The chosen model, not yet loaded; with random weights a variant needs no files."""
-    from m7b.runtime.checkpoints.random import random_checkpoint
-    from m7b.runtime.config import ModelConfig
+def _figures(
+    plan: Plan,
+    reads: Sequence[tuple[str, Reads]],
+    samples: Sequence[Sequence[tuple[Sample, ...]]],
+    limit_gbs: float,
+) -> tuple[tuple[Row, ...], tuple[Ratio, ...]]:
+    """Rows by depth and engine, and ratios to the first engine. `samples` are by depth and repetition."""
+    rows: list[Row] = []
+    ratios: list[Ratio] = []
+    for work, found in zip(plan.works, samples, strict=True):
+        ours, *theirs = zip(*found, strict=True)
+        for (name, bytes_read), of_one in zip(reads, (ours, *theirs), strict=True):
+            rows.append(row_of(name, work, of_one, bytes_read, limit_gbs))
+        for (name, _), of_one in zip(reads[1:], theirs, strict=True):
+            ratios.append(ratio_of(name, work, ours, of_one))
+    return tuple(rows), tuple(ratios)
 
-    name = chosen_variant(choice.variant, choice.model)
-    if choice.random_weights and name:
-        checkpoint = random_checkpoint(name, ModelConfig.of_variant(VARIANTS[name]))
-    else:
-        name, checkpoint = open_chosen(choice.variant, choice.model, window_given=choice.window is not None)
-        if choice.random_weights:
-            checkpoint = random_checkpoint(name, checkpoint.config)
-        elif checkpoint.note:
-            note(checkpoint.note)
-    config = checkpoint.config
-    if choice.window is not None:
-        config = replace(config, sliding_window=choice.window or None)
-    return Opened(name, checkpoint, config)
+
+def _bandwidth(choice: Choice, status: Status) -> float:
+    from m7b.runtime.machine import read_bandwidth
+
+    status.show("measuring how fast memory is read…")
+    return read_bandwidth(choice.threads)
+
+
+def _tell_notes(runners: "Sequence[Runner]", status: Status) -> None:
+    """Tell what hinders any of the engines."""
+    for runner in runners:
+        if runner.note:
+            status.clear()
+            note(runner.note)
 
 
 def _in_turn(
@@ -165,19 +142,6 @@ def _opened_peer(peer: "PeerName", opened: Opened, choice: Choice, plan: Plan, s
     return open_peer(peer, task)
 
 
-def engine_options(choice: Choice, ctx_size: int) -> "EngineOptions":
-    """How our engine is to run the choice."""
-    from m7b.runtime.loader import EngineOptions
-
-    return EngineOptions(
-        dtype=choice.dtype,
-        window=choice.window,
-        ctx_size=ctx_size or None,
-        threads=choice.threads,
-        quant=choice.quant,
-    )
-
-
 def _check_context(opened: Opened, plan: Plan) -> None:
     """Refuse to run deeper than the model could."""
     longest = opened.config.max_seq_len
@@ -187,17 +151,3 @@ def _check_context(opened: Opened, plan: Plan) -> None:
             f"{opened.name} has {longest}",
             hint="lower -d, -p or -n",
         )
-
-
-def about(opened: Opened, choice: Choice, weights: str) -> dict[str, Any]:
-    """What a report tells of the model."""
-    config = opened.config
-    return {
-        "name": opened.name,
-        "random_weights": choice.random_weights,
-        "parameters": config.n_params,
-        "n_layers": config.n_layers,
-        "weights": str(weights),
-        "quant": choice.quant and str(choice.quant),
-        "window": config.sliding_window,
-    }

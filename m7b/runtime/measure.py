@@ -34,6 +34,11 @@ class Runner(Protocol):
         ...
 
     @property
+    def note(self) -> str:
+        """What hinders it, for the user; empty where all is well."""
+        ...
+
+    @property
     def reads(self) -> Reads:
         """The bytes that it holds and reads."""
         ...
@@ -60,6 +65,7 @@ class EngineRunner:
     """
 
     name = "m7b"
+    note = ""
 
     def __init__(self, engine: Engine, quant: str | None = None) -> None:
         self._engine, self._depth = engine, 0

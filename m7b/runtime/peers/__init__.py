@@ -28,7 +28,8 @@ _INSTALL = {
     PeerName.TRANSFORMERS: ("transformers", "pip install 'm7b[peers]'"),
     PeerName.LLAMA_CPP: (
         "llama_cpp",
-        "CMAKE_ARGS=-DGGML_NATIVE=on pip install --no-binary llama-cpp-python 'm7b[peers]'",
+        "CMAKE_ARGS='-DGGML_NATIVE=on -DGGML_OPENMP=off' "
+        "pip install --no-binary llama-cpp-python 'm7b[peers]'",
     ),
 }
 

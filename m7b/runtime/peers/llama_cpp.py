@@ -1,6 +1,7 @@
 """llama.cpp as a peer, through the C interface that llama-cpp-python carries."""
 
 import ctypes
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ _CHUNK = 512
 _BATCH = 2048  # as many tokens as one call takes: llama.cpp's default
 _TOKEN = 1
 _F16_BYTES = 2
+
+
+_SHARED_OPENMP = (
+    "llama.cpp shares OpenMP with torch here, whose threads sleep while they wait; that can halve its speed: "
+    "build it with -DGGML_OPENMP=off, or run both with OMP_WAIT_POLICY=active on an idle machine"
+)
 
 _SILENT = api.llama_log_callback(lambda level, text, data: None)
 """Takes what llama.cpp would write to stderr; kept for as long as it may be called."""
@@ -62,6 +69,13 @@ class LlamaCppRunner:
     """
 
     name = "llama.cpp"
+
+    @property
+    def note(self) -> str:
+        """What hinders it, for the user."""
+        has_openmp = b"OPENMP = 1" in api.llama_print_system_info()
+        is_asleep = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+        return _SHARED_OPENMP if has_openmp and is_asleep else ""
 
     def __init__(self, context: Any, vocab_size: int, reads: Reads) -> None:
         self._context, self._vocab_size, self.reads = context, vocab_size, reads

@@ -26,6 +26,7 @@ class TransformersRunner:
     """`MistralForCausalLM` with its dynamic cache, scaled dot product attention, and argmax of the logits."""
 
     name = "transformers"
+    note = ""
 
     def __init__(self, task: Task) -> None:
         config = task.config
