@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format lint types architecture docs clean
+.PHONY: demo test check sanitize format lint types architecture docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/m7b download --variant demo
@@ -44,3 +44,14 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# The kernels' tests under the address and undefined-behaviour sanitizers, in a build of their own.
+sanitize: $(VENV)/.installed-dev
+	rm -rf build/sanitize && mkdir -p build/sanitize
+	M7B_CXXFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" M7B_LDFLAGS="-fsanitize=address,undefined" \
+		$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/sanitize .
+	$(BIN)/python -m zipfile -e build/sanitize/m7b-*.whl build/sanitize/m7b
+	cp -r tests build/sanitize/m7b/
+	cd build/sanitize/m7b && ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		$(abspath $(BIN))/python -m pytest -p no:cacheprovider --rootdir . tests/test_kernels.py
