@@ -90,6 +90,17 @@ class SamplingParams:
                 _check(f"logit_bias of token {token}", bias, low=-MAX_BIAS, high=MAX_BIAS)
 
 
+class Quant(StrEnum):
+    """How the weights of linears are held. `int8` is q8_0 on the CPU and LLM.int8() on accelerators."""
+
+    NONE = "none"
+    INT8 = "int8"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+    NF4 = "nf4"
+    FP4 = "fp4"
+
+
 class FinishReason(StrEnum):
     """Why an answer ended: a stop id or stop string, no room left, or calls of tools to make."""
 

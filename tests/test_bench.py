@@ -23,22 +23,9 @@ from m7b.runtime.config import ModelConfig
 from m7b.runtime.loader import EngineOptions, load_engine
 from m7b.runtime.measure import EngineRunner, fill, peak_rss, repeat, reset_peak_rss, weight_bytes
 from m7b.variants import VARIANTS
-from tests.tiny import WINDOW, assert_refused, call, write_tiny
+from tests.tiny import CONFIG, WINDOW, assert_refused, call, write_tiny
 
-SMALL = ModelConfig(
-    dim=64,
-    n_layers=3,
-    n_heads=8,
-    n_kv_heads=2,
-    head_dim=32,
-    hidden_dim=128,
-    vocab_size=96,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    sliding_window=None,
-    max_seq_len=256,
-    tied_embeddings=False,
-)
+SMALL = replace(CONFIG, n_layers=3, n_heads=8)
 QUICK = ("-p", 8, "-n", 4, "-r", 2)
 
 

@@ -16,28 +16,13 @@ from m7b.errors import OutOfResources, UsageError
 from m7b.runtime import peers
 from m7b.runtime.checkpoints import open_checkpoint
 from m7b.runtime.checkpoints.random import random_checkpoint
-from m7b.runtime.config import ModelConfig
 from m7b.runtime.loader import EngineOptions, load_engine
 from m7b.runtime.measure import EngineRunner, repeat
 from m7b.runtime.peers import PeerName, Task, check_peer, open_peer
 from m7b.runtime.peers.gguf_file import file_bytes, interleaved, read_bytes, write_gguf
 from m7b.runtime.rope import interleaved_to_half_split
-from tests.tiny import assert_refused, call, write_tiny
+from tests.tiny import CONFIG, assert_refused, call, write_tiny
 
-CONFIG = ModelConfig(
-    dim=64,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=32,
-    hidden_dim=128,
-    vocab_size=96,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    sliding_window=None,
-    max_seq_len=256,
-    tied_embeddings=False,
-)
 IDS = torch.randint(0, CONFIG.vocab_size, (40,), generator=torch.Generator().manual_seed(3)).tolist()
 TRANSFORMERS, LLAMA_CPP = PeerName.TRANSFORMERS, PeerName.LLAMA_CPP
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from m7b.cli import main
+from m7b.runtime.config import ModelConfig
 from m7b.tokenizer import official_file
 from m7b.variants import TokenizerVersion
 from tests.checkpoints import mistral, write_hf
@@ -17,6 +18,22 @@ from tests.checkpoints import mistral, write_hf
 CTX_SIZE = 256
 WINDOW = 16
 MODEL = {"vocab_size": 32000, "max_position_embeddings": CTX_SIZE}
+
+# A model for which random weights will do.
+CONFIG = ModelConfig(
+    dim=64,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=32,
+    hidden_dim=128,
+    vocab_size=96,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    sliding_window=None,
+    max_seq_len=256,
+    tied_embeddings=False,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def render(report: Report | ClaimsReport, format: Format) -> str:
             return "\n".join([facts, *map(_markdown, _tables(report))])
         case Format.TABLE:
             facts = "".join(f"{label:<14}{text}\n" for label, text in _facts(report))
-            return "\n".join([facts, *map(_columns, _tables(report))])
+            return "\n".join([facts, *map(aligned, _tables(report))])
         case _:
             assert_never(format)
 
@@ -65,7 +65,8 @@ def _markdown(table: Table) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (table.columns, tuple(rules), *table.rows))
 
 
-def _columns(table: Table) -> str:
+def aligned(table: Table) -> str:
+    """The table in columns, a line for the names and one for each row."""
     widths = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

@@ -1,7 +1,6 @@
 """`m7b bench`: how fast a model runs on this machine, against its memory, a peer or an earlier run."""
 
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 from m7b.bench.compare import OldRun, changes, check_speed, read_run
 from m7b.bench.formats import Format, render
 from m7b.bench.plot import check_plot, draw
-from m7b.bench.results import Report
+from m7b.bench.results import PeerName, Report
 from m7b.commands.options import (
     DTypeOption,
     ModelOption,
@@ -24,13 +23,6 @@ from m7b.commands.options import (
 )
 from m7b.errors import UsageError
 from m7b.render import Output, Status, note
-
-
-class Peer(StrEnum):
-    """The programs that can be measured beside ours."""
-
-    TRANSFORMERS = "transformers"
-    LLAMA_CPP = "llama.cpp"
 
 
 def count(text: str) -> int:
@@ -108,7 +100,7 @@ def bench(
         ),
     ] = None,
     peer: Annotated[
-        Peer | None,
+        PeerName | None,
         typer.Option("--peer", help="Another program to run the same work, in turn.", show_default=False),
     ] = None,
     claims: Annotated[

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from m7b.bench.claims import ClaimsReport
 from m7b.bench.results import Work
+from m7b.commands.loading import drained
 from m7b.commands.measuring import Plan
 from m7b.commands.options import VariantName
 from m7b.commands.subject import Choice, about, engine_options, open_model
@@ -39,13 +40,7 @@ def measure_claims(choice: Choice, plan: Plan, status: Status) -> ClaimsReport:
     options = engine_options(choice, context)
     dtype = DTYPES[choice.dtype or "bfloat16"]
     n_layers = fitting_layers(shapes, work, dtype, options.prefill_chunk)
-    running = measure_claims(shapes, n_layers, work, plan.repetitions, options)
-    while True:
-        try:
-            status.show(next(running))
-        except StopIteration as done:
-            claims = done.value
-            break
+    claims = drained(measure_claims(shapes, n_layers, work, plan.repetitions, options), status.show)
     return ClaimsReport(
         machine=as_json(describe_machine()),
         model=about(opened, choice, choice.quant or choice.dtype or "bfloat16"),

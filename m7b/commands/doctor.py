@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m7b import hub
+from m7b.bench.formats import Table, aligned
 from m7b.commands.advice import Advice, advice_on, gib
 from m7b.commands.options import JsonOption
 from m7b.paths import data_folder
@@ -98,13 +99,7 @@ def _show(report: dict[str, Any], output: Output) -> None:
     if output.is_terminal:
         _show_table(rows)
         return
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-    for row in (_COLUMNS, *rows):
-        cells = (
-            f"{cell:<{width}}" if column < _N_TEXT_COLUMNS else f"{cell:>{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        output.write("  ".join(cells) + "\n")
+    output.write(aligned(Table(_COLUMNS, tuple(rows), _N_TEXT_COLUMNS)))
 
 
 def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:

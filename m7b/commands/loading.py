@@ -1,15 +1,15 @@
 """From the options of a command to an open checkpoint, a tokenizer and a running engine."""
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from m7b import hub
-from m7b.commands.options import DType, QuantName, VariantName
+from m7b.commands.options import DType, VariantName
 from m7b.errors import UnsupportedCheckpoint, UsageError
-from m7b.generation import Engine
+from m7b.generation import Engine, Quant
 from m7b.render import Status, note
 from m7b.templates import MistralTemplate, Template, choose_template, named_template, source_named
 from m7b.tokenizer import MistralTokenizer, OfficialVocabulary, Tokenizer, load_tokenizer
@@ -18,6 +18,9 @@ from m7b.variants import VARIANTS
 if TYPE_CHECKING:
     from m7b.runtime.checkpoints import Checkpoint
     from m7b.runtime.loader import LoadProgress
+
+Progress = TypeVar("Progress")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,7 @@ def load_model(
     ctx_size: int | None,
     prefill_chunk: int,
     dtype: DType | None,
-    quant: QuantName | None,
+    quant: Quant | None,
     device: str,
     threads: int | None,
     chat_template: str | None = None,
@@ -192,7 +195,7 @@ def load_model(
         )
         template = _template(name, tokenizer, checkpoint, chat_template)
         options = EngineOptions(device, dtype, window, ctx_size, prefill_chunk, threads, quant=quant)
-        engine = drained(load_engine(checkpoint, options), name, status)
+        engine = drained(load_engine(checkpoint, options), loading_of(name, status))
     finally:
         status.clear()
     return LoadedModel(
@@ -227,12 +230,21 @@ def _about(
     }
 
 
-def drained(loading: "Generator[LoadProgress, None, Engine]", name: str, status: Status) -> Engine:
-    """The engine at the end of `loading`, whose progress shows meanwhile."""
+def drained(running: Generator[Progress, None, Result], tell: Callable[[Progress], None]) -> Result:
+    """What `running` comes to; `tell` is told how far it is meanwhile."""
     while True:
         try:
-            progress = next(loading)
+            progress = next(running)
         except StopIteration as done:
-            engine: Engine = done.value
-            return engine
+            result: Result = done.value
+            return result
+        tell(progress)
+
+
+def loading_of(name: str, status: Status) -> "Callable[[LoadProgress], None]":
+    """Shows how far the model called `name` is loaded."""
+
+    def show(progress: "LoadProgress") -> None:
         status.show(f"loading {name}: {progress.done >> 20} of {progress.total >> 20} MiB")
+
+    return show

@@ -4,18 +4,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from m7b.bench.results import Ratio, Reads, Report, Row, Sample, Work, ratio_of, row_of
-from m7b.commands.loading import drained
+from m7b.bench.results import PeerName, Ratio, Reads, Report, Row, Sample, Work, ratio_of, row_of
+from m7b.commands.loading import drained, loading_of
 from m7b.commands.subject import Choice, Opened, about, engine_options, open_model
 from m7b.errors import ContextOverflow
 from m7b.render import Status, note
 
 if TYPE_CHECKING:
-    from m7b.runtime.engine import Engine
     from m7b.runtime.measure import Runner
-    from m7b.runtime.peers import PeerName
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class Plan:
         return max(self.depths) + max(self.prompt_tokens, self.decode_tokens) + 1
 
 
-def measure(choice: Choice, plan: Plan, peer: str | None, status: Status) -> Report:
+def measure(choice: Choice, plan: Plan, peer: PeerName | None, status: Status) -> Report:
     """Run `plan` on our engine, and on `peer` in turn with it.
 
     Raises:
@@ -49,23 +47,22 @@ def measure(choice: Choice, plan: Plan, peer: str | None, status: Status) -> Rep
     from m7b.runtime.loader import load_engine
     from m7b.runtime.machine import as_json, describe_machine
     from m7b.runtime.measure import EngineRunner, peak_rss, reset_peak_rss
-    from m7b.runtime.peers import PeerName, check_peer
+    from m7b.runtime.peers import check_peer
 
-    named = PeerName(peer) if peer else None
-    if named:
-        check_peer(named, choice.quant)
+    if peer:
+        check_peer(peer, choice.quant)
     opened = open_model(choice)
     _check_context(opened, plan)
     options = engine_options(choice, plan.ctx_size)
     before = _bandwidth(choice, status)
     reset_peak_rss()
     started = perf_counter()
-    engine = drained(load_engine(opened.checkpoint, options), opened.name, status)
+    engine = drained(load_engine(opened.checkpoint, options), loading_of(opened.name, status))
     load_s = perf_counter() - started
     with ExitStack() as stack:
-        runners: list[Runner] = [EngineRunner(cast("Engine", engine), choice.quant)]
-        if named:
-            runners.append(stack.enter_context(_opened_peer(named, opened, choice, plan, status)))
+        runners: list[Runner] = [EngineRunner(engine, choice.quant)]
+        if peer:
+            runners.append(stack.enter_context(_opened_peer(peer, opened, choice, plan, status)))
             _tell_notes(runners, status)
         samples = [list(_in_turn(runners, work, plan, status)) for work in plan.works]
         peak, reads = peak_rss(), [(runner.name, runner.reads) for runner in runners]
@@ -131,7 +128,7 @@ def _in_turn(
             yield tuple(samples)
 
 
-def _opened_peer(peer: "PeerName", opened: Opened, choice: Choice, plan: Plan, status: Status) -> Any:
+def _opened_peer(peer: PeerName, opened: Opened, choice: Choice, plan: Plan, status: Status) -> Any:
     """A context in which the peer has the same model."""
     from m7b.runtime.loader import run_dtype
     from m7b.runtime.peers import Task, open_peer

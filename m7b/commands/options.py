@@ -8,20 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from m7b.generation import Quant
 from m7b.variants import VARIANTS
 
 VariantName = StrEnum("VariantName", {name: name for name in VARIANTS})  # type: ignore[misc]
-
-
-class QuantName(StrEnum):
-    """How weights can be held: as `m7b.runtime.linears.Quant`, which this file must not import."""
-
-    NONE = "none"
-    INT8 = "int8"
-    Q8_0 = "q8_0"
-    Q4_0 = "q4_0"
-    NF4 = "nf4"
-    FP4 = "fp4"
 
 
 class DType(StrEnum):
@@ -154,7 +144,7 @@ DTypeOption = Annotated[
     ),
 ]
 QuantOption = Annotated[
-    QuantName | None,
+    Quant | None,
     typer.Option(
         "--quant",
         help="Round the weights as they are loaded; if not given, GGUF's blocks stay as stored.",

@@ -136,8 +136,12 @@ def run_dtype(stored: torch.dtype, wanted: str | None) -> torch.dtype:
     return torch.bfloat16 if stored == torch.float16 else stored
 
 
-def _stored(checkpoint: Checkpoint, name: str) -> torch.Tensor | Blocks:
-    """The tensor in the blocks it is stored in, where the kernels know them, or in numbers."""
+def _weight_for(
+    layer: PackedLinear, checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: str
+) -> torch.Tensor | Blocks:
+    """The tensor called `name` as `layer` takes it."""
+    if not layer.takes_blocks:
+        return checkpoint.read(name).to(device, dtype)
     if checkpoint.read_blocks and type_named(checkpoint.tensors[name].dtype) is not None:
         return checkpoint.read_blocks(name)
     return checkpoint.read(name)
@@ -163,15 +167,15 @@ def place_weights(
     for name in model.config.tensor_shapes():
         layer = model.get_submodule(name.removesuffix(".weight"))
         if isinstance(layer, PackedLinear):
-            stored = checkpoint.read(name).to(dtype) if not layer.takes_blocks else _stored(checkpoint, name)
-            layer.take(stored if isinstance(stored, Blocks) else stored.to(device_of(name, device_map)))
+            layer.take(_weight_for(layer, checkpoint, name, dtype, device_of(name, device_map)))
         else:
             tensor = checkpoint.read(name).to(dtype)
             place(name, tensor)
         if model.config.tied_embeddings and name == "tok_embeddings.weight":
-            if isinstance(model.output, PackedLinear):
-                shared = model.tok_embeddings.weight.data
-                model.output.take(_stored(checkpoint, name) if model.output.takes_blocks else shared)
+            if isinstance(model.output, PackedLinear) and model.output.takes_blocks:
+                model.output.take(_weight_for(model.output, checkpoint, name, dtype, "cpu"))
+            elif isinstance(model.output, PackedLinear):
+                model.output.take(model.tok_embeddings.weight.data)  # held once where it is not repacked
             elif is_dispatched:
                 place("output.weight", tensor)  # parts that are moved about by themselves cannot share
         done += checkpoint.tensors[name].n_bytes

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Protocol
 
@@ -101,17 +101,21 @@ class EngineRunner:
 
     def decode(self, n: int) -> tuple[float, ...]:
         """Read a token and choose the next by argmax, `n` times: the seconds of each."""
-        before, seconds = time.perf_counter(), []
-        for event in self._continued(1, n):
-            if isinstance(event, Step):
-                now = time.perf_counter()
-                seconds.append(now - before)
-                before = now
-        return tuple(seconds)
+        return step_seconds(event for event in self._continued(1, n) if isinstance(event, Step))
 
     def _continued(self, n_prompt: int, n_tokens: int) -> Iterator[PromptProgress | Step]:
         ids = [_TOKEN] * (self._depth + n_prompt)
         return self._engine.generate(ids, SamplingParams(max_tokens=n_tokens, temperature=0))
+
+
+def step_seconds(steps: Iterable[object]) -> tuple[float, ...]:
+    """The seconds that each of `steps` took to come."""
+    before, seconds = time.perf_counter(), []
+    for _ in steps:
+        now = time.perf_counter()
+        seconds.append(now - before)
+        before = now
+    return tuple(seconds)
 
 
 def repeat(runner: Runner, work: Work) -> Sample:

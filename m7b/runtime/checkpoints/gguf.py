@@ -1,4 +1,4 @@
-"""GGUF files of arch `llama`: metadata and tensors in one file, weights dequantized as they are read."""
+"""GGUF files of arch `llama`: metadata and tensors in one file, weights as numbers or as blocks."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping

@@ -2,22 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from importlib.util import find_spec
 from typing import assert_never
 
+from m7b.bench.results import PeerName
 from m7b.errors import UsageError
 from m7b.runtime.measure import Runner
 from m7b.runtime.peers.task import Task
 
 __all__ = ["PeerName", "Task", "check_peer", "open_peer"]
-
-
-class PeerName(StrEnum):
-    """The peers by name."""
-
-    TRANSFORMERS = "transformers"
-    LLAMA_CPP = "llama.cpp"
 
 
 _QUANTS = {

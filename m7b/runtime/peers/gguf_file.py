@@ -10,12 +10,11 @@ from torch import Tensor
 
 from m7b.runtime.checkpoints import gguf
 from m7b.runtime.checkpoints.checkpoint import translated
-from m7b.runtime.checkpoints.random import cut
+from m7b.runtime.checkpoints.random import STD, cut
 from m7b.runtime.config import ModelConfig
 from m7b.runtime.peers.task import Task
 
 _BLOCKS = 32_749  # a prime, so no two rows are the same
-_STD = 0.02
 
 
 def file_bytes(task: Task) -> int:
@@ -92,7 +91,7 @@ def _random_blocks(shape: tuple[int, ...], type_: GGMLQuantizationType) -> np.nd
     """Quantized normals, drawn once and repeated: quantizing 7B values takes minutes."""
     size, n_block_bytes = GGML_QUANT_SIZES[type_]
     draw = np.random.default_rng(0)
-    blocks = quants.quantize(draw.normal(0, _STD, (_BLOCKS, size)).astype(np.float32), type_)
+    blocks = quants.quantize(draw.normal(0, STD, (_BLOCKS, size)).astype(np.float32), type_)
     n = math.prod(shape) // size * n_block_bytes
     return cut(torch.from_numpy(blocks.reshape(-1)), n, 0).numpy()
 

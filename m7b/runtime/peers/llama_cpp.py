@@ -16,6 +16,7 @@ from llama_cpp import llama_cpp as api
 from m7b.bench.results import Reads
 from m7b.errors import OutOfResources, UnsupportedCheckpoint
 from m7b.runtime.checkpoints import Checkpoint, Format
+from m7b.runtime.measure import step_seconds
 from m7b.runtime.peers.gguf_file import file_bytes, read_bytes, write_gguf
 from m7b.runtime.peers.task import Task
 from m7b.runtime.placement import check_disk, check_memory
@@ -104,14 +105,14 @@ class LlamaCppRunner:
 
     def decode(self, n: int) -> tuple[float, ...]:
         """Read a token and choose the next by argmax, `n` times: the seconds of each."""
-        token, before, seconds = _TOKEN, time.perf_counter(), []
+        return step_seconds(self._chosen(n))
+
+    def _chosen(self, n: int) -> Iterator[int]:
+        token = _TOKEN
         for _ in range(n):
             self._read([token])
             token = int(self.logits().argmax())
-            now = time.perf_counter()
-            seconds.append(now - before)
-            before = now
-        return tuple(seconds)
+            yield token
 
     def logits(self) -> "np.ndarray[Any, np.dtype[np.float32]]":
         """The logits (V,) after the last token, waiting for them."""

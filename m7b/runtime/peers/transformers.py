@@ -1,6 +1,7 @@
 """The transformers library as a peer: its own Mistral classes and cache, on the CPU."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from m7b.runtime.checkpoints import hf
 from m7b.runtime.checkpoints.checkpoint import translated
 from m7b.runtime.checkpoints.random import cut
 from m7b.runtime.config import ModelConfig
-from m7b.runtime.measure import kept_bytes
+from m7b.runtime.measure import kept_bytes, step_seconds
 from m7b.runtime.peers.task import Task
 from m7b.runtime.placement import check_memory, memory_errors
 
@@ -71,14 +72,13 @@ class TransformersRunner:
 
     def decode(self, n: int) -> tuple[float, ...]:
         """Read a token and choose the next by argmax, `n` times: the seconds of each."""
-        token, before, seconds = torch.full((1, 1), _TOKEN), time.perf_counter(), []
+        return step_seconds(self._chosen(n))
+
+    def _chosen(self, n: int) -> Iterator[int | float]:
+        token = torch.full((1, 1), _TOKEN)
         for _ in range(n):
             token = self._forward(token).argmax(-1, keepdim=True)
-            token.item()  # an answer is told token by token
-            now = time.perf_counter()
-            seconds.append(now - before)
-            before = now
-        return tuple(seconds)
+            yield token.item()  # an answer is told token by token
 
     @torch.inference_mode()
     def _forward(self, tokens: Tensor) -> Tensor:
