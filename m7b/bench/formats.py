@@ -5,23 +5,13 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import assert_never
 
+from m7b.bench import Format
 from m7b.bench.claims import ClaimsReport
 from m7b.bench.results import Report, Row
 
 _TIMES = ("first s", "p50 ms", "p95 ms", "GB/s", "limit %")
-
-
-class Format(StrEnum):
-    """How a report is written."""
-
-    TABLE = "table"
-    MD = "md"
-    CSV = "csv"
-    JSON = "json"
-    JSONL = "jsonl"
 
 
 @dataclass(frozen=True, slots=True)

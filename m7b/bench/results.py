@@ -2,16 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from statistics import mean, median, quantiles, stdev
 from typing import Any
-
-
-class PeerName(StrEnum):
-    """The programs that can be measured beside ours."""
-
-    TRANSFORMERS = "transformers"
-    LLAMA_CPP = "llama.cpp"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from m7b.bench.compare import OldRun, changes, check_speed, read_run
-from m7b.bench.formats import Format, render
-from m7b.bench.plot import check_plot, draw
-from m7b.bench.results import PeerName, Report
+from m7b.bench import Format, PeerName
 from m7b.commands.options import (
     DTypeOption,
     ModelOption,
@@ -23,6 +20,10 @@ from m7b.commands.options import (
 )
 from m7b.errors import UsageError
 from m7b.render import Output, Status, note
+
+if TYPE_CHECKING:
+    from m7b.bench.compare import OldRun
+    from m7b.bench.results import Report
 
 
 def count(text: str) -> int:
@@ -115,6 +116,10 @@ def bench(
 
       m7b bench --random-weights -p 0 -n 8 -d 0 -o json > before.json
     """
+    from m7b.bench.compare import changes, check_speed, read_run
+    from m7b.bench.formats import render
+    from m7b.bench.plot import check_plot, draw
+    from m7b.bench.results import Report
     from m7b.commands.claiming import measure_claims
     from m7b.commands.measuring import Plan, measure
     from m7b.commands.subject import Choice
@@ -157,7 +162,7 @@ def _depths(text: str) -> tuple[int, ...]:
         raise UsageError(f"--depths: {error.message}", hint="write them as in -d 0,4096") from None
 
 
-def _tell_differences(report: Report, old: OldRun) -> None:
+def _tell_differences(report: "Report", old: "OldRun") -> None:
     """Warn where the runs compared are not of one kind."""
     for what, now, then in (
         ("machine", report.machine["cpu"], old.cpu),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m7b import hub
-from m7b.bench.formats import Table, aligned
 from m7b.commands.advice import Advice, advice_on, gib
 from m7b.commands.options import JsonOption
 from m7b.paths import data_folder
@@ -99,6 +98,8 @@ def _show(report: dict[str, Any], output: Output) -> None:
     if output.is_terminal:
         _show_table(rows)
         return
+    from m7b.bench.formats import Table, aligned
+
     output.write(aligned(Table(_COLUMNS, tuple(rows), _N_TEXT_COLUMNS)))
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from m7b.bench.results import PeerName, Ratio, Reads, Report, Row, Sample, Work, ratio_of, row_of
+from m7b.bench import PeerName
+from m7b.bench.results import Ratio, Reads, Report, Row, Sample, Work, ratio_of, row_of
 from m7b.commands.loading import drained, loading_of
 from m7b.commands.subject import Choice, Opened, about, engine_options, open_model
 from m7b.errors import ContextOverflow

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import assert_never
 
-from m7b.bench.results import PeerName
+from m7b.bench import PeerName
 from m7b.errors import UsageError
 from m7b.runtime.measure import Runner
 from m7b.runtime.peers.task import Task
