@@ -107,7 +107,7 @@ def test_filling_leaves_no_two_layers_heads_or_positions_alike():
         SMALL, ctx_size=64, prefill_chunk=16, dtype=torch.float32, devices=["cpu"] * SMALL.n_layers
     )
     fill(cache, SMALL, 40)
-    rows = torch.cat([layer._keys[:, :40].reshape(-1, SMALL.head_dim) for layer in cache.layers])
+    rows = torch.cat([layer.keys[:, :40].reshape(-1, SMALL.head_dim) for layer in cache.layers])
     assert torch.unique(rows, dim=0).shape[0] == len(rows) == 40 * SMALL.n_layers * SMALL.n_kv_heads
     assert rows.std() == pytest.approx(1, rel=0.1)
 

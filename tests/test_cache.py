@@ -167,14 +167,14 @@ def test_a_prompt_that_the_ring_has_lost_is_read_again(folder):
 def test_twenty_windows_leave_the_cache_as_large_as_before(folder):
     running = engine(folder, window=16, prefill_chunk=8, ctx_size=10_000)
     before = running.cache.n_bytes
-    addresses = [layer._keys.data_ptr() for layer in running.cache.layers]
+    addresses = [layer.keys.data_ptr() for layer in running.cache.layers]
     for start in range(0, 20 * 16, 8):
         running._forward([IDS[(start + i) % len(IDS)] for i in range(8)])
     assert running.cache.length == 20 * 16
     assert (
         running.cache.n_bytes == before == (16 + 8 - 1) * 2 * 2 * 2 * 4 * 4
     )  # slots, k+v, layers, heads, D, float32
-    assert addresses == [layer._keys.data_ptr() for layer in running.cache.layers]
+    assert addresses == [layer.keys.data_ptr() for layer in running.cache.layers]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_numbers_left_by_one_prompt_do_not_reach_the_next(folder):
     running = engine(folder, window=0, prefill_chunk=16)
     params = SamplingParams(max_tokens=3, temperature=0)
     list(running.generate(IDS[:10], params))
-    running.cache.layers[0]._values[:, 5:].fill_(float("nan"))
+    running.cache.layers[0].values[:, 5:].fill_(float("nan"))
     ours = [step.token for step in running.generate([*IDS[:4], 9, 9], params) if isinstance(step, Step)]
     fresh = engine(folder, window=0, prefill_chunk=16).generate([*IDS[:4], 9, 9], params)
     assert ours == [step.token for step in fresh if isinstance(step, Step)]

@@ -79,7 +79,7 @@ def test_quantized_blocks_are_those_of_the_gguf_package(type, kind):
 def test_linear_equals_float64_up_to_the_rounding_of_activations(type, n_out, n_in):
     blocks = kernels.quantize(type, torch.randn(n_out, n_in))
     x = torch.randn(23, n_in)
-    y = kernels.linear(type, kernels.pack(type, blocks), x, n_out)
+    y = kernels.linear(x, kernels.pack(type, blocks))
     expected = rounded_activations(x) @ dequantized(type, blocks).T
     assert y.shape == (23, n_out)
     # One activation in a thousand lies so near the middle of two integers that it may round either way.
@@ -94,7 +94,7 @@ def test_linear_survives_adversarial_scales(type, kind):
     n_out, n_in = 48, 256
     blocks = kernels.quantize(type, weights(kind, n_out, n_in))
     x = torch.randn(5, n_in) * torch.logspace(-6, 6, n_in)
-    y = kernels.linear(type, kernels.pack(type, blocks), x, n_out)
+    y = kernels.linear(x, kernels.pack(type, blocks))
     expected = rounded_activations(x) @ dequantized(type, blocks).T
     size = rounded_activations(x).abs() @ dequantized(type, blocks).abs().T
     assert ((y.double() - expected).abs() <= 1e-3 * size + 1e-30).all()
@@ -112,17 +112,17 @@ def test_the_largest_products_do_not_overflow(type):
         x = torch.full((4, n_in), 127.0 * sign)
         if mixed:
             x[:, ::2] *= -1
-        y = kernels.linear(type, kernels.pack(type, blocks), x, 32)
+        y = kernels.linear(x, kernels.pack(type, blocks))
         assert torch.equal(y.double(), x.double() @ dequantized(type, blocks).T)
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_token_gets_the_same_bits_whatever_is_beside_it(type, dtype):
-    panels = kernels.pack(type, kernels.quantize(type, torch.randn(40, 96)))
+    weight = kernels.pack(type, kernels.quantize(type, torch.randn(40, 96)))
     x = torch.randn(39, 96).to(dtype)
-    alone = torch.cat([kernels.linear(type, panels, row[None], 40) for row in x])
-    assert torch.equal(kernels.linear(type, panels, x, 40), alone)
+    alone = torch.cat([kernels.linear(row[None], weight) for row in x])
+    assert torch.equal(kernels.linear(x, weight), alone)
 
 
 @pytest.mark.parametrize(("T", "n_out", "n_in"), [(1, 64, 96), (5, 70, 100), (4, 3, 40), (9, 1, 33)])
@@ -182,7 +182,7 @@ def test_norm_rotation_and_swiglu_equal_torch(dim, dtype):
 
 
 def test_the_number_of_threads_changes_no_bit():
-    panels = kernels.pack(BlockType.Q4_0, kernels.quantize(BlockType.Q4_0, torch.randn(500, 512)))
+    weight = kernels.pack(BlockType.Q4_0, kernels.quantize(BlockType.Q4_0, torch.randn(500, 512)))
     x, q = torch.randn(20, 512), torch.randn(1, 8, 64)
     k = torch.randn(2, 3000, 64).bfloat16()
     before = torch.get_num_threads()
@@ -192,7 +192,7 @@ def test_the_number_of_threads_changes_no_bit():
             torch.set_num_threads(n)
             found.append(
                 (
-                    kernels.linear(BlockType.Q4_0, panels, x, 500),
+                    kernels.linear(x, weight),
                     kernels.attend(q, k, k, torch.zeros(4, 3000).bfloat16()),
                 )
             )
@@ -202,14 +202,14 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 def test_two_python_threads_may_call_at_once():
-    panels = kernels.pack(BlockType.Q8_0, kernels.quantize(BlockType.Q8_0, torch.randn(64, 64)))
+    weight = kernels.pack(BlockType.Q8_0, kernels.quantize(BlockType.Q8_0, torch.randn(64, 64)))
     xs = [torch.randn(n, 64) for n in (1, 33)]
-    expected = [kernels.linear(BlockType.Q8_0, panels, x, 64) for x in xs]
+    expected = [kernels.linear(x, weight) for x in xs]
     wrong = []
 
     def work(i):
         for _ in range(300):
-            if not torch.equal(kernels.linear(BlockType.Q8_0, panels, xs[i], 64), expected[i]):
+            if not torch.equal(kernels.linear(xs[i], weight), expected[i]):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
@@ -221,12 +221,12 @@ def test_two_python_threads_may_call_at_once():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_computes_too():
     """The threads of a pool do not survive a fork: the child must make its own."""
-    panels = kernels.pack(BlockType.Q4_0, kernels.quantize(BlockType.Q4_0, torch.randn(640, 64)))
+    weight = kernels.pack(BlockType.Q4_0, kernels.quantize(BlockType.Q4_0, torch.randn(640, 64)))
     x = torch.randn(1, 64)
-    expected = kernels.linear(BlockType.Q4_0, panels, x, 640)
+    expected = kernels.linear(x, weight)
     child = os.fork()
     if child == 0:
-        os._exit(0 if torch.equal(kernels.linear(BlockType.Q4_0, panels, x, 640), expected) else 1)
+        os._exit(0 if torch.equal(kernels.linear(x, weight), expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 

@@ -40,23 +40,23 @@ class LayerCache:
         self, n_kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: str
     ) -> None:
         shape = (n_kv_heads, capacity, head_dim)
-        self._keys = torch.empty(shape, dtype=dtype, device=device)
-        self._values = torch.empty(shape, dtype=dtype, device=device)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
 
     def write(self, span: CacheSpan, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store `keys` and `values` (K, T, D); returns views of all filled slots, each (K, S, D)."""
-        head = min(span.length, self._keys.shape[1] - span.slot)
+        head = min(span.length, self.keys.shape[1] - span.slot)
         tail = span.length - head
-        for ring, chunk in ((self._keys, keys), (self._values, values)):
+        for ring, chunk in ((self.keys, keys), (self.values, values)):
             ring[:, span.slot : span.slot + head] = chunk[:, :head]
             if tail:
                 ring[:, :tail] = chunk[:, head:]
-        return self._keys[:, : span.filled], self._values[:, : span.filled]
+        return self.keys[:, : span.filled], self.values[:, : span.filled]
 
     @property
     def n_bytes(self) -> int:
         """Bytes allocated for the layer."""
-        return self._keys.nbytes + self._values.nbytes
+        return self.keys.nbytes + self.values.nbytes
 
 
 class RollingKVCache:

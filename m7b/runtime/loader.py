@@ -13,6 +13,7 @@ from accelerate.utils import offload_weight, save_offload_index, set_module_tens
 
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Blocks, Checkpoint
+from m7b.runtime.decoder import make_decoder
 from m7b.runtime.engine import Engine
 from m7b.runtime.linears import LinearPlan, PackedLinear, plan_linears, type_named
 from m7b.runtime.model import Transformer
@@ -94,6 +95,7 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
             dtype=dtype,
             devices=layer_devices(device_map, config.n_layers),
         )
+        model.decoder = make_decoder(model, cache)
     return Engine(model, cache, ctx_size, execution_device(device_map))
 
 

@@ -66,7 +66,7 @@ def keep_typical(logits: Tensor, mass: float) -> Tensor:
 
 def argmax(logits: Tensor) -> int:
     """The most likely token, the lowest id on a tie."""
-    return int((logits == logits.max()).nonzero()[0])
+    return int(np.argmax(logits.numpy()))
 
 
 class Sampler:
@@ -92,13 +92,14 @@ class Sampler:
         self._penalizes = (
             params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
         ) and params.repeat_last_n != 0
-        self._bias = torch.zeros(vocab_size, dtype=torch.float64)
+        self._bias = torch.zeros(vocab_size, dtype=torch.float64) if params.logit_bias else None
         for token, bias in params.logit_bias.items():
             if not 0 <= token < vocab_size:
                 raise UsageError(
                     f"logit_bias names token {token}",
                     hint=f"ids of this model run from 0 to {vocab_size - 1}",
                 )
+            assert self._bias is not None
             self._bias[token] = bias
 
     def choose(self, logits: Tensor, allowed: bytes | None = None) -> int:
@@ -118,19 +119,21 @@ class Sampler:
 
     def filtered(self, logits: Tensor, allowed: bytes | None = None) -> Tensor:
         """The logits after every filter: what `choose` draws from."""
-        if not torch.isfinite(logits).all():
+        if not np.isfinite(logits.numpy().sum(dtype=np.float64)):  # which no finite ones add up to
             raise DamagedCheckpoint(
                 "the model computed logits that are not numbers",
                 hint="verify the checkpoint, or try --dtype float32",
             )
         params = self._params
-        plain, logits = logits, logits + self._bias  # float64 from here on: no setting in range overflows it
+        plain, logits = logits, logits.double()  # in which no setting in range overflows
+        if self._bias is not None:
+            logits += self._bias
         if allowed is not None:
             others = ~_unpacked(allowed, logits.numel())
             logits = logits.masked_fill(others, -math.inf)
             if logits.max() == -math.inf:  # a bias may forbid all that the grammar allows: it gives way
                 logits = plain.double().masked_fill(others, -math.inf)
-        if logits.max() == -math.inf:
+        if self._bias is not None and logits.max() == -math.inf:
             raise UsageError("logit_bias rules out every token", hint="leave at least one")
         if self._penalizes:
             logits = self._penalized(logits)

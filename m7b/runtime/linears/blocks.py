@@ -44,16 +44,16 @@ class BlockLinear(PackedLinear):
         """Round or keep the weight, and pack it."""
         blocks = in_blocks(weight, self._wanted)
         self.block_type = BlockType[blocks.type]
-        self._panels = kernels.pack(self.block_type, blocks.data)
+        self.packed = kernels.pack(self.block_type, blocks.data)
 
     @property
     def n_bytes(self) -> int:
         """Bytes of quants and scales, rows that fill the last panel included."""
-        return self._panels.nbytes
+        return self.packed.panels.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out)."""
-        return kernels.linear(self.block_type, self._panels, x, self.out_features)
+        return kernels.linear(x, self.packed)
 
 
 class StockBlockLinear(BlockLinear):
@@ -63,11 +63,16 @@ class StockBlockLinear(BlockLinear):
         """Round or keep the weight."""
         blocks = in_blocks(weight, self._wanted)
         self.block_type = BlockType[blocks.type]
-        self._panels = blocks.data
+        self._blocks = blocks.data
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the blocks."""
+        return self._blocks.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out)."""
-        tiles = torch.split(self._panels, _TILE_ROWS)
+        tiles = torch.split(self._blocks, _TILE_ROWS)
         return torch.cat([F.linear(x, dequantized(self.block_type, tile, x.dtype)) for tile in tiles], dim=-1)
 
 

@@ -2,7 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "operations.h"
+#include "decode.h"
 
 #include <mutex>
 
@@ -75,13 +75,13 @@ PyObject *py_pack(PyObject *, PyObject *const *args, Py_ssize_t n) {
 
 PyObject *py_linear(PyObject *, PyObject *const *args, Py_ssize_t n) {
     Arguments a(args, n);
-    int type = a.size();
-    const uint8_t *panels = a.address<uint8_t>();
+    Weight weight = {};
+    weight.type = a.size(), weight.panels = a.address<uint8_t>(), weight.n_out = a.size();
     Array x = a.array();
-    int T = a.size(), n_in = a.size(), n_out = a.size();
-    Array y = a.array();
+    int T = a.size(), n_in = a.size();
+    weight.y = a.address<void>();
     int n_threads = a.size();
-    return run(a, [&] { linear(type, panels, x, T, n_in, n_out, y, n_threads); });
+    return run(a, [&] { linear(&weight, 1, x, T, n_in, n_threads); });
 }
 
 PyObject *py_linear_bf16(PyObject *, PyObject *const *args, Py_ssize_t n) {
@@ -134,6 +134,20 @@ PyObject *py_swiglu(PyObject *, PyObject *const *args, Py_ssize_t n) {
     return run(a, [&] { swiglu(gate, up, size, y, n_threads); });
 }
 
+PyObject *py_decode(PyObject *, PyObject *const *args, Py_ssize_t n) {
+    Arguments a(args, n > 0 ? n - 1 : 0);
+    const Layer *layers = a.address<Layer>();
+    Sizes s = {};
+    s.n_layers = a.size(), s.dim = a.size(), s.H = a.size(), s.K = a.size(), s.D = a.size();
+    s.hidden_dim = a.size(), s.kv_stride = size_t(a.integer());
+    uint16_t *h = a.address<uint16_t>();
+    const float *cos = a.address<float>(), *sin = a.address<float>();
+    const uint16_t *bias = a.address<uint16_t>();
+    int slot = a.size(), S = a.size(), n_threads = a.size();
+    s.eps = n > 0 ? float(PyFloat_AsDouble(args[n - 1])) : 0;
+    return run(a, [&] { decode(layers, s, h, cos, sin, bias, slot, S, n_threads); });
+}
+
 PyObject *py_sum_bytes(PyObject *, PyObject *const *args, Py_ssize_t n) {
     Arguments a(args, n);
     const uint8_t *bytes = a.address<uint8_t>();
@@ -166,7 +180,7 @@ PyObject *py_use(PyObject *, PyObject *name) {
 #define FAST(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {
     FAST(quantize), FAST(pack), FAST(linear), FAST(linear_bf16), FAST(attend), FAST(rms_norm), FAST(rotate),
-    FAST(swiglu), FAST(sum_bytes), FAST(panel_bytes),
+    FAST(swiglu), FAST(decode), FAST(sum_bytes), FAST(panel_bytes),
     {"instruction_set", py_instruction_set, METH_NOARGS, nullptr},
     {"use", py_use, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},

@@ -64,6 +64,8 @@ int tile_size(int n_left) { return n_left >= 16 ? 16 : n_left >= 4 ? 4 : 1; }
 // Items of work for a loop over `n` like parts: large enough to stream, small enough to share out.
 int share(int n, int n_threads) { return std::max(1, n / (n_threads * 8)); }
 
+int n_panels(int n_rows) { return (n_rows + PANEL - 1) / PANEL; }
+
 struct Quantized {
     std::vector<int8_t> quants;
     std::vector<float> scales;
@@ -179,7 +181,7 @@ void quantize(int type, Array x, int n_rows, int n_in, uint8_t *blocks, int n_th
 void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels, int n_threads) {
     const int n_blocks = n_in / BLOCK, bytes = block_bytes(type);
     const size_t size = panel_bytes(type, n_blocks);
-    parallel(n_threads, (n_rows + PANEL - 1) / PANEL, [&](int p) {
+    parallel(n_threads, n_panels(n_rows), [&](int p) {
         uint8_t *panel = panels + p * size, *scales = panel + size_t(n_blocks) * quant_bytes(type);
         const int n = std::min(PANEL, n_rows - p * PANEL);
         if (n < PANEL) std::memset(panel, 0, size);
@@ -190,24 +192,31 @@ void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels
     });
 }
 
-void linear(int type, const uint8_t *panels, Array x, int T, int n_in, int n_out, Array y, int n_threads) {
+void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int n_threads) {
     static Quantized tokens; // kept from call to call; one call runs at a time
     quantize_tokens(x, T, n_in, tokens, n_threads);
-    const int n_blocks = n_in / BLOCK, n_panels = (n_out + PANEL - 1) / PANEL;
-    const int step = T == 1 ? share(n_panels, n_threads) : 1;
-    const size_t size = panel_bytes(type, n_blocks);
-    parallel(n_threads, (n_panels + step - 1) / step, [&](int item) {
+    const int n_blocks = n_in / BLOCK;
+    std::vector<int> ends; // one past the last panel of each weight, counted through all of them
+    for (int i = 0; i < n_weights; i++) ends.push_back((i ? ends[i - 1] : 0) + n_panels(weights[i].n_out));
+    const int step = T == 1 ? share(ends.back(), n_threads) : 1;
+    parallel(n_threads, (ends.back() + step - 1) / step, [&](int item) {
         alignas(64) float out[MAX_TOKENS * PANEL];
-        for (int p = item * step; p < std::min(n_panels, (item + 1) * step); p++)
+        const int last = std::min(ends.back(), (item + 1) * step);
+        for (int p = item * step; p < last; p++) {
+            const size_t i = std::upper_bound(ends.begin(), ends.end(), p) - ends.begin();
+            const Weight &weight = weights[i];
+            const int row = (p - (i ? ends[i - 1] : 0)) * PANEL;
+            const uint8_t *panel = weight.panels + row / PANEL * panel_bytes(weight.type, n_blocks);
             for (int t = 0, n; t < T; t += n) {
                 n = tile_size(T - t);
-                size_t at = size_t(t) * n_blocks;
+                const size_t at = size_t(t) * n_blocks;
                 Tile tile = {&tokens.quants[at * BLOCK], &tokens.scales[at], &tokens.sums[at]};
-                kernels().linear(type, panels + p * size, n_blocks, tile, n, out);
-                for (int i = 0; i < n; i++)
-                    store_floats(out + PANEL * i, std::min(PANEL, n_out - p * PANEL), y,
-                                 size_t(t + i) * n_out + size_t(p) * PANEL);
+                kernels().linear(weight.type, panel, n_blocks, tile, n, out);
+                for (int j = 0; j < n; j++)
+                    store_floats(out + PANEL * j, std::min(PANEL, weight.n_out - row), {weight.y, x.dtype},
+                                 size_t(t + j) * weight.n_out + row);
             }
+        }
     });
 }
 

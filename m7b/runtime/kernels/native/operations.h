@@ -18,8 +18,16 @@ bool use(const char *name); // false where this processor lacks it
 void quantize(int type, Array x, int n_rows, int n_in, uint8_t *blocks, int n_threads);
 // GGUF's blocks of `n_rows` rows to panels; rows up to a multiple of 16 are filled with zeros.
 void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels, int n_threads);
+// Packed weights, and where x (T, n_in) times them goes: (T, n_out) in the dtype of x.
+struct Weight {
+    int type;
+    const uint8_t *panels;
+    int n_out;
+    void *y;
+};
+// Weights of one x in one go: its tokens are quantized once, and the threads wait for each other once.
+void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int n_threads);
 // x (T, n_in) to y (T, n_out).
-void linear(int type, const uint8_t *panels, Array x, int T, int n_in, int n_out, Array y, int n_threads);
 void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Array y, int n_threads);
 // queries (T, H, D), keys and values (K, S, D) with `kv_stride` values from head to head, bias (T, S).
 struct Shape {
