@@ -63,10 +63,90 @@ template <> struct Weights<Q8_0> {
     }
 };
 
+inline __m256i weight_word(const uint8_t *quants, int j, int part) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(quants + 64 * j + 32 * part));
+}
+
+using Dots = __m256i[16][2]; // of 16 tokens, each for both parts of 16 rows
+
+// A block in two halves of four words: the weights of a half stay in registers while all tokens pass,
+// and a word of a token is broadcast once for 16 rows. Loads would otherwise hold up the products.
+template <int TYPE> void block_dots(const uint8_t *quants, const int8_t *tokens, const int32_t *sums, Dots &dots) {
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    for (int half = 0; half < 2; half++) {
+        __m256i w[2][4];
+        for (int j = 0; j < 4; j++)
+            for (int part = 0; part < 2; part++) {
+                const __m256i v = weight_word(quants, j, part);
+                w[part][j] = _mm256_and_si256(half ? _mm256_srli_epi16(v, 4) : v, low);
+            }
+        for (int i = 0; i < 16; i++) {
+            __m256i x = word(tokens + BLOCK * i, 4 * half);
+            __m256i a = _mm256_maddubs_epi16(w[0][0], x), b = _mm256_maddubs_epi16(w[1][0], x);
+            for (int j = 1; j < 4; j++) {
+                x = word(tokens + BLOCK * i, 4 * half + j);
+                a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w[0][j], x));
+                b = _mm256_add_epi16(b, _mm256_maddubs_epi16(w[1][j], x));
+            }
+            if (half) {
+                a = _mm256_add_epi16(a, dots[i][0]), b = _mm256_add_epi16(b, dots[i][1]);
+                const __m256i offset = _mm256_set1_epi32(TYPE == Q4_0 ? 8 * sums[i] : 0);
+                a = _mm256_sub_epi32(_mm256_madd_epi16(a, ones), offset);
+                b = _mm256_sub_epi32(_mm256_madd_epi16(b, ones), offset);
+            }
+            dots[i][0] = a, dots[i][1] = b;
+        }
+    }
+}
+
+template <> void block_dots<Q8_0>(const uint8_t *quants, const int8_t *tokens, const int32_t *, Dots &dots) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int part = 0; part < 2; part++)
+        for (int half = 0; half < 2; half++) {
+            __m256i w[4], size[4];
+            for (int j = 0; j < 4; j++) {
+                w[j] = weight_word(quants, 4 * half + j, part);
+                size[j] = _mm256_abs_epi8(w[j]);
+            }
+            for (int i = 0; i < 16; i++) {
+                __m256i total = half ? dots[i][part] : _mm256_setzero_si256();
+                for (int j = 0; j < 4; j++) {
+                    const __m256i x = _mm256_sign_epi8(word(tokens + BLOCK * i, 4 * half + j), w[j]);
+                    total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(size[j], x), ones));
+                }
+                dots[i][part] = total;
+            }
+        }
+}
+
+template <int TYPE> void linear_16(const uint8_t *panel, int n_blocks, const Tile &tile, float *out) {
+    const uint8_t *quants = panel, *scales = panel + size_t(n_blocks) * quant_bytes(TYPE);
+    V sums[16][2];
+    Dots dots;
+    for (auto &sum : sums) sum[0] = sum[1] = v_zero();
+    for (int b = 0; b < n_blocks; b++, quants += quant_bytes(TYPE), scales += scale_bytes(TYPE)) {
+        const float *token_scales = tile.scales + 16 * b;
+        const int32_t *token_sums = tile.sums + 16 * b;
+        block_dots<TYPE>(quants, tile.quants + size_t(b) * 16 * BLOCK, token_sums, dots);
+        for (int part = 0; part < 2; part++) {
+            const V scale = v_load_f16(scales + 16 * part);
+            const V minimum = TYPE == Q4_1 ? v_load_f16(scales + 32 + 16 * part) : v_zero();
+            for (int i = 0; i < 16; i++) {
+                V &sum = sums[i][part];
+                sum = v_fma(_mm256_cvtepi32_ps(dots[i][part]), v_mul(scale, v_set(token_scales[i])), sum);
+                if (TYPE == Q4_1) sum = v_fma(minimum, v_set(token_scales[i] * float(token_sums[i])), sum);
+            }
+        }
+    }
+    for (int i = 0; i < 16; i++)
+        for (int part = 0; part < 2; part++) v_store(out + PANEL * i + LANES * part, sums[i][part]);
+}
+
 } // namespace
 } // namespace m7b
 
 #define M7B_UNROLL_TOKENS
+#define M7B_OWN_LINEAR_16
 #include "float_kernels.h"
 #include "linear_kernel.h"
 

@@ -31,8 +31,14 @@ template <int TYPE, int N> void linear_tokens(const uint8_t *panel, int n_blocks
         for (int part = 0; part < PANEL / LANES; part++) v_store(out + PANEL * i + LANES * part, sums[i][part]);
 }
 
+#ifndef M7B_OWN_LINEAR_16
+template <int TYPE> void linear_16(const uint8_t *panel, int n_blocks, const Tile &tile, float *out) {
+    linear_tokens<TYPE, 16>(panel, n_blocks, tile, out);
+}
+#endif
+
 template <int TYPE> void linear_n(const uint8_t *panel, int n_blocks, const Tile &tile, int n, float *out) {
-    if (n == 16) return linear_tokens<TYPE, 16>(panel, n_blocks, tile, out);
+    if (n == 16) return linear_16<TYPE>(panel, n_blocks, tile, out);
     if (n == 4) return linear_tokens<TYPE, 4>(panel, n_blocks, tile, out);
     linear_tokens<TYPE, 1>(panel, n_blocks, tile, out);
 }
