@@ -69,7 +69,7 @@ def test_a_token_reads_all_weights_but_one_row_of_the_embedding(config, format):
 
 
 @pytest.mark.parametrize(
-    ("format", "gigabytes"), [("bf16", 14.23), ("int8", 7.11), ("q4_0", 4.00), ("nf4", 4.00)]
+    ("format", "gigabytes"), [("bf16", 14.23), ("int8", 7.56), ("q8_0", 7.56), ("q4_0", 4.00), ("nf4", 4.00)]
 )
 def test_a_token_of_the_7b_reads_the_known_gigabytes(format, gigabytes):
     assert read_bytes(CONFIGS["base-v0.3"], format) / 1e9 == pytest.approx(gigabytes, rel=0.003)

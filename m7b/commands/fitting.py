@@ -12,7 +12,7 @@ DEPTHS = (0, 4096)
 
 FORMATS: dict[str, Callable[[int], int]] = {
     "bf16": lambda n: 2 * n,
-    "int8": lambda n: n + 4,  # a float32 scale for each row
+    "int8": lambda n: n // 32 * 34,  # the same as q8_0 on the CPU
     "q8_0": lambda n: n // 32 * 34,  # a float16 scale for 32 weights
     "q4_0": lambda n: n // 32 * 18,
     "nf4": lambda n: n // 64 * 36,  # a float32 scale for 64 weights

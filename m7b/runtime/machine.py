@@ -77,7 +77,7 @@ class Machine:
 def describe_machine() -> Machine:
     """The machine as it is now."""
     total = psutil.virtual_memory().total
-    quota, instructions = memory_quota(), _instruction_set()
+    quota, instructions = memory_quota(), kernels.instruction_set()
     return Machine(
         cpu=cpu_name(),
         cores=physical_cores(),
@@ -90,7 +90,7 @@ def describe_machine() -> Machine:
         os=platform.platform(),
         versions=_versions(),
         kernels=instructions or "none",
-        kernels_missing="" if instructions else _why_missing(),
+        kernels_missing="" if instructions else kernels.why_missing(),
         threads=torch.get_num_threads(),
     )
 
@@ -123,7 +123,7 @@ def read_bandwidth(threads: int | None = None, seconds: float = 0.5) -> float:
     try:
         n_bytes = max(_LEAST_PROBE_BYTES, min(_PROBE_BYTES, free_memory() // 4)) & -4096
         # Written, not zeroed: pages that nobody wrote are all the same page, and that one is in the cache.
-        buffer = torch.full((n_bytes,), 1, dtype=torch.uint8)
+        buffer = kernels.empty_bytes(n_bytes).fill_(1)
         best, n_passes, until = float("inf"), 0, time.perf_counter() + seconds
         while n_passes < 3 or time.perf_counter() < until:
             started = time.perf_counter()
@@ -135,18 +135,10 @@ def read_bandwidth(threads: int | None = None, seconds: float = 0.5) -> float:
 
 
 def _read(buffer: torch.Tensor) -> None:
-    if _instruction_set():
+    if kernels.instruction_set():
         kernels.read_sum(buffer)
     else:
         buffer.view(torch.int64).sum()
-
-
-def _instruction_set() -> str | None:
-    return kernels.instruction_set() if kernels else None
-
-
-def _why_missing() -> str:
-    return kernels.why_missing() if kernels else "this m7b was built without them"
 
 
 def _versions() -> dict[str, str]:

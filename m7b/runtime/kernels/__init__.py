@@ -1,6 +1,6 @@
 """The native kernels: linears over blocks of 4 and 8 bits, decode attention, norms. (C++ in `native/`.)
 
-The extension is optional. Where it was not built, `instruction_set` is None and nothing else here may
+The extension is optional. Where it was not built, `instruction_set` is None and next to nothing here may
 be called. Knows tensors; knows nothing about models. `M7B_KERNELS` may name a lesser instruction set
 (`avx2`, `portable`), or `off`.
 """
@@ -68,6 +68,17 @@ def why_missing() -> str:
     return _missing
 
 
+def empty_bytes(*shape: int) -> Tensor:
+    """Unwritten memory (uint8), in large pages where the system has them, for what is read over and over.
+
+    May be called without the extension: then the pages are as they are.
+    """
+    memory = torch.empty(shape, dtype=torch.uint8)
+    if _native:
+        _native.prefer_large_pages(memory.data_ptr(), memory.nbytes)
+    return memory
+
+
 def quantize(type: BlockType, weight: Tensor) -> Tensor:
     """Blocks (out, bytes) uint8 of `weight` (out, in), rounded as llama.cpp rounds them."""
     weight = weight.contiguous()
@@ -89,7 +100,7 @@ def pack(type: BlockType, blocks: Tensor) -> PackedWeight:
     """The rows of `blocks` (out, bytes) uint8, as GGUF stores them, in the order that `linear` reads."""
     blocks = blocks.contiguous()
     n_out, n_in = blocks.shape[0], blocks.shape[1] // type.n_bytes * BLOCK
-    panels = torch.empty((n_out + 15) // 16, _native.panel_bytes(type, n_in), dtype=torch.uint8)
+    panels = empty_bytes((n_out + 15) // 16, _native.panel_bytes(type, n_in))
     _native.pack(type, blocks.data_ptr(), n_out, n_in, panels.data_ptr(), torch.get_num_threads())
     return PackedWeight(type, panels, n_out)
 

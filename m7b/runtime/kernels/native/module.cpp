@@ -148,6 +148,13 @@ PyObject *py_decode(PyObject *, PyObject *const *args, Py_ssize_t n) {
     return run(a, [&] { decode(layers, s, h, cos, sin, bias, slot, S, n_threads); });
 }
 
+PyObject *py_prefer_large_pages(PyObject *, PyObject *const *args, Py_ssize_t n) {
+    Arguments a(args, n);
+    void *memory = a.address<void>();
+    size_t size = size_t(a.integer());
+    return run(a, [&] { prefer_large_pages(memory, size); });
+}
+
 PyObject *py_sum_bytes(PyObject *, PyObject *const *args, Py_ssize_t n) {
     Arguments a(args, n);
     const uint8_t *bytes = a.address<uint8_t>();
@@ -180,7 +187,7 @@ PyObject *py_use(PyObject *, PyObject *name) {
 #define FAST(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {
     FAST(quantize), FAST(pack), FAST(linear), FAST(linear_bf16), FAST(attend), FAST(rms_norm), FAST(rotate),
-    FAST(swiglu), FAST(decode), FAST(sum_bytes), FAST(panel_bytes),
+    FAST(swiglu), FAST(decode), FAST(prefer_large_pages), FAST(sum_bytes), FAST(panel_bytes),
     {"instruction_set", py_instruction_set, METH_NOARGS, nullptr},
     {"use", py_use, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},

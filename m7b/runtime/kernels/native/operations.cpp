@@ -5,6 +5,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <vector>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "numbers.h"
 #include "pool.h"
@@ -326,6 +329,14 @@ void swiglu(Array gate, Array up, size_t n, Array y, int n_threads) {
         kernels().swiglu(a, b, int(size), a);
         store_floats(a, size, y, at);
     });
+}
+
+void prefer_large_pages(void *memory, size_t n) {
+#if defined(__linux__)
+    constexpr uintptr_t PAGE = 4096;
+    const uintptr_t begin = (uintptr_t(memory) + PAGE - 1) / PAGE * PAGE, end = (uintptr_t(memory) + n) / PAGE * PAGE;
+    if (begin < end) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE); // a wish, not a need
+#endif
 }
 
 uint64_t sum_bytes(const uint8_t *bytes, size_t n, int n_threads) {
