@@ -18,6 +18,8 @@ from m7b.commands.doctor import doctor
 from m7b.commands.download import download
 from m7b.commands.info import info
 from m7b.commands.options import plain
+from m7b.commands.perplexity import perplexity
+from m7b.commands.quantize import quantize
 from m7b.commands.sessions import sessions
 from m7b.commands.tokenize import detokenize, tokenize
 from m7b.errors import ExitCode, M7bError
@@ -30,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (bench, chat, complete, doctor, download, info, tokenize, detokenize):
+for command in (bench, chat, complete, doctor, download, info, perplexity, quantize, tokenize, detokenize):
     app.command()(command)
 app.add_typer(config, name="config")
 app.add_typer(sessions, name="sessions")

@@ -101,6 +101,23 @@ class Quant(StrEnum):
     FP4 = "fp4"
 
 
+class QuantizeTarget(StrEnum):
+    """What `m7b quantize` turns weights into: the first four are one GGUF file, the others a folder."""
+
+    Q4_0 = "q4_0"
+    Q8_0 = "q8_0"
+    F16 = "f16"
+    BF16 = "bf16"
+    NF4 = "nf4"
+    FP4 = "fp4"
+    INT8 = "int8"
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the result is one GGUF file."""
+        return self in (QuantizeTarget.Q4_0, QuantizeTarget.Q8_0, QuantizeTarget.F16, QuantizeTarget.BF16)
+
+
 class FinishReason(StrEnum):
     """Why an answer ended: a stop id or stop string, no room left, or calls of tools to make."""
 

@@ -34,7 +34,7 @@ def render(report: Report | ClaimsReport, format: Format) -> str:
             return _csv(report)
         case Format.MD:
             facts = "".join(f"- {label}: {text}\n" for label, text in _facts(report))
-            return "\n".join([facts, *map(_markdown, _tables(report))])
+            return "\n".join([facts, *map(markdown, _tables(report))])
         case Format.TABLE:
             facts = "".join(f"{label:<14}{text}\n" for label, text in _facts(report))
             return "\n".join([facts, *map(aligned, _tables(report))])
@@ -50,7 +50,8 @@ def _csv(report: Report | ClaimsReport) -> str:
     return text.getvalue()
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
+    """The table in Markdown."""
     rules = (":--" if n < table.text_columns else "--:" for n in range(len(table.columns)))
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (table.columns, tuple(rules), *table.rows))
 

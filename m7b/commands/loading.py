@@ -28,7 +28,7 @@ class LoadedModel:
     """All that a command needs to generate text; `load_s` seconds were spent on it.
 
     `template` is None where the model was not trained to chat. `ctx_size` tokens fit, `window` is None
-    where attention is full. `about` and `license` are for people.
+    where attention is full. `about` and `license` are for people. The weights take `n_bytes` on disk.
     """
 
     name: str
@@ -42,6 +42,7 @@ class LoadedModel:
     load_s: float
     about: Mapping[str, str]
     license: str
+    n_bytes: int
 
 
 def chosen_variant(variant: VariantName | None, model: Path | None) -> str | None:
@@ -167,13 +168,13 @@ def load_model(
     variant: VariantName | None,
     model: Path | None,
     *,
-    window: int | None,
-    ctx_size: int | None,
-    prefill_chunk: int,
-    dtype: DType | None,
-    quant: Quant | None,
-    device: str,
-    threads: int | None,
+    window: int | None = None,
+    ctx_size: int | None = None,
+    prefill_chunk: int = 512,
+    dtype: DType | None = None,
+    quant: Quant | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
     chat_template: str | None = None,
 ) -> LoadedModel:
     """Load the chosen checkpoint, showing progress on a terminal."""
@@ -210,6 +211,7 @@ def load_model(
         load_s=time.perf_counter() - started,
         about=_about(name, checkpoint, tokenizer, template),
         license=VARIANTS[name].license if name in VARIANTS else checkpoint.license,
+        n_bytes=checkpoint.n_bytes,
     )
 
 

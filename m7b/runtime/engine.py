@@ -41,6 +41,11 @@ class Engine:
         """The cache, to look at."""
         return self._cache
 
+    @property
+    def model(self) -> Transformer:
+        """The transformer, to look at."""
+        return self._model
+
     def generate(self, ids: Sequence[int], params: SamplingParams) -> Iterator[PromptProgress | Step]:
         """Continue `ids`: progress while the prompt is read, then one step a token.
 
@@ -95,8 +100,8 @@ class Engine:
         self._cached = list(ids)
         self._prompt = []
 
-    def score(self, ids: Sequence[int], top: int = 0) -> Iterator[TokenLogprob]:
-        """The log-probability of each of `ids[1:]` given all before it, with `top` alternatives.
+    def logits(self, ids: Sequence[int]) -> Iterator[Tensor]:
+        """The logits after each of `ids`, chunk by chunk, each (T, V) float32 on the CPU.
 
         Raises:
             ContextOverflow: `ids` does not fit the context.
@@ -111,8 +116,16 @@ class Engine:
         self._rewind(0)
         chunk = self._cache.prefill_chunk
         for start in range(0, len(ids), chunk):
-            logits = self._forward(ids[start : start + chunk], every=True)
-            for row, token in zip(logits, ids[start + 1 : start + 1 + chunk], strict=False):
+            yield self._forward(ids[start : start + chunk], every=True)
+
+    def score(self, ids: Sequence[int], top: int = 0) -> Iterator[TokenLogprob]:
+        """The log-probability of each of `ids[1:]` given all before it, with `top` alternatives.
+
+        Raises: as `logits`.
+        """
+        followers = iter(ids[1:])
+        for rows in self.logits(ids):
+            for row, token in zip(rows, followers, strict=False):
                 yield logprob_of(row, token, top)
 
     def _prefill(self, ids: Sequence[int]) -> Generator[PromptProgress, None, Tensor]:

@@ -81,7 +81,8 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
         checkpoint, options.quant, options.device, dtype, dtype_given=options.dtype is not None
     )
     with init_empty_weights():
-        model = Transformer(config, plan.make, choose_primitives(options.device, dtype, config.head_dim))
+        primitives = choose_primitives(options.device, dtype, config.head_dim)
+        model = Transformer(config, plan.make, primitives, plan.make_output)
         model.to(dtype)
     device_map = plan_devices(model, options.device, dtype, cache_bytes, options.max_memory)
     what = f"{checkpoint.path.name} at {ctx_size} tokens"

@@ -119,7 +119,11 @@ class Transformer(nn.Module):
     """The whole model; its parameters carry the canonical names of `ModelConfig.tensor_shapes`."""
 
     def __init__(
-        self, config: ModelConfig, linear: LinearFactory = Linear, primitives: Primitives = TORCH
+        self,
+        config: ModelConfig,
+        linear: LinearFactory = Linear,
+        primitives: Primitives = TORCH,
+        output: LinearFactory | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -128,7 +132,7 @@ class Transformer(nn.Module):
             TransformerBlock(config, linear, primitives) for _ in range(config.n_layers)
         )
         self.norm = RMSNorm(config.dim, config.norm_eps, primitives)
-        self.output = linear(config.dim, config.vocab_size)
+        self.output = (output or linear)(config.dim, config.vocab_size)
         self.decoder: Decoder | None = None  # all layers in one call, where somebody offers it
         self.tie()
 

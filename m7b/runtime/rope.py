@@ -43,3 +43,19 @@ def interleaved_to_half_split(weight: Tensor, n_heads: int) -> Tensor:
     rows, columns = weight.shape
     pairs = weight.view(n_heads, rows // n_heads // 2, 2, columns)
     return pairs.transpose(1, 2).reshape(rows, columns)
+
+
+def half_split_to_interleaved(weight: Tensor, n_heads: int) -> Tensor:
+    """The other way, for files in native order. One head with D=6: [0 1 2 3 4 5] become [0 3 1 4 2 5]."""
+    rows, columns = weight.shape
+    halves = weight.view(n_heads, 2, rows // n_heads // 2, columns)
+    return halves.transpose(1, 2).reshape(rows, columns)
+
+
+def native_rows(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
+    """The weight called `name` in native row order, given in canonical order."""
+    if name.endswith("attention.wq.weight"):
+        return half_split_to_interleaved(weight, config.n_heads)
+    if name.endswith("attention.wk.weight"):
+        return half_split_to_interleaved(weight, config.n_kv_heads)
+    return weight

@@ -14,6 +14,8 @@ from m7b.tokenizer.base import (
 from m7b.tokenizer.fast import from_json
 from m7b.tokenizer.gguf import from_gguf
 from m7b.tokenizer.mistral import OFFICIAL_SHA256, MistralTokenizer, official_file
+from m7b.tokenizer.save import save_tokenizer
+from m7b.tokenizer.to_gguf import to_gguf
 
 __all__ = [
     "OFFICIAL_SHA256",
@@ -26,6 +28,8 @@ __all__ = [
     "TokenizerSource",
     "load_tokenizer",
     "official_file",
+    "save_tokenizer",
+    "to_gguf",
 ]
 
 

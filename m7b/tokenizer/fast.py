@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from m7b.errors import DamagedCheckpoint, UsageError
@@ -90,6 +91,10 @@ class FastTokenizer:
     def is_control(self, token: int) -> bool:
         """Whether the id stands for no text."""
         return token in self._control
+
+    def save(self, file: Path) -> None:
+        """Write it as a tokenizer.json."""
+        self._model.save(str(file))
 
 
 def from_json(source: TokenizerJson, reserved: str) -> FastTokenizer:

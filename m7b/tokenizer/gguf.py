@@ -36,8 +36,12 @@ def from_gguf(source: GGUFVocabulary, reserved: str) -> Tokenizer:
             )
 
 
-def _sentencepiece(source: GGUFVocabulary) -> Tokenizer:
-    """The SentencePiece model that the GGUF was written from."""
+def sentencepiece_model(source: GGUFVocabulary) -> bytes:
+    """The SentencePiece model that the GGUF was written from.
+
+    Raises:
+        DamagedCheckpoint: the vocabulary is of no use.
+    """
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
@@ -54,9 +58,14 @@ def _sentencepiece(source: GGUFVocabulary) -> Tokenizer:
         proto.trainer_spec.eos_piece = source.pieces[source.eos_id]
     proto.normalizer_spec.add_dummy_prefix = source.adds_space
     proto.normalizer_spec.remove_extra_whitespaces = False
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _sentencepiece(source: GGUFVocabulary) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vocabulary.model"
-        file.write_bytes(proto.SerializeToString())
+        file.write_bytes(sentencepiece_model(source))
         try:
             return MistralTokenizer(file, "SentencePiece from the GGUF", adds_bos=source.adds_bos)
         except DamagedCheckpoint as error:
@@ -93,7 +102,7 @@ def _byte_level(source: GGUFVocabulary) -> Tokenizer:
 
 
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-_LLAMA3_SPLIT = (
+LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -108,7 +117,7 @@ def _pre_tokenizer(source: GGUFVocabulary) -> Any:
     if source.pre == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     if source.pre in _LLAMA3:
-        split = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated")
+        split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
         bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([split, bytes_only])
     raise UnsupportedCheckpoint(

@@ -46,7 +46,8 @@ class Checkpoint:
     `tensors` has exactly the canonical names and shapes of `config`. `read` gives one of them in
     canonical row order, and `read_blocks` does so without turning quantized blocks into numbers; only
     formats that have such blocks bring it. `stop_ids` end an answer. `license` is what the file says of
-    it, perhaps nothing. `note` is for the user, empty where all is well.
+    it, perhaps nothing. `note` is for the user, empty where all is well. `quant` is the quantization of
+    bitsandbytes that its layers are stored in.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Checkpoint:
     license: str = ""
     note: str = ""
     read_blocks: Callable[[str], Blocks] | None = None
+    quant: str | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -71,8 +73,7 @@ class Checkpoint:
         """The quantized types of matrices here that `quant` would round once more, empty for none."""
         types = {tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) == 2}
         exact = {"F32", "F16", "BF16", quant.upper()}
-        is_rounding = quant != "none" and self.format is Format.GGUF
-        return ", ".join(sorted(types - exact)) if is_rounding else ""
+        return ", ".join(sorted(types - exact)) if quant != "none" else ""
 
 
 def match_tensors(

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
-from m7b.runtime.checkpoints import torch_files
+from m7b.runtime.checkpoints import bnb, torch_files
 from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, match_tensors
 from m7b.runtime.checkpoints.fields import (
     MAX_DIM,
@@ -59,18 +61,26 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     fields = Fields(path / "config.json", read_json(path / "config.json"))
     inventory = torch_files.inventory(_weight_files(path))
     stored = {name: tensor for name, tensor in inventory.items() if not _IGNORED.fullmatch(name)}
+    quantized = bnb.gather(fields, stored) if fields.raw("quantization_config") is not None else None
+    stored = quantized.tensors if quantized else stored
     config = _config(fields, tied="lm_head.weight" not in stored, window_given=window_given)
-    found = match_tensors(path, config, stored, torch_files.DTYPES, NAMES)
+    found = match_tensors(path, config, stored, torch_files.DTYPES | bnb.DTYPES, NAMES)
+
+    def read(name: str) -> torch.Tensor:
+        reader = quantized.readers.get(found[name].source_name) if quantized else None
+        return reader() if reader else torch_files.read(found[name])
+
     return Checkpoint(
         path=path,
         format=Format.HF,
         config=config,
         dtype=torch_files.DTYPES[found["tok_embeddings.weight"].dtype],
         tensors=found,
-        read=lambda name: torch_files.read(found[name]),
+        read=read,
         tokenizer=tokenizer_source(path, config.vocab_size),
         stop_ids=_stop_ids(path, fields),
         chat_template=chat_template(path),
+        quant=quantized.quant if quantized else None,
     )
 
 
@@ -120,7 +130,6 @@ def _refuse_unsupported(fields: Fields) -> None:
         "attention_bias": (None, False),
         "mlp_bias": (None, False),
         "rope_scaling": (None,),
-        "quantization_config": (None,),
     }
     for key, allowed in plain.items():
         if fields.raw(key) not in allowed:

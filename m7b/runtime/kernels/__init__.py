@@ -79,12 +79,19 @@ def empty_bytes(*shape: int) -> Tensor:
     return memory
 
 
-def quantize(type: BlockType, weight: Tensor) -> Tensor:
-    """Blocks (out, bytes) uint8 of `weight` (out, in), rounded as llama.cpp rounds them."""
+def quantize(type: BlockType, weight: Tensor, importance: Tensor | None = None) -> Tensor:
+    """Blocks (out, bytes) uint8 of `weight` (out, in), rounded as llama.cpp rounds them.
+
+    With `importance` (in,) float32, the scales of Q4_0 are those that leave the least squared error, each
+    column's weighted by its importance; other types do not look at it.
+    """
     weight = weight.contiguous()
     n_out, n_in = weight.shape
     blocks = torch.empty(n_out, n_in // BLOCK * type.n_bytes, dtype=torch.uint8)
-    _native.quantize(type, *_array(weight), n_out, n_in, blocks.data_ptr(), torch.get_num_threads())
+    address = 0 if importance is None else importance.data_ptr()
+    _native.quantize(
+        *(type, *_array(weight), n_out, n_in, address, blocks.data_ptr(), torch.get_num_threads())
+    )
     return blocks
 
 

@@ -23,10 +23,14 @@ __all__ = ["LinearPlan", "PackedLinear", "plan_linears", "type_named"]
 
 @dataclass(frozen=True, slots=True)
 class LinearPlan:
-    """`make` makes the layers. `bits` is what a weight takes, None: as stored."""
+    """`make` makes the layers. `bits` is what a weight takes, None: as stored.
+
+    `make_output` makes the last one where that is of another kind.
+    """
 
     make: LinearFactory
     bits: float | None
+    make_output: LinearFactory | None = None
 
 
 def plan_linears(
@@ -46,6 +50,8 @@ def plan_linears(
         runs_blocks = device == "cpu" and kernels.instruction_set() and dtype != torch.float16
         if has_blocks and runs_blocks and odd is None and not dtype_given:
             return LinearPlan(BlockLinear.factory(None), None)
+        if checkpoint.quant and device != "auto":
+            return _as_stored(checkpoint.quant, device, dtype)
         quant = Quant.NONE
     wanted = _named(quant)
     bits = 8.0 * dtype.itemsize
@@ -74,6 +80,13 @@ def plan_linears(
     type = kernels.BlockType.Q4_0 if is_4_bit else kernels.BlockType.Q8_0
     layer = BlockLinear if kernels.instruction_set() else StockBlockLinear
     return LinearPlan(layer.factory(type), 4.5 if is_4_bit else 8.5)
+
+
+def _as_stored(quant: str, device: str, dtype: torch.dtype) -> LinearPlan:
+    """The layers that bitsandbytes has quantized; the output, which it left alone, stays as it is."""
+    if quant == Quant.INT8:
+        return LinearPlan(Int8Linear, 8.0, _dense(device, dtype))
+    return LinearPlan(FourBitLinear.factory(quant, dtype), 4.5, _dense(device, dtype))
 
 
 def _named(quant: str) -> Quant:

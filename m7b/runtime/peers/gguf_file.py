@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
-from torch import Tensor
 
 from m7b.runtime.checkpoints import gguf
 from m7b.runtime.checkpoints.checkpoint import translated
 from m7b.runtime.checkpoints.random import STD, cut
-from m7b.runtime.config import ModelConfig
 from m7b.runtime.peers.task import Task
+from m7b.runtime.quantize.gguf_file import add_shape
+from m7b.runtime.rope import native_rows
 
 _BLOCKS = 32_749  # a prime, so no two rows are the same
 
@@ -38,7 +38,8 @@ def write_gguf(task: Task, file: Path) -> None:
     As in our engine, an embedding that is not the output too is not quantized.
     """
     writer = GGUFWriter(file, "llama")
-    _add_metadata(writer, task.config)
+    add_shape(writer, task.config)
+    writer.add_tokenizer_model("no_vocab")  # llama.cpp then makes as many tokens up
     types = {name: _type_of(name, shape, task) for name, shape in task.config.tensor_shapes().items()}
     for name, type_ in types.items():
         shape = task.config.tensor_shapes()[name]
@@ -65,25 +66,13 @@ _QUANTIZED = {
 }  # what the gguf package writes as bytes
 
 
-def interleaved(weight: Tensor, n_heads: int) -> Tensor:
-    """Reorder the rows of a q or k projection (heads * D, dim) from canonical to GGUF's order.
-
-    One head with D=6: rows [0 1 2 3 4 5] become [0 3 1 4 2 5].
-    """
-    rows, columns = weight.shape
-    halves = weight.view(n_heads, 2, rows // n_heads // 2, columns)
-    return halves.transpose(1, 2).reshape(rows, columns)
-
-
 def _bytes_of(name: str, type_: GGMLQuantizationType, task: Task) -> np.ndarray:
     """What the file holds for one tensor, in bytes."""
     shape = task.config.tensor_shapes()[name]
     if task.is_random and type_ in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0):
         return _random_blocks(shape, type_)
     weight = task.checkpoint.read(name).to(torch.float32)
-    heads = {"wq": task.config.n_heads, "wk": task.config.n_kv_heads}.get(name.split(".")[-2])
-    if heads:
-        weight = interleaved(weight, heads)
+    weight = native_rows(name, weight, task.config)
     return quants.quantize(weight.numpy(), type_).view(np.uint8).reshape(-1)
 
 
@@ -111,19 +100,3 @@ def _type_of(name: str, shape: tuple[int, ...], task: Task) -> GGMLQuantizationT
 def _n_bytes(shape: tuple[int, ...], type_: GGMLQuantizationType) -> int:
     size, n_block_bytes = GGML_QUANT_SIZES[type_]
     return math.prod(shape) // size * n_block_bytes
-
-
-def _add_metadata(writer: GGUFWriter, config: ModelConfig) -> None:
-    writer.add_context_length(config.max_seq_len)
-    writer.add_embedding_length(config.dim)
-    writer.add_block_count(config.n_layers)
-    writer.add_feed_forward_length(config.hidden_dim)
-    writer.add_head_count(config.n_heads)
-    writer.add_head_count_kv(config.n_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("no_vocab")  # llama.cpp then makes as many tokens up

@@ -151,7 +151,8 @@ template <int TYPE> void linear_16(const uint8_t *panel, int n_blocks, const Til
 #include "linear_kernel.h"
 
 namespace m7b {
-const Kernels avx2_kernels = {"avx2", quantize_block, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
+const Kernels avx2_kernels = {"avx2",
+    quantize_block, best_scale, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -51,8 +51,8 @@ template <int TYPE> struct Weights {
 #include "linear_kernel.h"
 
 namespace m7b {
-const Kernels avx512vnni_kernels = {"avx512vnni", quantize_block, linear, linear_bf16,
-                                    attend,       rms_norm,       swiglu, sum_bytes};
+const Kernels avx512vnni_kernels = {"avx512vnni",
+    quantize_block, best_scale, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -48,6 +48,8 @@ struct Kernels {
     const char *name;
     // 32 values to quants, scale and sum.
     void (*quantize_block)(const float *x, int8_t *quants, float *scale, int32_t *sum);
+    // The scale for 32 values as integers from -8 to 7 that leaves the least weighted squared error.
+    float (*best_scale)(const float *x, const float *weights);
     // One panel times n tokens, n one of 1, 4 and 16: out is (n, 16).
     void (*linear)(int type, const uint8_t *panel, int n_blocks, const Tile &tile, int n, float *out);
     // Four rows of bfloat16 weights, `stride` apart, times x (n, in), n at most 4: out is (n, 4).

@@ -58,9 +58,10 @@ PyObject *py_quantize(PyObject *, PyObject *const *args, Py_ssize_t n) {
     int type = a.size();
     Array x = a.array();
     int n_rows = a.size(), n_in = a.size();
+    const float *importance = a.address<float>();
     uint8_t *blocks = a.address<uint8_t>();
     int n_threads = a.size();
-    return run(a, [&] { quantize(type, x, n_rows, n_in, blocks, n_threads); });
+    return run(a, [&] { quantize(type, x, n_rows, n_in, importance, blocks, n_threads); });
 }
 
 PyObject *py_pack(PyObject *, PyObject *const *args, Py_ssize_t n) {

@@ -97,16 +97,23 @@ void store_f16(float value, uint8_t *to) {
     std::memcpy(to, &half, 2);
 }
 
+void round_q4_0(const float *x, float d, float inverse, uint8_t *block) {
+    const auto rounded = [&](float value) { return std::max(0, std::min(15, int(value * inverse + 8.5f))); };
+    store_f16(d, block);
+    for (int i = 0; i < 16; i++) block[2 + i] = uint8_t(rounded(x[i]) | rounded(x[i + 16]) << 4);
+}
+
 void quantize_q4_0(const float *x, uint8_t *block) {
     float largest = 0;
     for (int i = 0; i < BLOCK; i++)
         if (std::fabs(x[i]) > std::fabs(largest)) largest = x[i];
-    float d = largest / -8, inverse = d != 0 ? 1 / d : 0;
-    store_f16(d, block);
-    for (int i = 0; i < 16; i++) {
-        int low = std::min(15, int(x[i] * inverse + 8.5f)), high = std::min(15, int(x[i + 16] * inverse + 8.5f));
-        block[2 + i] = uint8_t(low | high << 4);
-    }
+    float d = largest / -8;
+    round_q4_0(x, d, d != 0 ? 1 / d : 0, block);
+}
+
+void quantize_q4_0_best(const float *x, const float *importance, uint8_t *block) {
+    const float d = from_f16(to_f16(kernels().best_scale(x, importance))); // as it will be read
+    round_q4_0(x, d, d != 0 ? 1 / d : 0, block);
 }
 
 void quantize_q4_1(const float *x, uint8_t *block) {
@@ -168,15 +175,17 @@ bool use(const char *name) {
     return false;
 }
 
-void quantize(int type, Array x, int n_rows, int n_in, uint8_t *blocks, int n_threads) {
+void quantize(int type, Array x, int n_rows, int n_in, const float *importance, uint8_t *blocks, int n_threads) {
     const int n_blocks = n_in / BLOCK, bytes = block_bytes(type);
     parallel(n_threads, n_rows, [&](int row) {
         float values[BLOCK];
         for (int b = 0; b < n_blocks; b++) {
             load_floats(x, size_t(row) * n_in + size_t(b) * BLOCK, BLOCK, values);
             uint8_t *block = blocks + (size_t(row) * n_blocks + b) * bytes;
-            type == Q4_0 ? quantize_q4_0(values, block) : type == Q4_1 ? quantize_q4_1(values, block)
-                                                                       : quantize_q8_0(values, block);
+            if (type == Q4_1) quantize_q4_1(values, block);
+            else if (type == Q8_0) quantize_q8_0(values, block);
+            else if (importance) quantize_q4_0_best(values, importance + size_t(b) * BLOCK, block);
+            else quantize_q4_0(values, block);
         }
     });
 }

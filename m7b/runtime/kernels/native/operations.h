@@ -14,8 +14,9 @@ struct Array {
 const Kernels &kernels();
 bool use(const char *name); // false where this processor lacks it
 
-// (n_rows, n_in) to GGUF's blocks, rounded as llama.cpp rounds them.
-void quantize(int type, Array x, int n_rows, int n_in, uint8_t *blocks, int n_threads);
+// (n_rows, n_in) to GGUF's blocks, rounded as llama.cpp rounds them; but with `importance` (n_in,) the scales
+// of Q4_0 are those that leave the least squared error, each column's weighted by its importance.
+void quantize(int type, Array x, int n_rows, int n_in, const float *importance, uint8_t *blocks, int n_threads);
 // GGUF's blocks of `n_rows` rows to panels; rows up to a multiple of 16 are filled with zeros.
 void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels, int n_threads);
 // Packed weights, and where x (T, n_in) times them goes: (T, n_out) in the dtype of x.

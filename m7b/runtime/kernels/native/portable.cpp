@@ -85,5 +85,6 @@ uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
 #include "linear_kernel.h"
 
 namespace m7b {
-const Kernels portable_kernels = {"portable", quantize_block, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
+const Kernels portable_kernels = {"portable",
+    quantize_block, best_scale, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
 }

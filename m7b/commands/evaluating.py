@@ -1,0 +1,71 @@
+"""What the commands share that judge a model by a text."""
+
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from m7b.commands.loading import LoadedModel, drained
+from m7b.commands.options import n_tokens
+from m7b.errors import UsageError
+from m7b.render import Status
+from m7b.tokenizer import Tokenizer
+
+Result = TypeVar("Result")
+
+StrideOption = Annotated[
+    int | None,
+    typer.Option(
+        "--stride",
+        parser=n_tokens,
+        metavar="N",
+        help="Tokens by which the window over the text moves on; half a context if not given.",
+        show_default=False,
+    ),
+]
+
+_USUAL_CTX_SIZE = 2048
+
+
+def usual_ctx_size(loaded: LoadedModel) -> int:
+    """The context that texts are read in where none is given: more costs time and changes little."""
+    return min(_USUAL_CTX_SIZE, loaded.ctx_size)
+
+
+def evaluation_ids(
+    file: Path | None, tokenizer: Tokenizer, ctx_size: int, stride: int | None, text: str = ""
+) -> tuple[str, list[int], int]:
+    """What the text is called, its ids, and the stride; `text` is read where no `file` is named.
+
+    Raises:
+        UsageError: the text is too short, no Unicode, or the stride leaves gaps.
+    """
+    name, content = (str(file), _read(file)) if file else ("", text)
+    stride = stride or max(1, ctx_size // 2)
+    if stride > ctx_size:
+        raise UsageError(
+            f"a stride of {stride} passes over tokens in a context of {ctx_size}", hint="lower --stride"
+        )
+    if ctx_size < 2:
+        raise UsageError("a context of 1 token foretells nothing", hint="raise --ctx-size")
+    ids = tokenizer.encode(content, bos=tokenizer.adds_bos)
+    if len(ids) < 3:
+        raise UsageError(f"{name or 'the text'} has {len(ids)} tokens, which is too few to judge by")
+    return name, ids, stride
+
+
+def counted(running: Generator[int, None, Result], name: str, total: int, status: Status) -> Result:
+    """What `running` comes to, with its progress on a terminal."""
+    return drained(running, lambda done: status.show(f"reading with {name}: {done:,} of {total:,} tokens"))
+
+
+def _read(file: Path) -> str:
+    try:
+        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None

@@ -1,0 +1,84 @@
+"""`m7b perplexity`: how well a model foretells a text."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from m7b.commands.evaluating import StrideOption, counted, evaluation_ids, usual_ctx_size
+from m7b.commands.loading import load_model
+from m7b.commands.options import (
+    CtxSizeOption,
+    DeviceOption,
+    DTypeOption,
+    JsonOption,
+    ModelOption,
+    PrefillChunkOption,
+    QuantOption,
+    ThreadsOption,
+    VariantOption,
+    WindowOption,
+)
+from m7b.render import Output, Status
+
+
+def perplexity(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A text in UTF-8; - is stdin.")],
+    variant: VariantOption = None,
+    model: ModelOption = None,
+    stride: StrideOption = None,
+    ctx_size: CtxSizeOption = None,
+    window: WindowOption = None,
+    dtype: DTypeOption = None,
+    quant: QuantOption = None,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    prefill_chunk: PrefillChunkOption = 512,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell the perplexity of a text: the exponential of the mean negative log-likelihood of its tokens.
+
+    A text longer than the context (2048 tokens if not given) is read in windows that move on by the stride,
+    half a context if not given; every token but the first counts once.
+
+    Examples:
+
+      m7b perplexity README.md
+
+      m7b perplexity book.txt --ctx-size 1024 --stride 256 --json
+    """
+    from m7b.runtime.engine import Engine
+    from m7b.runtime.evaluate import losses
+    from m7b.runtime.evaluate import perplexity as perplexity_of
+
+    loaded = load_model(
+        variant,
+        model,
+        window=window,
+        ctx_size=ctx_size,
+        prefill_chunk=prefill_chunk,
+        dtype=dtype,
+        quant=quant,
+        device=device,
+        threads=threads,
+    )
+    assert isinstance(loaded.engine, Engine)
+    ctx_size = ctx_size or usual_ctx_size(loaded)
+    text, ids, stride = evaluation_ids(file, loaded.tokenizer, ctx_size, stride)
+    status = Status()
+    try:
+        found = perplexity_of(
+            counted(losses(loaded.engine, ids, ctx_size, stride), loaded.name, len(ids), status)
+        )
+    finally:
+        status.clear()
+    if as_json:
+        figures = {"perplexity": found.value, "error": found.error, "tokens": found.n_tokens}
+        about = {"model": loaded.name, "text": str(text), "ctx_size": ctx_size, "stride": stride}
+        Output().write(json.dumps(about | figures, ensure_ascii=False) + "\n")
+        return
+    Output().write(
+        f"perplexity {found.value:.4f} ± {found.error:.4f} over {found.n_tokens:,} tokens "
+        f"(context {ctx_size}, stride {stride})\n"
+    )

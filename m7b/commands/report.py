@@ -1,0 +1,170 @@
+"""What quantizing saved and what it cost: the same text and the same work, before and after."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from m7b.bench.formats import Table, aligned, markdown
+from m7b.bench.results import Work
+from m7b.commands.evaluating import counted, evaluation_ids, usual_ctx_size
+from m7b.commands.loading import LoadedModel, load_model
+from m7b.commands.options import VariantName
+from m7b.errors import UsageError
+from m7b.render import Status
+from m7b.texts import ENGLISH, english_text
+
+_WORK = Work(prompt_tokens=256, decode_tokens=32, depth=0)
+_REPETITIONS = 3
+_WORST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two models. Speeds are in tokens per second, the best of a few."""
+
+    model: str
+    bytes: int
+    bits_per_weight: float
+    load_s: float
+    prefill_tps: float
+    decode_tps: float
+    perplexity: float
+    perplexity_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The report: both models, and how far the distributions of the second are from the first's.
+
+    `worst_layers` have the largest relative error, of the root mean square.
+    """
+
+    text: str
+    tokens: int
+    ctx_size: int
+    stride: int
+    original: Side
+    quantized: Side
+    mean_kl: float
+    kl_error: float
+    p99_kl: float
+    top1_agreement: float
+    worst_layers: list[dict[str, Any]]
+
+
+def compare(
+    source: tuple[VariantName | None, Path | None],
+    out: Path,
+    name: str,
+    errors: Mapping[str, float],
+    eval_file: Path | None,
+    status: Status,
+) -> Comparison:
+    """Run the original, then the quantized model; one is in memory at a time.
+
+    Raises:
+        OutOfResources: there is no room for one of them.
+    """
+    from m7b.runtime.engine import Engine
+    from m7b.runtime.evaluate import Record, perplexity
+
+    with tempfile.TemporaryDirectory(prefix="m7b-report-") as folder:
+        loaded = load_model(*source)
+        ctx_size = usual_ctx_size(loaded)
+        text, ids, stride = evaluation_ids(eval_file, loaded.tokenizer, ctx_size, None, english_text())
+        assert isinstance(loaded.engine, Engine)
+        record = Record(Path(folder) / "log-probabilities")
+        counted(record.take(loaded.engine, ids, ctx_size, stride), name, len(ids), status)
+        original = _side(loaded, name, perplexity(record.losses), status)
+        del loaded
+        loaded = load_model(None, out)
+        assert isinstance(loaded.engine, Engine)
+        if evaluation_ids(eval_file, loaded.tokenizer, ctx_size, None, english_text())[1] != ids:
+            raise UsageError(f"the tokenizer in {out} is not that of {name}: this is a bug of m7b's")
+        losses, distance = counted(
+            record.compare(loaded.engine, ids, ctx_size, stride), out.name, len(ids), status
+        )
+        quantized = _side(loaded, out.name, perplexity(losses), status)
+    worst = sorted(errors.items(), key=lambda item: -item[1])[:_WORST]
+    report = Comparison(
+        text=text or ENGLISH,
+        tokens=len(losses),
+        ctx_size=ctx_size,
+        stride=stride,
+        original=original,
+        quantized=quantized,
+        **asdict(distance),
+        worst_layers=[{"name": name, "error": error} for name, error in worst],
+    )
+    _keep(report, out)
+    return report
+
+
+def told(report: Comparison, out: Path) -> str:
+    """The report for people, and where it is kept."""
+    figures, worst = _tables(report)
+    return "\n".join(
+        [aligned(figures), _distance(report) + "\n", aligned(worst), f"kept in {_beside(out, '.md')}\n"]
+    )
+
+
+def _side(loaded: LoadedModel, name: str, found: Any, status: Status) -> Side:
+    from m7b.runtime.engine import Engine
+    from m7b.runtime.measure import EngineRunner, repeat
+
+    assert isinstance(loaded.engine, Engine)
+    status.show(f"timing {name}")
+    runner = EngineRunner(loaded.engine)
+    samples = [repeat(runner, _WORK) for _ in range(_REPETITIONS)]
+    return Side(
+        model=name,
+        bytes=loaded.n_bytes,
+        bits_per_weight=8 * loaded.n_bytes / loaded.engine.model.config.n_params,
+        load_s=loaded.load_s,
+        prefill_tps=max(_WORK.prompt_tokens / (sample.prefill_s or 1) for sample in samples),
+        decode_tps=max(_WORK.decode_tokens / sum(sample.step_s) for sample in samples),
+        perplexity=found.value,
+        perplexity_error=found.error,
+    )
+
+
+def _keep(report: Comparison, out: Path) -> None:
+    figures, worst = _tables(report)
+    _beside(out, ".json").write_text(
+        json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    text = "\n".join(
+        [f"# {report.quantized.model}\n", markdown(figures), _distance(report) + "\n", markdown(worst)]
+    )
+    _beside(out, ".md").write_text(text, encoding="utf-8")
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    return out.with_name(f"{out.name}.report{suffix}")
+
+
+def _distance(report: Comparison) -> str:
+    r = report
+    return (
+        f"Over {r.tokens:,} tokens of {r.text} (context {r.ctx_size}, stride {r.stride}), next-token "
+        f"distributions differ by {r.mean_kl:.5f} ± {r.kl_error:.5f} nats (KL, mean; p99 {r.p99_kl:.4f}), "
+        f"and {100 * r.top1_agreement:.2f} % of the likeliest tokens are the same."
+    )
+
+
+def _tables(report: Comparison) -> tuple[Table, Table]:
+    sides = (report.original, report.quantized)
+    rows = {
+        "bytes": [f"{side.bytes:,}" for side in sides],
+        "bits per weight": [f"{side.bits_per_weight:.2f}" for side in sides],
+        "load, s": [f"{side.load_s:.2f}" for side in sides],
+        "prefill, tok/s": [f"{side.prefill_tps:.1f}" for side in sides],
+        "decode, tok/s": [f"{side.decode_tps:.1f}" for side in sides],
+        "perplexity": [f"{side.perplexity:.4f} ± {side.perplexity_error:.4f}" for side in sides],
+    }
+    figures = Table(("", *(side.model for side in sides)), tuple((k, *v) for k, v in rows.items()), 1)
+    worst = tuple((layer["name"], f"{100 * layer['error']:.2f} %") for layer in report.worst_layers)
+    return figures, Table(("worst layers", "error"), worst, 1)

@@ -1,0 +1,118 @@
+"""Layers that bitsandbytes has quantized, as transformers stores them: each weight with its scales beside it.
+
+4 bits: `weight` packed, `weight.absmax`, perhaps `weight.nested_absmax`, and `weight.quant_state` with
+JSON in bytes. 8 bits: `weight` int8 and `SCB`, a scale for each row. They are read as numbers.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
+from m7b.runtime.checkpoints import torch_files
+from m7b.runtime.checkpoints.checkpoint import StoredTensor
+from m7b.runtime.checkpoints.fields import Fields
+
+DTYPES = dict.fromkeys(("NF4", "FP4", "INT8"), torch.bfloat16)
+"""What the weights count as in an inventory, and the dtype to run them in."""
+
+_STATE = re.compile(r"(.+\.weight)\.quant_state\.bitsandbytes__(nf4|fp4)")
+_MAX_STATE_BYTES = 4096
+_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """An inventory in which each quantized weight is one tensor, and how to read those."""
+
+    quant: str
+    tensors: dict[str, StoredTensor]
+    readers: Mapping[str, Callable[[], Tensor]]
+
+
+def gather(config: Fields, inventory: Mapping[str, StoredTensor]) -> Quantized:
+    """What a folder with the `quantization_config` in `config` holds.
+
+    Raises:
+        DamagedCheckpoint: sizes contradict each other.
+        UnsupportedCheckpoint: it was not bitsandbytes.
+    """
+    settings = config.raw("quantization_config")
+    if not isinstance(settings, dict) or settings.get("quant_method", "bitsandbytes") != "bitsandbytes":
+        raise UnsupportedCheckpoint(
+            f"{config.file}: quantization_config is {str(settings)[:60]}",
+            hint="m7b reads those of bitsandbytes",
+        )
+    tensors, readers = dict(inventory), dict[str, Callable[[], Tensor]]()
+    quant = "int8" if settings.get("load_in_8bit") else ""
+    for key in inventory:
+        if match := _STATE.fullmatch(key):
+            name, quant = match.groups()
+            parts = {k: t for k, t in inventory.items() if k.startswith(f"{name}.")}
+            tensors = {k: t for k, t in tensors.items() if k not in parts}
+            tensors[name], readers[name] = _four_bit(inventory.get(name), quant, parts, key)
+        elif key.endswith(".SCB"):
+            layer = key.removesuffix("SCB")
+            tensors.pop(key)
+            tensors.pop(f"{layer}weight_format", None)
+            tensors[f"{layer}weight"], readers[f"{layer}weight"] = _int8(
+                inventory.get(f"{layer}weight"), inventory[key]
+            )
+    return Quantized(quant, tensors, readers)
+
+
+def _four_bit(
+    packed: StoredTensor | None, quant: str, parts: Mapping[str, StoredTensor], state_name: str
+) -> tuple[StoredTensor, Callable[[], Tensor]]:
+    state = parts[state_name]
+    if packed is None or packed.dtype != "U8" or state.dtype != "U8" or state.n_bytes > _MAX_STATE_BYTES:
+        raise DamagedCheckpoint(f"{state.file}: {state_name} describes no packed weight")
+    try:
+        described: Any = json.loads(bytes(torch_files.read(state).tolist()))
+        shape, block = tuple(described["shape"]), described["blocksize"]
+        n = math.prod(shape)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedCheckpoint(f"{state.file}: {state_name} is unreadable: {error!r}") from None
+    name = packed.source_name
+    absmax = parts.get(f"{name}.absmax")
+    is_whole = (
+        len(shape) > 1
+        and all(type(size) is int and size > 0 for size in shape)
+        and block in _BLOCK_SIZES
+        and packed.n_bytes == (n + 1) // 2
+        and absmax is not None
+        and math.prod(absmax.shape) == -(-n // block)
+    )
+    if not is_whole:
+        raise DamagedCheckpoint(f"{packed.file}: {name} and its scales are not of the sizes that it claims")
+
+    def read() -> Tensor:
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        values = {key.removeprefix(f"{name}."): torch_files.read(part) for key, part in parts.items()}
+        try:
+            found: Tensor = dequantize_4bit(
+                torch_files.read(packed), QuantState.from_dict(values, torch.device("cpu"))
+            )
+        except (KeyError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise DamagedCheckpoint(f"{packed.file}: {name} cannot be read: {error}") from None
+        return found.view(shape)
+
+    return replace(packed, shape=shape, dtype=quant.upper()), read
+
+
+def _int8(weight: StoredTensor | None, scales: StoredTensor) -> tuple[StoredTensor, Callable[[], Tensor]]:
+    if weight is None or weight.dtype != "I8" or scales.shape != weight.shape[:1]:
+        raise DamagedCheckpoint(f"{scales.file}: {scales.source_name} has no weight of as many rows")
+
+    def read() -> Tensor:
+        rows: Tensor = torch_files.read(weight) * (torch_files.read(scales).to(torch.float32) / 127)[:, None]
+        return rows
+
+    return replace(weight, dtype="INT8"), read

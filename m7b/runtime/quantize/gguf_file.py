@@ -1,0 +1,197 @@
+"""One GGUF file of arch `llama`, as llama.cpp's own converter lays it out: metadata, then tensors."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from gguf import (
+    GGML_QUANT_SIZES,
+    GGML_QUANT_VERSION,
+    GGMLQuantizationType,
+    GGUFWriter,
+    LlamaFileType,
+    quants,
+)
+
+from m7b.errors import UsageError
+from m7b.runtime.checkpoints import Checkpoint, gguf
+from m7b.runtime.checkpoints.checkpoint import translated
+from m7b.runtime.config import ModelConfig
+from m7b.runtime.kernels import BLOCK, BlockType
+from m7b.runtime.linears.blocks import dequantized
+from m7b.runtime.quantize.rounding import best_blocks
+from m7b.runtime.quantize.writing import ROWS, Written, relative_error
+from m7b.runtime.rope import native_rows
+from m7b.tokenizer import GGUFVocabulary, Tokenizer, to_gguf
+
+if TYPE_CHECKING:
+    from m7b.runtime.quantize import Settings
+
+_FLOATS = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
+_FILE_TYPES = {
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "f16": LlamaFileType.MOSTLY_F16,
+    "bf16": LlamaFileType.MOSTLY_BF16,
+}
+_MAGIC_BYTES = 4
+
+
+def plan(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: "Settings") -> "Plan":
+    """What will be written; nothing is yet."""
+    types = {
+        name: type_of(name, shape, settings.target, tied=checkpoint.config.tied_embeddings)
+        for name, shape in checkpoint.config.tensor_shapes().items()
+    }
+    for name, type_ in types.items():
+        columns = checkpoint.config.tensor_shapes()[name][-1]
+        if type_ not in _FLOATS and columns % BLOCK:
+            raise UsageError(
+                f"{settings.target} needs rows of whole blocks of {BLOCK}, {name} has rows of {columns}",
+                hint="nf4 takes rows of any length",
+            )
+    assert checkpoint.tokenizer is not None, "the tokenizer came from it"
+    vocabulary = to_gguf(checkpoint.tokenizer, tokenizer, checkpoint.config.vocab_size)
+    return Plan(checkpoint, vocabulary, settings, types)
+
+
+def type_of(name: str, shape: tuple[int, ...], target: str, *, tied: bool) -> GGMLQuantizationType:
+    """The type of one tensor: norms are small and stay in F32, and 4 bits are too few for the output."""
+    if len(shape) == 1:
+        return GGMLQuantizationType.F32
+    is_output = name == "output.weight" or (tied and name == "tok_embeddings.weight")
+    return GGMLQuantizationType["Q8_0" if target == "q4_0" and is_output else target.upper()]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One file to be written: `types` by the canonical names of its tensors."""
+
+    checkpoint: Checkpoint
+    vocabulary: GGUFVocabulary
+    settings: "Settings"
+    types: Mapping[str, GGMLQuantizationType]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the file, roughly: tensors, and some for the vocabulary."""
+        return sum(map(self._n_bytes, self.types)) + 64 * len(self.vocabulary.pieces) + (1 << 16)
+
+    def write(self, file: Path) -> Iterator[Written]:
+        """Write the file. It has no magic, so that nobody reads it, until it is whole."""
+        writer = GGUFWriter(file, "llama")
+        try:
+            self._describe(writer)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            with file.open("r+b") as head:
+                magic = head.read(_MAGIC_BYTES)
+                head.seek(0)
+                head.write(bytes(_MAGIC_BYTES))
+            done, total = 0, sum(map(self._n_bytes, self.types))
+            for name in self.types:
+                data, error = self._encoded(name)
+                writer.write_tensor_data(data)
+                done += data.nbytes
+                yield Written(name, error, done, total)
+        finally:
+            writer.close()
+        with file.open("r+b") as head:
+            head.write(magic)
+
+    def _n_bytes(self, name: str) -> int:
+        size, n_block_bytes = GGML_QUANT_SIZES[self.types[name]]
+        return math.prod(self.checkpoint.config.tensor_shapes()[name]) // size * n_block_bytes
+
+    def _encoded(self, name: str) -> tuple[np.ndarray, float]:
+        """The bytes of one tensor, and how far their numbers are from the checkpoint's."""
+        type_, weight = self.types[name], self.checkpoint.read(name)
+        if type_ in _FLOATS:
+            stored = weight.to(_FLOATS[type_])
+            if not torch.isfinite(stored).all():
+                raise UsageError(f"{name} has values that {type_.name} cannot hold", hint="use --to bf16")
+            data, pieces = stored, zip(torch.split(weight, ROWS), torch.split(stored, ROWS), strict=True)
+        else:
+            block_type = BlockType[type_.name]
+            data = best_blocks(block_type, weight, (self.settings.importance or {}).get(name))
+            pieces = zip(
+                torch.split(weight, ROWS),
+                (dequantized(block_type, rows, torch.float32) for rows in torch.split(data, ROWS)),
+                strict=True,
+            )
+        error = relative_error(pieces)
+        ordered = native_rows(name, data, self.checkpoint.config).contiguous()
+        return ordered.view(torch.uint8).numpy(), error
+
+    def _describe(self, writer: GGUFWriter) -> None:
+        checkpoint = self.checkpoint
+        writer.add_name(checkpoint.path.stem)
+        if checkpoint.license:
+            writer.add_license(checkpoint.license)
+        writer.add_file_type(_FILE_TYPES[self.settings.target])
+        writer.add_quantization_version(GGML_QUANT_VERSION)
+        add_shape(writer, checkpoint.config)
+        _add_vocabulary(writer, self.vocabulary)
+        others = sorted(checkpoint.stop_ids - {self.vocabulary.eos_id})
+        if others:
+            writer.add_eot_token_id(others[0])
+        if checkpoint.chat_template:
+            writer.add_chat_template(checkpoint.chat_template)
+        for name, type_ in self.types.items():
+            shape: tuple[int, ...] = checkpoint.config.tensor_shapes()[name]
+            is_float = type_ in (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
+            stored = shape if is_float else quants.quant_shape_to_byte_shape(shape, type_)
+            dtype = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
+            writer.add_tensor_info(
+                translated(name, gguf.NAMES),
+                stored,
+                np.dtype(dtype.get(type_, np.uint8)),
+                self._n_bytes(name),
+                raw_dtype=type_,
+            )
+
+
+def add_shape(writer: GGUFWriter, config: ModelConfig) -> None:
+    """The metadata of a model's shape; its window too, which llama.cpp passes over and m7b honours."""
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.dim)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.hidden_dim)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_vocab_size(config.vocab_size)
+    if config.sliding_window is not None:
+        writer.add_sliding_window(config.sliding_window)
+
+
+def _add_vocabulary(writer: GGUFWriter, vocabulary: GGUFVocabulary) -> None:
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.pieces)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.model == "llama":
+        writer.add_token_scores(vocabulary.scores)
+        if 2 in vocabulary.types:
+            writer.add_unk_token_id(vocabulary.types.index(2))
+    else:
+        writer.add_token_merges(vocabulary.merges)
+    if vocabulary.bos_id is not None:
+        writer.add_bos_token_id(vocabulary.bos_id)
+    if vocabulary.eos_id is not None:
+        writer.add_eos_token_id(vocabulary.eos_id)
+    writer.add_add_bos_token(vocabulary.adds_bos)
+    writer.add_add_space_prefix(vocabulary.adds_space)
