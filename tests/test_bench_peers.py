@@ -19,8 +19,8 @@ from m7b.runtime.checkpoints.random import random_checkpoint
 from m7b.runtime.loader import EngineOptions, load_engine
 from m7b.runtime.measure import EngineRunner, repeat
 from m7b.runtime.peers import PeerName, Task, check_peer, open_peer
-from m7b.runtime.peers.gguf_file import file_bytes, interleaved, read_bytes, write_gguf
-from m7b.runtime.rope import interleaved_to_half_split
+from m7b.runtime.peers.gguf_file import file_bytes, read_bytes, write_gguf
+from m7b.runtime.rope import half_split_to_interleaved, interleaved_to_half_split
 from tests.tiny import CONFIG, assert_refused, call, write_tiny
 
 IDS = torch.randint(0, CONFIG.vocab_size, (40,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -175,7 +175,7 @@ def test_random_blocks_are_as_spread_as_random_weights(tmp_path, quant):
 
 def test_rows_are_interleaved_as_our_reader_undoes_it():
     weight = torch.arange(24.0 * 3).view(24, 3)
-    torch.testing.assert_close(interleaved_to_half_split(interleaved(weight, 4), 4), weight)
+    torch.testing.assert_close(interleaved_to_half_split(half_split_to_interleaved(weight, 4), 4), weight)
 
 
 # one repetition

@@ -43,8 +43,10 @@ def evaluation_ids(
         UsageError: the text is too short, no Unicode, or the stride leaves gaps.
     """
     name, content = (str(file), _read(file)) if file else ("", text)
-    stride = stride or max(1, ctx_size // 2)
-    if stride > ctx_size:
+    if ctx_size < 2:
+        raise UsageError("a context of 1 token foretells nothing", hint="raise --ctx-size")
+    stride = stride or ctx_size // 2
+    if stride >= ctx_size:
         raise UsageError(
             f"a stride of {stride} passes over tokens in a context of {ctx_size}", hint="lower --stride"
         )

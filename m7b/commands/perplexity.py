@@ -44,9 +44,9 @@ def perplexity(
 
     Examples:
 
-      m7b perplexity README.md
+      m7b perplexity prompt.txt
 
-      m7b perplexity book.txt --ctx-size 1024 --stride 256 --json
+      m7b perplexity prompt.txt --ctx-size 1024 --stride 256 --json
     """
     from m7b.runtime.engine import Engine
     from m7b.runtime.evaluate import losses

@@ -16,9 +16,7 @@ from m7b.paths import path_of
 from m7b.render import Output, Status, note
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from m7b.runtime.quantize import Written
+    from m7b.runtime.quantize import Importance, Written
 
 
 def quantize(
@@ -68,9 +66,9 @@ def quantize(
 
     Examples:
 
-      m7b quantize demo -o demo-q8_0.gguf --to q8_0 --force
+      m7b quantize demo -o demo-q8_0.gguf --to q8_0 --eval-file prompt.txt
 
-      m7b quantize demo -o demo-nf4 --to nf4 --double-quant --no-report --force
+      m7b quantize demo -o demo-nf4 --to nf4 --double-quant --no-report
     """
     from m7b.commands.report import compare, told
     from m7b.runtime.loader import DTYPES
@@ -152,9 +150,7 @@ def _rounded_twice(stored: str) -> str:
     return f"weights stored as {stored} are rounded a second time" if stored else ""
 
 
-def _importance(
-    variant: VariantName | None, model: Path | None, file: Path, status: Status
-) -> "dict[str, Tensor]":
+def _importance(variant: VariantName | None, model: Path | None, file: Path, status: Status) -> "Importance":
     """Which columns matter to the model when it reads `file`."""
     from m7b.runtime.engine import Engine
     from m7b.runtime.quantize.importance import column_importance

@@ -51,7 +51,7 @@ class Distance:
 def windows(n: int, ctx_size: int, stride: int) -> Iterator[Window]:
     """The windows over `n` ids. 10 ids, context 6, stride 2: [0, 6), [2, 8), [4, 10), judged from 1, 6 and 8.
 
-    The first id has nothing before it and is not judged.
+    The first id has nothing before it and is not judged. `stride` is less than `ctx_size`.
     """
     judged = 1
     for start in range(0, n, stride):

@@ -3,7 +3,7 @@
 Each module knows one way to hold a weight and to multiply by it; the model knows none of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -51,7 +51,8 @@ def plan_linears(
         if has_blocks and runs_blocks and odd is None and not dtype_given:
             return LinearPlan(BlockLinear.factory(None), None)
         if checkpoint.quant and device != "auto":
-            return _as_stored(checkpoint.quant, device, dtype)
+            plan = plan_linears(checkpoint, checkpoint.quant, device, dtype)
+            return replace(plan, make_output=_dense(device, dtype))  # which transformers leaves as it is
         quant = Quant.NONE
     wanted = _named(quant)
     bits = 8.0 * dtype.itemsize
@@ -80,13 +81,6 @@ def plan_linears(
     type = kernels.BlockType.Q4_0 if is_4_bit else kernels.BlockType.Q8_0
     layer = BlockLinear if kernels.instruction_set() else StockBlockLinear
     return LinearPlan(layer.factory(type), 4.5 if is_4_bit else 8.5)
-
-
-def _as_stored(quant: str, device: str, dtype: torch.dtype) -> LinearPlan:
-    """The layers that bitsandbytes has quantized; the output, which it left alone, stays as it is."""
-    if quant == Quant.INT8:
-        return LinearPlan(Int8Linear, 8.0, _dense(device, dtype))
-    return LinearPlan(FourBitLinear.factory(quant, dtype), 4.5, _dense(device, dtype))
 
 
 def _named(quant: str) -> Quant:

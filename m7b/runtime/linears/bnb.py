@@ -9,6 +9,7 @@ from m7b.runtime.checkpoints import Blocks
 from m7b.runtime.linears.packed import PackedLinear
 from m7b.runtime.model import LinearFactory
 
+_OUTLIER = 6.0  # activations beyond it are not quantized: section 3.2 of LLM.int8(), transformers' default
 _BLOCK = 64  # weights under one scale, the default of bitsandbytes
 
 
@@ -53,9 +54,11 @@ class Int8Linear(PackedLinear):
         from bitsandbytes.nn.modules import Int8Params, Linear8bitLt
 
         assert isinstance(weight, Tensor)
-        self._layer = Linear8bitLt(self.in_features, self.out_features, bias=False, has_fp16_weights=False)
+        self._layer = Linear8bitLt(
+            self.in_features, self.out_features, bias=False, has_fp16_weights=False, threshold=_OUTLIER
+        )
         self._layer.weight = Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
-        self._layer.to(weight.device)  # type: ignore[no-untyped-call]  # which quantizes
+        self._layer.to(weight.device).eval()  # type: ignore[no-untyped-call]  # the move quantizes
 
     @property
     def n_bytes(self) -> int:

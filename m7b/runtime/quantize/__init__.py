@@ -20,7 +20,11 @@ from m7b.runtime.quantize import bnb_folder, gguf_file
 from m7b.runtime.quantize.writing import Written, removed_on_failure
 from m7b.tokenizer import Tokenizer
 
-__all__ = ["Settings", "Written", "quantize"]
+__all__ = ["Importance", "Settings", "Written", "quantize"]
+
+
+Importance = Mapping[str, Tensor]
+"""By the name of a weight how much an error in each of its columns matters: (in,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +32,13 @@ class Settings:
     """How to quantize.
 
     `double_quant` quantizes the scales of nf4 and fp4 too. `compute_dtype` is what readers of a folder
-    multiply in. `importance` (in,) by the name of a weight says how much an error in each of its columns
-    matters, to q4_0 alone.
+    multiply in. `importance` is for q4_0 alone.
     """
 
     target: QuantizeTarget
     double_quant: bool = False
     compute_dtype: torch.dtype = torch.bfloat16
-    importance: Mapping[str, Tensor] | None = None
+    importance: Importance | None = None
 
 
 def quantize(
