@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from m7b.cli import main
-from m7b.errors import ExitCode, M7bError
+from m7b.errors import DamagedCheckpoint, ExitCode, M7bError
 from m7b.generation import QuantizeTarget, SamplingParams, Step
 from m7b.runtime import kernels
 from m7b.runtime.checkpoints import open_checkpoint
@@ -139,6 +140,41 @@ def test_a_folder_keeps_tokenizer_and_template(source, tmp_path):
     checkpoint = open_checkpoint(tmp_path / "out")
     assert checkpoint.tokenizer == OfficialVocabulary(TokenizerVersion.V3)
     assert checkpoint.chat_template == "{{ messages[0]['content'] }}"
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "told"),
+    [
+        ("quant_map", lambda value: value[:3].clone(), "should be 16 of F32"),
+        ("absmax", lambda value: value[:-1].clone(), "absmax should be"),
+        ("absmax", lambda value: value.to(torch.uint8), "absmax should be"),
+        ("quant_state.bitsandbytes__nf4", lambda value: value[:9].clone(), "is unreadable"),
+        (
+            "quant_state.bitsandbytes__nf4",
+            lambda value: torch.tensor(list(b"{}"), dtype=torch.uint8),
+            "unread",
+        ),
+        ("quant_state.bitsandbytes__nf4", "shape", "not of the size that it claims"),
+        ("quant_state.bitsandbytes__nf4", "blocksize", "not of the size that it claims"),
+        ("quant_state.bitsandbytes__nf4", "nested_blocksize", "has blocks of"),
+        ("", lambda value: value[:-1].clone(), "not of the size that it claims"),
+    ],
+)
+def test_scales_that_do_not_fit_their_weight_are_refused_before_anything_reads_them(
+    source, tmp_path, key, change, told
+):
+    written(source, tmp_path / "out", "nf4")
+    file = next((tmp_path / "out").glob("*-00002-*"))
+    tensors, name = load_file(file), "model.layers.0.self_attn.q_proj.weight"
+    key = f"{name}.{key}" if key else name
+    if isinstance(change, str):
+        state = json.loads(bytes(tensors[key].tolist())) | {change: {"shape": [1 << 40, 64]}.get(change, 7)}
+        tensors[key] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    else:
+        tensors[key] = change(tensors[key])
+    save_file(tensors, file)
+    with pytest.raises(DamagedCheckpoint, match=told):
+        open_checkpoint(tmp_path / "out")
 
 
 # Rounding.

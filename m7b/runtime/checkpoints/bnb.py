@@ -75,22 +75,33 @@ def _four_bit(
         raise DamagedCheckpoint(f"{state.file}: {state_name} describes no packed weight")
     try:
         described: Any = json.loads(bytes(torch_files.read(state).tolist()))
-        shape, block = tuple(described["shape"]), described["blocksize"]
+        shape, block, nested_block = (
+            tuple(described["shape"]),
+            described["blocksize"],
+            described.get("nested_blocksize"),
+        )
         n = math.prod(shape)
+        is_known = described["dtype"] in ("float16", "bfloat16", "float32") and block in _BLOCK_SIZES
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedCheckpoint(f"{state.file}: {state_name} is unreadable: {error!r}") from None
     name = packed.source_name
-    absmax = parts.get(f"{name}.absmax")
-    is_whole = (
-        len(shape) > 1
-        and all(type(size) is int and size > 0 for size in shape)
-        and block in _BLOCK_SIZES
-        and packed.n_bytes == (n + 1) // 2
-        and absmax is not None
-        and math.prod(absmax.shape) == -(-n // block)
-    )
-    if not is_whole:
-        raise DamagedCheckpoint(f"{packed.file}: {name} and its scales are not of the sizes that it claims")
+    is_matrix = len(shape) > 1 and all(type(size) is int and size > 0 for size in shape)
+    if not is_known or not is_matrix or packed.n_bytes != (n + 1) // 2:
+        raise DamagedCheckpoint(f"{packed.file}: {name} is not of the size that it claims")
+    # bitsandbytes looks nothing of this up before it reads.
+    n_scales, expected = -(-n // block), {"quant_map": ("F32", 16), "absmax": ("F32", -(-n // block))}
+    if nested_block is not None:
+        if nested_block not in _BLOCK_SIZES:
+            raise DamagedCheckpoint(f"{state.file}: {state_name} has blocks of {nested_block!r}")
+        expected |= {
+            "absmax": ("U8", n_scales),
+            "nested_absmax": ("F32", -(-n_scales // nested_block)),
+            "nested_quant_map": ("F32", 256),
+        }
+    for key, (dtype, size) in expected.items():
+        part = parts.get(f"{name}.{key}")
+        if part is None or part.dtype != dtype or math.prod(part.shape) != size:
+            raise DamagedCheckpoint(f"{packed.file}: {name}.{key} should be {size} of {dtype}")
 
     def read() -> Tensor:
         from bitsandbytes.functional import QuantState, dequantize_4bit
