@@ -17,7 +17,16 @@ from tests.tiny import WINDOW, assert_refused, call, lines, write_tiny
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANT_OF = {"v1": "base-v0.1", "v3": "base-v0.3"}
-COMMANDS = ("complete", "download", "info", "tokenize", "detokenize")
+COMMANDS = (
+    "bench",
+    "complete",
+    "download",
+    "info",
+    "perplexity",
+    "quantize",
+    "tokenize",
+    "detokenize",
+)
 V1 = ("--variant", "base-v0.1")
 
 

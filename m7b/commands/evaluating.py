@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -34,15 +35,46 @@ def usual_ctx_size(loaded: LoadedModel) -> int:
     return min(_USUAL_CTX_SIZE, loaded.ctx_size)
 
 
-def evaluation_ids(
-    file: Path | None, tokenizer: Tokenizer, ctx_size: int, stride: int | None, text: str = ""
-) -> tuple[str, list[int], int]:
-    """What the text is called, its ids, and the stride; `text` is read where no `file` is named.
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text to judge by, and what it is called."""
+
+    name: str
+    content: str
+
+    def ids(self, tokenizer: Tokenizer) -> list[int]:
+        """Its ids, as the model expects a text to begin.
+
+        Raises:
+            UsageError: they are too few.
+        """
+        ids = tokenizer.encode(self.content, bos=tokenizer.adds_bos)
+        if len(ids) < 3:
+            raise UsageError(f"{self.name} has {len(ids)} tokens, which is too few to judge by")
+        return ids
+
+
+def read_text(file: Path) -> Text:
+    """The text in `file`, or on stdin for `-`.
 
     Raises:
-        UsageError: the text is too short, no Unicode, or the stride leaves gaps.
+        UsageError: it cannot be read, or is no Unicode.
     """
-    name, content = (str(file), _read(file)) if file else ("", text)
+    try:
+        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return Text(str(file), raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+
+
+def stride_of(stride: int | None, ctx_size: int) -> int:
+    """The stride, half a context where none is given.
+
+    Raises:
+        UsageError: it leaves gaps.
+    """
     if ctx_size < 2:
         raise UsageError("a context of 1 token foretells nothing", hint="raise --ctx-size")
     stride = stride or ctx_size // 2
@@ -50,24 +82,9 @@ def evaluation_ids(
         raise UsageError(
             f"a stride of {stride} passes over tokens in a context of {ctx_size}", hint="lower --stride"
         )
-    if ctx_size < 2:
-        raise UsageError("a context of 1 token foretells nothing", hint="raise --ctx-size")
-    ids = tokenizer.encode(content, bos=tokenizer.adds_bos)
-    if len(ids) < 3:
-        raise UsageError(f"{name or 'the text'} has {len(ids)} tokens, which is too few to judge by")
-    return name, ids, stride
+    return stride
 
 
 def counted(running: Generator[int, None, Result], name: str, total: int, status: Status) -> Result:
     """What `running` comes to, with its progress on a terminal."""
     return drained(running, lambda done: status.show(f"reading with {name}: {done:,} of {total:,} tokens"))
-
-
-def _read(file: Path) -> str:
-    try:
-        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: not UTF-8 at byte {error.start}") from None
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None

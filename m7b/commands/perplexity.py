@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from m7b.commands.evaluating import StrideOption, counted, evaluation_ids, usual_ctx_size
+from m7b.commands.evaluating import StrideOption, counted, read_text, stride_of, usual_ctx_size
 from m7b.commands.loading import load_model
 from m7b.commands.options import (
     CtxSizeOption,
@@ -52,6 +52,7 @@ def perplexity(
     from m7b.runtime.evaluate import losses
     from m7b.runtime.evaluate import perplexity as perplexity_of
 
+    text = read_text(file)
     loaded = load_model(
         variant,
         model,
@@ -65,7 +66,7 @@ def perplexity(
     )
     assert isinstance(loaded.engine, Engine)
     ctx_size = ctx_size or usual_ctx_size(loaded)
-    text, ids, stride = evaluation_ids(file, loaded.tokenizer, ctx_size, stride)
+    stride, ids = stride_of(stride, ctx_size), text.ids(loaded.tokenizer)
     status = Status()
     try:
         found = perplexity_of(
@@ -75,7 +76,7 @@ def perplexity(
         status.clear()
     if as_json:
         figures = {"perplexity": found.value, "error": found.error, "tokens": found.n_tokens}
-        about = {"model": loaded.name, "text": str(text), "ctx_size": ctx_size, "stride": stride}
+        about = {"model": loaded.name, "text": text.name, "ctx_size": ctx_size, "stride": stride}
         Output().write(json.dumps(about | figures, ensure_ascii=False) + "\n")
         return
     Output().write(

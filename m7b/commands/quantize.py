@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from m7b.commands.choosing import named_model
-from m7b.commands.evaluating import counted, evaluation_ids, usual_ctx_size
+from m7b.commands.evaluating import Text, counted, read_text, usual_ctx_size
 from m7b.commands.loading import load_model, open_chosen, tokenizer_of
 from m7b.commands.options import DType, VariantName
 from m7b.errors import OutOfResources, UsageError
 from m7b.generation import QuantizeTarget
 from m7b.paths import path_of
 from m7b.render import Output, Status, note
+from m7b.texts import ENGLISH, english_text
 
 if TYPE_CHECKING:
     from m7b.runtime.quantize import Importance, Written
@@ -76,6 +77,7 @@ def quantize(
     from m7b.runtime.quantize import quantize as write
 
     destination = path_of(out)
+    text = read_text(eval_file) if eval_file else Text(ENGLISH, english_text())
     _check_options(to, double_quant, compute_dtype, calibrate)
     variant, model = named_model(source)
     name, checkpoint = open_chosen(variant, model, window_given=False)
@@ -100,7 +102,7 @@ def quantize(
     if no_report:
         return
     try:
-        report = compare((variant, model), destination, name, errors, eval_file, status)
+        report = compare((variant, model), destination, name, errors, text, status)
     except OutOfResources as error:
         note(f"no report: {error}")
         return
@@ -155,10 +157,9 @@ def _importance(variant: VariantName | None, model: Path | None, file: Path, sta
     from m7b.runtime.engine import Engine
     from m7b.runtime.quantize.importance import column_importance
 
-    loaded = load_model(variant, model)
+    text, loaded = read_text(file), load_model(variant, model)
     assert isinstance(loaded.engine, Engine)
-    ctx_size = usual_ctx_size(loaded)
-    _, ids, _ = evaluation_ids(file, loaded.tokenizer, ctx_size, None)
+    ctx_size, ids = usual_ctx_size(loaded), text.ids(loaded.tokenizer)
     try:
         reading = column_importance(loaded.engine, ids, ctx_size)
         return counted(reading, loaded.name, len(ids), status)

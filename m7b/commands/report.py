@@ -9,12 +9,11 @@ from typing import Any
 
 from m7b.bench.formats import Table, aligned, markdown
 from m7b.bench.results import Work
-from m7b.commands.evaluating import counted, evaluation_ids, usual_ctx_size
+from m7b.commands.evaluating import Text, counted, stride_of, usual_ctx_size
 from m7b.commands.loading import LoadedModel, load_model
 from m7b.commands.options import VariantName
 from m7b.errors import UsageError
 from m7b.render import Status
-from m7b.texts import ENGLISH, english_text
 
 _WORK = Work(prompt_tokens=256, decode_tokens=32, depth=0)
 _REPETITIONS = 3
@@ -60,7 +59,7 @@ def compare(
     out: Path,
     name: str,
     errors: Mapping[str, float],
-    eval_file: Path | None,
+    text: Text,
     status: Status,
 ) -> Comparison:
     """Run the original, then the quantized model; one is in memory at a time.
@@ -74,7 +73,7 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="m7b-report-") as folder:
         loaded = load_model(*source)
         ctx_size = usual_ctx_size(loaded)
-        text, ids, stride = evaluation_ids(eval_file, loaded.tokenizer, ctx_size, None, english_text())
+        stride, ids = stride_of(None, ctx_size), text.ids(loaded.tokenizer)
         assert isinstance(loaded.engine, Engine)
         record = Record(Path(folder) / "log-probabilities")
         counted(record.take(loaded.engine, ids, ctx_size, stride), name, len(ids), status)
@@ -82,7 +81,7 @@ def compare(
         del loaded
         loaded = load_model(None, out)
         assert isinstance(loaded.engine, Engine)
-        if evaluation_ids(eval_file, loaded.tokenizer, ctx_size, None, english_text())[1] != ids:
+        if text.ids(loaded.tokenizer) != ids:
             raise UsageError(f"the tokenizer in {out} is not that of {name}: this is a bug of m7b's")
         losses, distance = counted(
             record.compare(loaded.engine, ids, ctx_size, stride), out.name, len(ids), status
@@ -90,7 +89,7 @@ def compare(
         quantized = _side(loaded, out.name, perplexity(losses), status)
     worst = sorted(errors.items(), key=lambda item: -item[1])[:_WORST]
     report = Comparison(
-        text=text or ENGLISH,
+        text=text.name,
         tokens=len(losses),
         ctx_size=ctx_size,
         stride=stride,
