@@ -23,7 +23,7 @@ from m7b.tokenizer import load_tokenizer, official_file
 from m7b.variants import TokenizerVersion
 from tests.checkpoints import engine, mistral, write_hf
 
-TEXT = english_text()[:1800]
+TEXT = english_text()[:1300]
 CTX_SIZE, STRIDE = 256, 128
 
 
