@@ -64,6 +64,9 @@ def home(monkeypatch, tmp_path):
     return tmp_path
 
 
+ARGUMENTS = {"perplexity": ["text.txt"]}  # without which a command does not start
+
+
 @pytest.fixture
 def given(monkeypatch):
     """Calls a command whose body only records what its options came to."""
@@ -74,7 +77,7 @@ def given(monkeypatch):
         body = functools.wraps(info.callback)(lambda **options: values.update(options))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(info, "callback", body)
-            ran = call(name, *flags)
+            ran = call(name, *ARGUMENTS.get(name, ()), *flags)
         assert (ran.code, ran.err) == (0, "")
         return values
 

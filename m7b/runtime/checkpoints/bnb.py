@@ -36,19 +36,29 @@ class Quantized:
     readers: Mapping[str, Callable[[], Tensor]]
 
 
-def gather(config: Fields, inventory: Mapping[str, StoredTensor]) -> Quantized:
-    """What a folder with the `quantization_config` in `config` holds.
+def quantization_config(config: Fields) -> dict[str, Any] | None:
+    """What config.json says of bitsandbytes, None where it does not.
 
     Raises:
-        DamagedCheckpoint: sizes contradict each other.
-        UnsupportedCheckpoint: it was not bitsandbytes.
+        UnsupportedCheckpoint: something else has quantized the weights.
     """
     settings = config.raw("quantization_config")
+    if settings is None:
+        return None
     if not isinstance(settings, dict) or settings.get("quant_method", "bitsandbytes") != "bitsandbytes":
         raise UnsupportedCheckpoint(
             f"{config.file}: quantization_config is {str(settings)[:60]}",
             hint="m7b reads those of bitsandbytes",
         )
+    return settings
+
+
+def gather(settings: dict[str, Any], inventory: Mapping[str, StoredTensor]) -> Quantized:
+    """What a folder with such a configuration holds.
+
+    Raises:
+        DamagedCheckpoint: sizes contradict each other.
+    """
     tensors, readers = dict(inventory), dict[str, Callable[[], Tensor]]()
     quant = "int8" if settings.get("load_in_8bit") else ""
     for key in inventory:

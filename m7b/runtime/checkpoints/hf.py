@@ -61,7 +61,8 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     fields = Fields(path / "config.json", read_json(path / "config.json"))
     inventory = torch_files.inventory(_weight_files(path))
     stored = {name: tensor for name, tensor in inventory.items() if not _IGNORED.fullmatch(name)}
-    quantized = bnb.gather(fields, stored) if fields.raw("quantization_config") is not None else None
+    settings = bnb.quantization_config(fields)
+    quantized = bnb.gather(settings, stored) if settings is not None else None
     stored = quantized.tensors if quantized else stored
     config = _config(fields, tied="lm_head.weight" not in stored, window_given=window_given)
     found = match_tensors(path, config, stored, torch_files.DTYPES | bnb.DTYPES, NAMES)
@@ -125,6 +126,7 @@ def _config(fields: Fields, *, tied: bool, window_given: bool) -> ModelConfig:
 
 def _refuse_unsupported(fields: Fields) -> None:
     """Refuse what would change the forward pass."""
+    bnb.quantization_config(fields)
     plain: dict[str, tuple[Any, ...]] = {
         "hidden_act": (None, "silu"),
         "attention_bias": (None, False),
