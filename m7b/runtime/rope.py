@@ -27,11 +27,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def canonical_rows(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
     """The weight called `name`, read from a file in native order, in canonical row order."""
-    if name.endswith("attention.wq.weight"):
-        return interleaved_to_half_split(weight, config.n_heads)
-    if name.endswith("attention.wk.weight"):
-        return interleaved_to_half_split(weight, config.n_kv_heads)
-    return weight
+    n_heads = _turned_heads(name, config)
+    return interleaved_to_half_split(weight, n_heads) if n_heads else weight
 
 
 def interleaved_to_half_split(weight: Tensor, n_heads: int) -> Tensor:
@@ -54,8 +51,12 @@ def half_split_to_interleaved(weight: Tensor, n_heads: int) -> Tensor:
 
 def native_rows(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
     """The weight called `name` in native row order, given in canonical order."""
+    n_heads = _turned_heads(name, config)
+    return half_split_to_interleaved(weight, n_heads) if n_heads else weight
+
+
+def _turned_heads(name: str, config: ModelConfig) -> int | None:
+    """The heads that the rows of the weight called `name` make, if RoPE turns what it projects."""
     if name.endswith("attention.wq.weight"):
-        return half_split_to_interleaved(weight, config.n_heads)
-    if name.endswith("attention.wk.weight"):
-        return half_split_to_interleaved(weight, config.n_kv_heads)
-    return weight
+        return config.n_heads
+    return config.n_kv_heads if name.endswith("attention.wk.weight") else None

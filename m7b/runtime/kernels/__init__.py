@@ -220,9 +220,8 @@ class Decoder:
         self._addresses = array("q", [number for layer in layers for number in layer.addresses()])
         first, self._eps = layers[0], eps
         K, _, D = first.keys.shape
-        self._sizes = (
-            *(len(layers), first.wo.n_out, first.wq.n_out // D, K, D, first.w1.n_out, first.keys.stride(0)),
-        )
+        H, dim, hidden_dim = first.wq.n_out // D, first.wo.n_out, first.w1.n_out
+        self._sizes = (len(layers), dim, H, K, D, hidden_dim, first.keys.stride(0))
 
     def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, slot: int, filled: int) -> Tensor:
         """`h` (1, dim) bfloat16 after all layers: the same tensor, changed.

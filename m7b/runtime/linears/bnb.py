@@ -10,7 +10,8 @@ from m7b.runtime.linears.packed import PackedLinear
 from m7b.runtime.model import LinearFactory
 
 _OUTLIER = 6.0  # activations beyond it are not quantized: section 3.2 of LLM.int8(), transformers' default
-_BLOCK = 64  # weights under one scale, the default of bitsandbytes
+BLOCK = 64
+"""Weights under one scale, the default of bitsandbytes."""
 
 
 class FourBitLinear(PackedLinear):
@@ -31,7 +32,7 @@ class FourBitLinear(PackedLinear):
 
         assert isinstance(weight, Tensor)
         self._packed, self._state = quantize_4bit(
-            weight.to(self._dtype).contiguous(), blocksize=_BLOCK, quant_type=self._quant_type
+            weight.to(self._dtype).contiguous(), blocksize=BLOCK, quant_type=self._quant_type
         )
 
     @property

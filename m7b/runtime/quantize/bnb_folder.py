@@ -13,14 +13,12 @@ from torch import Tensor
 
 from m7b.runtime.checkpoints import Checkpoint, Format, hf
 from m7b.runtime.checkpoints.checkpoint import translated
+from m7b.runtime.linears.bnb import BLOCK
 from m7b.runtime.quantize.writing import Written, relative_error
 from m7b.tokenizer import Tokenizer, save_tokenizer
 
 if TYPE_CHECKING:
     from m7b.runtime.quantize import Settings
-
-BLOCK = 64
-"""Weights under one scale, the default of bitsandbytes."""
 
 _KEPT_FILES = ("generation_config.json", "special_tokens_map.json")
 _BITS = {"nf4": 4.5, "fp4": 4.5, "int8": 8.0}
