@@ -1,0 +1,49 @@
+"""What a download tells while it runs, and how long it keeps trying. Knows no source and no screen."""
+
+import random
+from dataclasses import dataclass, field
+
+from m7b.errors import CheckpointNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`done` of `total` bytes are here; `file` is at hand, and `note` says what else there is to know."""
+
+    file: str
+    done: int
+    total: int
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Retries:
+    """How long to wait after a failure: twice as long each time, from `first_s` up to `longest_s` seconds.
+
+    Progress sets it back, so that a bad line is slow and only a dead one ends a download.
+    """
+
+    limit: int = 8
+    first_s: float = 0.25
+    longest_s: float = 30.0
+    failures: int = field(default=0, init=False)
+
+    def succeeded(self) -> None:
+        """Some bytes have come."""
+        self.failures = 0
+
+    def delay_s(self, why: str, retry_after_s: float | None = None) -> float:
+        """Seconds to wait after a failure; `retry_after_s` are what the server asks for.
+
+        Raises:
+            CheckpointNotFound: it has failed `limit` times in a row, last for the reason `why`.
+        """
+        self.failures += 1
+        if self.failures > self.limit:
+            raise CheckpointNotFound(
+                f"the download failed {self.failures} times in a row: {why}",
+                hint="check the network and start the same command again: it goes on where it stopped",
+            )
+        if retry_after_s is not None:
+            return min(retry_after_s, 10 * self.longest_s)
+        return min(self.longest_s, self.first_s * 2 ** (self.failures - 1)) * random.uniform(0.75, 1.25)
