@@ -91,7 +91,8 @@ class SamplingParams:
 
 
 class Quant(StrEnum):
-    """How the weights of linears are held. `int8` is q8_0 on the CPU and LLM.int8() on accelerators."""
+    """How the weights of linears are held. On the CPU `int8` is the weights of q8_0 times
+    activations of 8 bits instead of 16, on accelerators LLM.int8()."""
 
     NONE = "none"
     INT8 = "int8"

@@ -33,16 +33,17 @@ def seed():
 
 
 def dequantized(type, blocks):
-    rows = quants.dequantize(blocks.numpy(), GGMLQuantizationType[type.name])
+    rows = quants.dequantize(blocks.numpy(), GGMLQuantizationType[type.stored])
     return torch.from_numpy(rows).double()
 
 
-def rounded_activations(x):
-    """What 8 bits under one scale for 32 values leave of `x`: (T, in) float64, rounded to even."""
+def rounded_activations(x, type):
+    """What a block type's bits under one scale for 32 values leave of `x`: (T, in) float64, rounded to even."""
+    top = 32767 if type is BlockType.Q8_0 else 127
     blocks = x.float().view(x.shape[0], -1, 32)
     largest = blocks.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 1e-30, 127 / largest, 0)
-    scale = torch.where(largest > 1e-30, largest / 127, 0)
+    inverse = torch.where(largest > 1e-30, top / largest, 0)
+    scale = torch.where(largest > 1e-30, largest / top, 0)
     return ((blocks * inverse).round().double() * scale.double()).flatten(1)
 
 
@@ -70,7 +71,7 @@ def weights(kind, n_out, n_in):
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_quantized_blocks_are_those_of_the_gguf_package(type, kind):
     w = weights(kind, 24, 320)
-    expected = quants.quantize(w.numpy(), GGMLQuantizationType[type.name])
+    expected = quants.quantize(w.numpy(), GGMLQuantizationType[type.stored])
     assert torch.equal(kernels.quantize(type, w), torch.from_numpy(expected))
 
 
@@ -80,7 +81,7 @@ def test_linear_equals_float64_up_to_the_rounding_of_activations(type, n_out, n_
     blocks = kernels.quantize(type, torch.randn(n_out, n_in))
     x = torch.randn(23, n_in)
     y = kernels.linear(x, kernels.pack(type, blocks))
-    expected = rounded_activations(x) @ dequantized(type, blocks).T
+    expected = rounded_activations(x, type) @ dequantized(type, blocks).T
     assert y.shape == (23, n_out)
     # One activation in a thousand lies so near the middle of two integers that it may round either way.
     assert relative_error(y, expected) < 1e-3
@@ -95,8 +96,8 @@ def test_linear_survives_adversarial_scales(type, kind):
     blocks = kernels.quantize(type, weights(kind, n_out, n_in))
     x = torch.randn(5, n_in) * torch.logspace(-6, 6, n_in)
     y = kernels.linear(x, kernels.pack(type, blocks))
-    expected = rounded_activations(x) @ dequantized(type, blocks).T
-    size = rounded_activations(x).abs() @ dequantized(type, blocks).abs().T
+    expected = rounded_activations(x, type) @ dequantized(type, blocks).T
+    size = rounded_activations(x, type).abs() @ dequantized(type, blocks).abs().T
     assert ((y.double() - expected).abs() <= 1e-3 * size + 1e-30).all()
 
 
@@ -107,7 +108,7 @@ def test_the_largest_products_do_not_overflow(type):
     blocks = torch.zeros(32, n_in // 32 * type.n_bytes, dtype=torch.uint8)
     rows = blocks.view(32, -1, type.n_bytes)
     rows[:, :, :head] = torch.tensor([1.0] * (head // 2), dtype=torch.float16).view(torch.uint8)
-    rows[:16, :, head:], rows[16:, :, head:] = (0x80, 0x7F) if type is BlockType.Q8_0 else (0xFF, 0)
+    rows[:16, :, head:], rows[16:, :, head:] = (0x80, 0x7F) if type.stored == "Q8_0" else (0xFF, 0)
     for sign, mixed in itertools.product((1, -1), (False, True)):
         x = torch.full((4, n_in), 127.0 * sign)
         if mixed:

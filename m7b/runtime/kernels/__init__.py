@@ -28,16 +28,25 @@ BLOCK = 32
 
 
 class BlockType(IntEnum):
-    """The block formats of GGUF that the kernels multiply."""
+    """The block formats of GGUF that the kernels multiply.
+
+    INT8 is Q8_0's blocks, multiplied by activations of 8 bits instead of 16: faster, and less exact.
+    """
 
     Q4_0 = 0
     Q4_1 = 1
     Q8_0 = 2
+    INT8 = 3
 
     @property
     def n_bytes(self) -> int:
         """Bytes of one block in a GGUF file."""
-        return (18, 20, 34)[self]
+        return (18, 20, 34, 34)[self]
+
+    @property
+    def stored(self) -> str:
+        """GGUF's name of the format."""
+        return "Q8_0" if self is BlockType.INT8 else self.name
 
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -115,7 +124,7 @@ def pack(type: BlockType, blocks: Tensor) -> PackedWeight:
 def linear(x: Tensor, weight: PackedWeight) -> Tensor:
     """`x` (T, in) float32 or bfloat16 times `weight` (out, in): (T, out) in the dtype of `x`.
 
-    Activations are rounded to 8 bits under one scale for 32 of them, as llama.cpp's are.
+    Activations are rounded under one scale for 32 of them: to 16 bits for Q8_0, else to 8 as llama.cpp's are.
     """
     x = x.contiguous()
     T, n_in = x.shape

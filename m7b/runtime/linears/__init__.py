@@ -78,7 +78,7 @@ def plan_linears(
             hint="nf4 takes rows of any length",
         )
     is_4_bit = wanted is Quant.Q4_0
-    type = kernels.BlockType.Q4_0 if is_4_bit else kernels.BlockType.Q8_0
+    type = kernels.BlockType[wanted.name]
     layer = BlockLinear if kernels.instruction_set() else StockBlockLinear
     return LinearPlan(layer.factory(type), 4.5 if is_4_bit else 8.5)
 

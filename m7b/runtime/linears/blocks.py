@@ -23,7 +23,7 @@ def type_named(name: str) -> BlockType | None:
 
 
 class BlockLinear(PackedLinear):
-    """Weights in panels of 16 rows, activations rounded to 8 bits: `kernels.linear`.
+    """Weights in panels of 16 rows, activations rounded under a scale for 32: `kernels.linear`.
 
     With a `type`, every weight is rounded to it. Without one, blocks stay as they are stored and
     other weights become Q8_0.
@@ -43,7 +43,7 @@ class BlockLinear(PackedLinear):
     def take(self, weight: Tensor | Blocks) -> None:
         """Round or keep the weight, and pack it."""
         blocks = in_blocks(weight, self._wanted)
-        self.block_type = BlockType[blocks.type]
+        self.block_type = self._wanted or BlockType[blocks.type]
         self.packed = kernels.pack(self.block_type, blocks.data)
 
     @property
@@ -62,7 +62,7 @@ class StockBlockLinear(BlockLinear):
     def take(self, weight: Tensor | Blocks) -> None:
         """Round or keep the weight."""
         blocks = in_blocks(weight, self._wanted)
-        self.block_type = BlockType[blocks.type]
+        self.block_type = self._wanted or BlockType[blocks.type]
         self._blocks = blocks.data
 
     @property
@@ -79,7 +79,7 @@ class StockBlockLinear(BlockLinear):
 def in_blocks(weight: Tensor | Blocks, type: BlockType | None) -> Blocks:
     """`weight` in blocks of `type`; None keeps what is stored."""
     if isinstance(weight, Blocks):
-        if type is None or weight.type == type.name:
+        if type is None or weight.type == type.stored:
             return weight
         weight = dequantized(BlockType[weight.type], weight.data, torch.float32)
     type = BlockType.Q8_0 if type is None else type
@@ -87,16 +87,16 @@ def in_blocks(weight: Tensor | Blocks, type: BlockType | None) -> Blocks:
     if kernels.instruction_set():
         if weight.dtype == torch.float16:
             weight = weight.to(torch.float32)
-        return Blocks(type.name, kernels.quantize(type, weight))
-    rows = quants.quantize(weight.to(torch.float32).numpy(), GGMLQuantizationType[type.name])
-    return Blocks(type.name, torch.from_numpy(np.ascontiguousarray(rows)))
+        return Blocks(type.stored, kernels.quantize(type, weight))
+    rows = quants.quantize(weight.to(torch.float32).numpy(), GGMLQuantizationType[type.stored])
+    return Blocks(type.stored, torch.from_numpy(np.ascontiguousarray(rows)))
 
 
 def dequantized(type: BlockType, blocks: Tensor, dtype: torch.dtype) -> Tensor:
     """The numbers (out, in) that `blocks` (out, bytes) stand for. (Layout: ggml-common.h.)"""
     rows = blocks.view(blocks.shape[0], -1, type.n_bytes)  # (out, n_blocks, bytes)
     scale = rows[:, :, :2].contiguous().view(torch.float16).to(torch.float32)
-    if type is BlockType.Q8_0:
+    if type.stored == "Q8_0":
         values = rows[:, :, 2:].contiguous().view(torch.int8) * scale
     else:
         nibbles = rows[:, :, -16:]

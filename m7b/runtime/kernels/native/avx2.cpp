@@ -44,7 +44,29 @@ template <int TYPE> struct Weights {
     }
 };
 
+// Bytes as pairs of 16 bits: bytes 0 and 2 of each word, and bytes 1 and 3.
+inline __m256i even_bytes(__m256i v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); }
+inline __m256i odd_bytes(__m256i v) { return _mm256_srai_epi16(v, 8); }
+
 template <> struct Weights<Q8_0> {
+    __m256i w[8];
+
+    Weights(const uint8_t *quants, int part) {
+        for (int j = 0; j < 8; j++)
+            w[j] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(quants + 64 * j + 32 * part));
+    }
+
+    V dot(const int8_t *quants, int32_t) const {
+        __m256i even = _mm256_setzero_si256(), odd = even;
+        for (int j = 0; j < 8; j++) {
+            even = _mm256_add_epi32(even, _mm256_madd_epi16(even_bytes(w[j]), word(quants, 2 * j)));
+            odd = _mm256_add_epi32(odd, _mm256_madd_epi16(odd_bytes(w[j]), word(quants, 2 * j + 1)));
+        }
+        return _mm256_cvtepi32_ps(_mm256_add_epi32(even, odd));
+    }
+};
+
+template <> struct Weights<INT8> {
     __m256i w[8];
 
     Weights(const uint8_t *quants, int part) {
@@ -100,6 +122,23 @@ template <int TYPE> void block_dots(const uint8_t *quants, const int8_t *tokens,
 }
 
 template <> void block_dots<Q8_0>(const uint8_t *quants, const int8_t *tokens, const int32_t *, Dots &dots) {
+    for (int part = 0; part < 2; part++)
+        for (int half = 0; half < 2; half++) {
+            __m256i w[8];
+            for (int j = 0; j < 4; j++) {
+                const __m256i v = weight_word(quants, 4 * half + j, part);
+                w[2 * j] = even_bytes(v), w[2 * j + 1] = odd_bytes(v);
+            }
+            for (int i = 0; i < 16; i++) {
+                __m256i total = half ? dots[i][part] : _mm256_setzero_si256();
+                for (int j = 0; j < 8; j++)
+                    total = _mm256_add_epi32(total, _mm256_madd_epi16(w[j], word(tokens + 2 * BLOCK * i, 8 * half + j)));
+                dots[i][part] = total;
+            }
+        }
+}
+
+template <> void block_dots<INT8>(const uint8_t *quants, const int8_t *tokens, const int32_t *, Dots &dots) {
     const __m256i ones = _mm256_set1_epi16(1);
     for (int part = 0; part < 2; part++)
         for (int half = 0; half < 2; half++) {
@@ -127,7 +166,7 @@ template <int TYPE> void linear_16(const uint8_t *panel, int n_blocks, const Til
     for (int b = 0; b < n_blocks; b++, quants += quant_bytes(TYPE), scales += scale_bytes(TYPE)) {
         const float *token_scales = tile.scales + 16 * b;
         const int32_t *token_sums = tile.sums + 16 * b;
-        block_dots<TYPE>(quants, tile.quants + size_t(b) * 16 * BLOCK, token_sums, dots);
+        block_dots<TYPE>(quants, tile.quants + size_t(b) * 16 * BLOCK * activation_bytes(TYPE), token_sums, dots);
         for (int part = 0; part < 2; part++) {
             const V scale = v_load_f16(scales + 16 * part);
             const V minimum = TYPE == Q4_1 ? v_load_f16(scales + 32 + 16 * part) : v_zero();
@@ -152,7 +191,7 @@ template <int TYPE> void linear_16(const uint8_t *panel, int n_blocks, const Til
 
 namespace m7b {
 const Kernels avx2_kernels = {"avx2",
-    quantize_block, best_scale, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
+    quantize_block, quantize_block_16, best_scale, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

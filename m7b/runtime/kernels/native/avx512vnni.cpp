@@ -14,15 +14,21 @@
 namespace m7b {
 namespace {
 
-// 32 values of 16 rows, as unsigned bytes: those of Q8_0 and Q4_0 are 128 and 8 more than they stand for.
+inline __m512i word(const int8_t *quants, int j) {
+    int32_t word;
+    std::memcpy(&word, quants + 4 * j, 4);
+    return _mm512_set1_epi32(word);
+}
+
+// 32 values of 16 rows, as unsigned bytes: those of INT8 and Q4_0 are 128 and 8 more than they stand for.
 template <int TYPE> struct Weights {
-    static constexpr int shift = TYPE == Q8_0 ? 7 : 3; // the offset is 128 or 8
+    static constexpr int shift = TYPE == INT8 ? 7 : 3; // the offset is 128 or 8
     __m512i w[8];
 
     Weights(const uint8_t *quants, int) {
-        for (int j = 0; j < (TYPE == Q8_0 ? 8 : 4); j++) {
+        for (int j = 0; j < quant_bytes(TYPE) / 64; j++) {
             __m512i v = _mm512_loadu_si512(quants + 64 * j);
-            if (TYPE == Q8_0) {
+            if (TYPE == INT8) {
                 w[j] = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
             } else {
                 w[j] = _mm512_and_si512(v, _mm512_set1_epi8(15));
@@ -34,11 +40,26 @@ template <int TYPE> struct Weights {
     V dot(const int8_t *quants, int32_t sum) const {
         __m512i total = _mm512_setzero_si512();
         if (TYPE != Q4_1) total = _mm512_sub_epi32(total, _mm512_slli_epi32(_mm512_set1_epi32(sum), shift));
+        for (int j = 0; j < 8; j++) total = _mm512_dpbusd_epi32(total, w[j], word(quants, j));
+        return _mm512_cvtepi32_ps(total);
+    }
+};
+
+// Bytes as pairs of 16 bits: bytes 0 and 2 of each word, and bytes 1 and 3.
+template <> struct Weights<Q8_0> {
+    __m512i w[16];
+
+    Weights(const uint8_t *quants, int) {
         for (int j = 0; j < 8; j++) {
-            int32_t word;
-            std::memcpy(&word, quants + 4 * j, 4);
-            total = _mm512_dpbusd_epi32(total, w[j], _mm512_set1_epi32(word));
+            __m512i v = _mm512_loadu_si512(quants + 64 * j);
+            w[2 * j] = _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8);
+            w[2 * j + 1] = _mm512_srai_epi16(v, 8);
         }
+    }
+
+    V dot(const int8_t *quants, int32_t) const {
+        __m512i total = _mm512_setzero_si512();
+        for (int j = 0; j < 16; j++) total = _mm512_dpwssd_epi32(total, w[j], word(quants, j));
         return _mm512_cvtepi32_ps(total);
     }
 };
@@ -52,7 +73,7 @@ template <int TYPE> struct Weights {
 
 namespace m7b {
 const Kernels avx512vnni_kernels = {"avx512vnni",
-    quantize_block, best_scale, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
+    quantize_block, quantize_block_16, best_scale, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

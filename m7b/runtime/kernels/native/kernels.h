@@ -11,13 +11,15 @@ constexpr int MAX_TOKENS = 16; // tokens that one panel kernel works on
 constexpr int MAX_ROWS = 8;    // queries that one attention kernel works on
 constexpr float SMALLEST = 1e-30f; // activations below it count as 0: their inverse would overflow
 
-enum BlockType { Q4_0 = 0, Q4_1 = 1, Q8_0 = 2, N_BLOCK_TYPES = 3 };
+// INT8 is Q8_0's blocks times activations of 8 bits instead of 16: faster, and less exact.
+enum BlockType { Q4_0 = 0, Q4_1 = 1, Q8_0 = 2, INT8 = 3 };
 enum DType { F32 = 0, BF16 = 1 };
 
 // Bytes of one block: of GGUF's row, and of a panel (16 blocks of 16 rows).
 constexpr int block_bytes(int type) { return type == Q4_0 ? 18 : type == Q4_1 ? 20 : 34; }
-constexpr int quant_bytes(int type) { return type == Q8_0 ? 512 : 256; }
+constexpr int quant_bytes(int type) { return type == Q8_0 || type == INT8 ? 512 : 256; }
 constexpr int scale_bytes(int type) { return type == Q4_1 ? 64 : 32; }
+constexpr int activation_bytes(int type) { return type == Q8_0 ? 2 : 1; }
 
 // A panel holds, for 16 rows, the quants of all blocks and then their scales.
 //   quants of a block: 32-bit words, word j of row r at 64 * j + 4 * r; a 4-bit word j has values
@@ -27,11 +29,12 @@ inline size_t panel_bytes(int type, int n_blocks) {
     return size_t(n_blocks) * (quant_bytes(type) + scale_bytes(type));
 }
 
-// Activations of n tokens, quantized to 8 bits under one scale a block: block b of token i is at b * n + i.
+// Activations of n tokens, quantized under one scale a block: block b of token i is at b * n + i. Those of 16
+// bits stand in the order 0 2 1 3 of each four, as the weights' bytes come apart into pairs of 16 bits.
 struct Tile {
-    const int8_t *quants;
+    const int8_t *quants; // activation_bytes(type) each
     const float *scales;
-    const int32_t *sums; // of the 32 quants
+    const int32_t *sums; // of the 32 quants, where they have 8 bits
 };
 
 // Some rows of queries that share a kv head, over slots [begin, end) of its ring.
@@ -48,6 +51,7 @@ struct Kernels {
     const char *name;
     // 32 values to quants, scale and sum.
     void (*quantize_block)(const float *x, int8_t *quants, float *scale, int32_t *sum);
+    void (*quantize_block_16)(const float *x, int16_t *quants, float *scale);
     // The scale for 32 values as integers from -8 to 7 that leaves the least weighted squared error.
     float (*best_scale)(const float *x, const float *weights);
     // One panel times n tokens, n one of 1, 4 and 16: out is (n, 16).

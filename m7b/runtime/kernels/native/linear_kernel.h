@@ -30,7 +30,7 @@ template <int TYPE, int N> void linear_tokens(const uint8_t *panel, int n_blocks
             for (int i = 0; i < N; i++) {
                 const int at = b * N + i;
                 V &sum = sums[i][part];
-                V dot = weights.dot(tile.quants + size_t(at) * BLOCK, tile.sums[at]);
+                V dot = weights.dot(tile.quants + size_t(at) * BLOCK * activation_bytes(TYPE), tile.sums[at]);
                 sum = v_fma(dot, v_mul(scale, v_set(tile.scales[at])), sum);
                 if (TYPE == Q4_1)
                     sum = v_fma(v_load_f16(scales + 2 * PANEL + 2 * LANES * part),
@@ -57,6 +57,7 @@ template <int TYPE> void linear_n(const uint8_t *panel, int n_blocks, const Tile
 void linear(int type, const uint8_t *panel, int n_blocks, const Tile &tile, int n, float *out) {
     if (type == Q4_0) return linear_n<Q4_0>(panel, n_blocks, tile, n, out);
     if (type == Q4_1) return linear_n<Q4_1>(panel, n_blocks, tile, n, out);
+    if (type == INT8) return linear_n<INT8>(panel, n_blocks, tile, n, out);
     linear_n<Q8_0>(panel, n_blocks, tile, n, out);
 }
 

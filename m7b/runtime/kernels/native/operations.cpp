@@ -75,9 +75,9 @@ struct Quantized {
     std::vector<int32_t> sums;
 };
 
-void quantize_tokens(Array x, int T, int n_in, Quantized &to, int n_threads) {
+void quantize_tokens(Array x, int T, int n_in, int n_bytes, Quantized &to, int n_threads) {
     const int n_blocks = n_in / BLOCK;
-    to.quants.resize(size_t(T) * n_in);
+    to.quants.resize(size_t(T) * n_in * n_bytes);
     to.scales.resize(size_t(T) * n_blocks);
     to.sums.resize(size_t(T) * n_blocks);
     parallel(n_threads, T, [&](int t) {
@@ -87,7 +87,9 @@ void quantize_tokens(Array x, int T, int n_in, Quantized &to, int n_threads) {
         for (int b = 0; b < n_blocks; b++) {
             size_t at = size_t(first) * n_blocks + size_t(b) * n + (t - first);
             load_floats(x, size_t(t) * n_in + size_t(b) * BLOCK, BLOCK, values);
-            kernels().quantize_block(values, &to.quants[at * BLOCK], &to.scales[at], &to.sums[at]);
+            int8_t *quants = &to.quants[at * BLOCK * n_bytes];
+            if (n_bytes == 2) kernels().quantize_block_16(values, reinterpret_cast<int16_t *>(quants), &to.scales[at]);
+            else kernels().quantize_block(values, quants, &to.scales[at], &to.sums[at]);
         }
     });
 }
@@ -137,7 +139,7 @@ void quantize_q8_0(const float *x, uint8_t *block) {
 }
 
 void pack_block(int type, const uint8_t *block, int row, uint8_t *quants, uint8_t *scales) {
-    const int n_words = type == Q8_0 ? 8 : 4, head = type == Q4_1 ? 4 : 2;
+    const int n_words = quant_bytes(type) / 64, head = type == Q4_1 ? 4 : 2;
     std::memcpy(scales + 2 * row, block, 2);
     if (type == Q4_1) std::memcpy(scales + 2 * PANEL + 2 * row, block + 2, 2);
     for (int j = 0; j < n_words; j++) std::memcpy(quants + 64 * j + 4 * row, block + head + 4 * j, 4);
@@ -183,7 +185,7 @@ void quantize(int type, Array x, int n_rows, int n_in, const float *importance, 
             load_floats(x, size_t(row) * n_in + size_t(b) * BLOCK, BLOCK, values);
             uint8_t *block = blocks + (size_t(row) * n_blocks + b) * bytes;
             if (type == Q4_1) quantize_q4_1(values, block);
-            else if (type == Q8_0) quantize_q8_0(values, block);
+            else if (type != Q4_0) quantize_q8_0(values, block);
             else if (importance) quantize_q4_0_best(values, importance + size_t(b) * BLOCK, block);
             else quantize_q4_0(values, block);
         }
@@ -205,8 +207,10 @@ void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels
 }
 
 void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int n_threads) {
-    static Quantized tokens; // kept from call to call; one call runs at a time
-    quantize_tokens(x, T, n_in, tokens, n_threads);
+    static Quantized quantized[2]; // to 8 and 16 bits; kept from call to call; one call runs at a time
+    for (int n_bytes = 1; n_bytes <= 2; n_bytes++)
+        if (std::any_of(weights, weights + n_weights, [&](auto &w) { return activation_bytes(w.type) == n_bytes; }))
+            quantize_tokens(x, T, n_in, n_bytes, quantized[n_bytes - 1], n_threads);
     const int n_blocks = n_in / BLOCK;
     std::vector<int> ends; // one past the last panel of each weight, counted through all of them
     for (int i = 0; i < n_weights; i++) ends.push_back((i ? ends[i - 1] : 0) + n_panels(weights[i].n_out));
@@ -217,12 +221,14 @@ void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int 
         for (int p = item * step; p < last; p++) {
             const size_t i = std::upper_bound(ends.begin(), ends.end(), p) - ends.begin();
             const Weight &weight = weights[i];
+            const int n_bytes = activation_bytes(weight.type);
+            const Quantized &tokens = quantized[n_bytes - 1];
             const int row = (p - (i ? ends[i - 1] : 0)) * PANEL;
             const uint8_t *panel = weight.panels + row / PANEL * panel_bytes(weight.type, n_blocks);
             for (int t = 0, n; t < T; t += n) {
                 n = tile_size(T - t);
                 const size_t at = size_t(t) * n_blocks;
-                Tile tile = {&tokens.quants[at * BLOCK], &tokens.scales[at], &tokens.sums[at]};
+                Tile tile = {&tokens.quants[at * BLOCK * n_bytes], &tokens.scales[at], &tokens.sums[at]};
                 kernels().linear(weight.type, panel, n_blocks, tile, n, out);
                 for (int j = 0; j < n; j++)
                     store_floats(out + PANEL * j, std::min(PANEL, weight.n_out - row), {weight.y, x.dtype},

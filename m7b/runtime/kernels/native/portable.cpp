@@ -37,13 +37,14 @@ inline void v_sum4(const V *v, int n, float *sums) {
 inline V v_and_above(V value, V x) { return x > -87.0f ? value : 0.0f; }
 
 template <int TYPE> struct Weights {
+    static constexpr int n_words = quant_bytes(TYPE) / 64;
     int8_t w[BLOCK];
 
     Weights(const uint8_t *quants, int row) {
-        for (int j = 0; j < (TYPE == Q8_0 ? 8 : 4); j++)
+        for (int j = 0; j < n_words; j++)
             for (int i = 0; i < 4; i++) {
                 uint8_t byte = quants[64 * j + 4 * row + i];
-                if (TYPE == Q8_0) {
+                if (n_words == 8) {
                     w[4 * j + i] = int8_t(byte);
                 } else {
                     w[4 * j + i] = int8_t(byte & 15);
@@ -54,21 +55,41 @@ template <int TYPE> struct Weights {
 
     V dot(const int8_t *quants, int32_t sum) const {
         int32_t total = TYPE == Q4_0 ? -8 * sum : 0;
-        for (int i = 0; i < BLOCK; i++) total += int32_t(w[i]) * quants[i];
+        if (TYPE != Q8_0) {
+            for (int i = 0; i < BLOCK; i++) total += int32_t(w[i]) * quants[i];
+            return float(total);
+        }
+        int16_t wide[BLOCK];
+        std::memcpy(wide, quants, sizeof wide);
+        for (int i = 0; i < BLOCK; i += 4)
+            total += w[i] * wide[i] + w[i + 1] * wide[i + 2] + w[i + 2] * wide[i + 1] + w[i + 3] * wide[i + 3];
         return float(total);
     }
 };
 
-void quantize_block(const float *x, int8_t *quants, float *scale, int32_t *sum) {
+// The scale under which the largest of 32 values becomes `top`.
+float block_scale(const float *x, float top, float *inverse) {
     float largest = 0;
     for (int i = 0; i < BLOCK; i++) largest = std::fmax(largest, std::fabs(x[i]));
-    float inverse = largest > SMALLEST ? 127.0f / largest : 0.0f;
+    *inverse = largest > SMALLEST ? top / largest : 0.0f;
+    return largest > SMALLEST ? largest / top : 0.0f;
+}
+
+void quantize_block(const float *x, int8_t *quants, float *scale, int32_t *sum) {
+    float inverse;
+    *scale = block_scale(x, 127.0f, &inverse);
     *sum = 0;
     for (int i = 0; i < BLOCK; i++) {
         quants[i] = int8_t(std::nearbyint(x[i] * inverse));
         *sum += quants[i];
     }
-    *scale = largest > SMALLEST ? largest / 127.0f : 0.0f;
+}
+
+void quantize_block_16(const float *x, int16_t *quants, float *scale) {
+    constexpr int order[4] = {0, 2, 1, 3};
+    float inverse;
+    *scale = block_scale(x, 32767.0f, &inverse);
+    for (int i = 0; i < BLOCK; i++) quants[i / 4 * 4 + order[i % 4]] = int16_t(std::nearbyint(x[i] * inverse));
 }
 
 uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
@@ -86,5 +107,5 @@ uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
 
 namespace m7b {
 const Kernels portable_kernels = {"portable",
-    quantize_block, best_scale, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
+    quantize_block, quantize_block_16, best_scale, linear, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
 }

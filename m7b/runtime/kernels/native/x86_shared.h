@@ -5,28 +5,50 @@
 namespace m7b {
 namespace {
 
-void quantize_block(const float *x, int8_t *quants, float *scale, int32_t *sum) {
-    __m256 v[4], top = _mm256_setzero_ps(), sign = _mm256_set1_ps(-0.0f);
+struct Rounded {
+    __m256i q[4]; // 32 integers from -top to top
+    float scale;
+};
+
+Rounded round_block(const float *x, float top) {
+    __m256 v[4], size = _mm256_setzero_ps(), sign = _mm256_set1_ps(-0.0f);
     for (int i = 0; i < 4; i++) {
         v[i] = _mm256_loadu_ps(x + 8 * i);
-        top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v[i]));
+        size = _mm256_max_ps(size, _mm256_andnot_ps(sign, v[i]));
     }
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(size), _mm256_extractf128_ps(size, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    float largest = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-    __m256 inverse = _mm256_set1_ps(largest > SMALLEST ? 127.0f / largest : 0.0f);
-    __m256i q[4], total = _mm256_setzero_si256();
-    for (int i = 0; i < 4; i++) {
-        q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
-        total = _mm256_add_epi32(total, q[i]);
-    }
+    const float largest = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+    const __m256 inverse = _mm256_set1_ps(largest > SMALLEST ? top / largest : 0.0f);
+    Rounded rounded;
+    for (int i = 0; i < 4; i++) rounded.q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+    rounded.scale = largest > SMALLEST ? largest / top : 0.0f;
+    return rounded;
+}
+
+void quantize_block(const float *x, int8_t *quants, float *scale, int32_t *sum) {
+    const Rounded rounded = round_block(x, 127.0f);
+    const __m256i *q = rounded.q;
     __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(quants), packed);
+    __m256i total = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
     *sum = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-    *scale = largest > SMALLEST ? largest / 127.0f : 0.0f;
+    *scale = rounded.scale;
+}
+
+void quantize_block_16(const float *x, int16_t *quants, float *scale) {
+    const Rounded rounded = round_block(x, 32767.0f);
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, //
+                                           0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    for (int i = 0; i < 2; i++) {
+        __m256i packed = _mm256_packs_epi32(rounded.q[2 * i], rounded.q[2 * i + 1]);
+        packed = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(packed, order), 0xd8);
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(quants + 16 * i), packed);
+    }
+    *scale = rounded.scale;
 }
 
 uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
