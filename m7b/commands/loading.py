@@ -1,5 +1,7 @@
 """From the options of a command to an open checkpoint, a tokenizer and a running engine."""
 
+import re
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from m7b.variants import VARIANTS
 if TYPE_CHECKING:
     from m7b.runtime.checkpoints import Checkpoint
     from m7b.runtime.loader import LoadProgress
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 Progress = TypeVar("Progress")
 Result = TypeVar("Result")
@@ -64,10 +68,29 @@ def open_chosen(
     """The chosen checkpoint, not yet loaded, and what to call it."""
     from m7b.runtime.checkpoints import open_checkpoint
 
-    name = chosen_variant(variant, model)
+    name = chosen_variant(variant, model) or _hub_id(model)
     path = hub.locate(name) if name else model
     assert path is not None
     return name or path.resolve().name, open_checkpoint(path, window_given=window_given)
+
+
+def offer_missing(variant: VariantName | None, model: Path | None) -> None:
+    """Offer to fetch the chosen checkpoint if it is not here and somebody can be asked."""
+    name = chosen_variant(variant, model) or _hub_id(model)
+    if name is None or hub.installed(name) or hub.is_offline():
+        return
+    if sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty():
+        from m7b.commands.download import fetch_default
+
+        note(f"{name} is not on this machine yet")
+        fetch_default(name, asks=True)
+
+
+def _hub_id(model: Path | None) -> str | None:
+    """The hub id that --model names, None where it is a path."""
+    if model is None or model.exists() or not _HUB_ID.fullmatch(model.as_posix()):
+        return None
+    return model.as_posix()
 
 
 def load_chosen_tokenizer(variant: VariantName | None, model: Path | None) -> Tokenizer:
@@ -178,6 +201,7 @@ def load_model(
     chat_template: str | None = None,
 ) -> LoadedModel:
     """Load the chosen checkpoint, showing progress on a terminal."""
+    offer_missing(variant, model)
     started = time.perf_counter()
     status = Status()
     status.show("loading…")

@@ -1,5 +1,6 @@
 """Option types that several commands share. Heavy imports stay out: `m7b --help` reads this file."""
 
+import os
 import reprlib
 from collections.abc import Callable
 from enum import StrEnum
@@ -94,6 +95,12 @@ def _displaces(rival: str) -> Callable[[typer.Context, Any], Any]:
     return displace
 
 
+def _go_offline(wanted: bool) -> bool:
+    if wanted:
+        os.environ["M7B_OFFLINE"] = "1"
+    return wanted
+
+
 VariantOption = Annotated[
     VariantName | None,
     typer.Option(
@@ -109,7 +116,7 @@ ModelOption = Annotated[
         "-m",
         "--model",
         callback=_displaces("variant"),
-        help="A checkpoint of your own: a folder or a GGUF file.",
+        help="A checkpoint of your own: a folder, a GGUF file, or the hub id of one that was downloaded.",
         show_default=False,
     ),
 ]
@@ -174,6 +181,13 @@ ChatTemplateOption = Annotated[
         show_default=False,
     ),
 ]
+OfflineOption = Annotated[
+    bool,
+    typer.Option(
+        "--offline", callback=_go_offline, help="Never touch the network; M7B_OFFLINE=1 does the same."
+    ),
+]
+YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 BosOption = Annotated[
     bool | None,

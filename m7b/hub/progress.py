@@ -1,9 +1,14 @@
 """What a download tells while it runs, and how long it keeps trying. Knows no source and no screen."""
 
 import random
+import time
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from m7b.errors import CheckpointNotFound
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,4 +51,25 @@ class Retries:
             )
         if retry_after_s is not None:
             return min(retry_after_s, 10 * self.longest_s)
-        return min(self.longest_s, self.first_s * 2 ** (self.failures - 1)) * random.uniform(0.75, 1.25)
+        return min(self.longest_s, self.first_s * 2.0 ** (self.failures - 1)) * random.uniform(0.75, 1.25)
+
+
+def pause(seconds: float, why: str) -> Iterator[Progress]:
+    """Wait, and tell how long it will still take."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        yield Progress("", 0, 0, f"{why}: again in {left:.0f} s")
+        time.sleep(min(left, 0.25))
+
+
+def within(
+    running: Generator[int, None, Result], file: str, done: int, total: int, note: str = ""
+) -> Generator[Progress, None, Result]:
+    """What `running` comes to; the bytes it tells are those of one file, with `done` bytes before it."""
+    while True:
+        try:
+            n = next(running)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+        yield Progress(file, done + n, total, note)

@@ -5,7 +5,6 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gguf import GGMLQuantizationType, quants
 from torch import Tensor
 
 from m7b.runtime import kernels
@@ -88,6 +87,8 @@ def in_blocks(weight: Tensor | Blocks, type: BlockType | None) -> Blocks:
         if weight.dtype == torch.float16:
             weight = weight.to(torch.float32)
         return Blocks(type.stored, kernels.quantize(type, weight))
+    from gguf import GGMLQuantizationType, quants
+
     rows = quants.quantize(weight.to(torch.float32).numpy(), GGMLQuantizationType[type.stored])
     return Blocks(type.stored, torch.from_numpy(np.ascontiguousarray(rows)))
 

@@ -1,0 +1,77 @@
+"""`m7b rm` and `m7b prune`: give disk back."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from m7b import hub
+from m7b.commands.options import YesOption
+from m7b.errors import UsageError
+from m7b.hub import Format
+from m7b.render import note, printable
+
+
+def rm(
+    name: Annotated[str, typer.Argument(help="A variant or a hub id that was downloaded.")],
+    format: Annotated[
+        Format | None, typer.Option("--format", help="Only the copy in this layout.", show_default=False)
+    ] = None,
+    yes: YesOption = False,
+) -> None:
+    """Remove a checkpoint, having said what that frees.
+
+    Files that are shared with other downloads stay, and so do files that were never copied.
+
+    Examples:
+
+      m7b rm demo -y
+
+      m7b rm instruct-v0.3 --format native
+    """
+    from m7b.hub.removal import removal
+
+    removals = [removal(record) for record in hub.shelf.one_named(name, format)]
+    _confirm([one.text for one in removals], yes)
+    for one in removals:
+        one.execute()
+    note(f"removed {name}: {sum(one.n_bytes for one in removals) / 1e6:,.1f} MB are free again")
+
+
+def prune(yes: YesOption = False) -> None:
+    """Remove what downloads left behind that never ended.
+
+    Examples:
+
+      m7b prune
+
+      m7b prune -y
+    """
+    from m7b.hub.removal import leftovers
+
+    removals = leftovers()
+    if not removals:
+        note("nothing to prune")
+        return
+    _confirm([one.text for one in removals], yes)
+    for one in removals:
+        one.execute()
+    note(f"{sum(one.n_bytes for one in removals) / 1e6:,.1f} MB are free again")
+
+
+def _confirm(lines: list[str], yes: bool) -> None:
+    """Show what would go, and ask.
+
+    Raises:
+        UsageError: nobody can be asked.
+        Abort: the answer is no.
+    """
+    for line in lines:
+        print(printable(line), file=sys.stderr)
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError("nothing was removed: nobody can be asked", hint="give -y to remove it unasked")
+    print("Remove it? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise typer.Abort

@@ -1,0 +1,49 @@
+"""Large files on a disk that may be full, or lose its power. Knows nothing about what is in them."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+from m7b.errors import OutOfResources
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def writing(to: Path, size: int) -> Iterator[None]:
+    """Tell what the disk refuses inside in our words; `size` bytes are what `to` will hold in all.
+
+    Raises:
+        OutOfResources: it is full or cannot be written; what is there already stays.
+    """
+    try:
+        yield
+    except OSError as error:
+        why, hint = error.strerror or str(error), ""
+        if error.errno in _FULL:
+            why += f", {shutil.disk_usage(to.parent).free:,} bytes are free"
+            hint = "make room and start the same command again: it goes on where it stopped"
+        raise OutOfResources(f"cannot write the {size:,} bytes of {to}: {why}", hint=hint) from None
+
+
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write all of `data`; where that fails, what did fit is in the file."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def settle(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power cut."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # folders, on Windows
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

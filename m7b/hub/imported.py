@@ -1,0 +1,95 @@
+"""Checkpoints that the user has already: a folder, a GGUF file, or a tar of an original release."""
+
+import os
+import tarfile
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from m7b.errors import CheckpointNotFound
+from m7b.hub import checksums, layouts, tarball
+from m7b.hub.members import listed
+from m7b.hub.plan import Plan
+from m7b.hub.progress import Progress, Retries
+from m7b.hub.shelf import File, key_of
+from m7b.paths import checkpoints_folder
+
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class PathSource:
+    """A folder, a GGUF file or a tar on this machine.
+
+    Files stay where they are unless they are to be copied; a tar is unpacked into a folder of ours, and kept.
+    """
+
+    place: Path
+    copies: bool = False
+    kind: str = "path"
+
+    def look(self, name: str, retries: Retries) -> Generator[Progress, None, Plan]:
+        """What would be taken over.
+
+        Raises:
+            CheckpointNotFound: there is nothing, or no checkpoint.
+        """
+        yield from ()
+        place = self.place.resolve()
+        if not place.exists():
+            raise CheckpointNotFound(f"{self.place} is not there", hint="name a folder, a GGUF file or a tar")
+        if self._is_tar:
+            files, names = [place], [member.name for member in listed(place, place.parent)]
+        else:
+            files = [place] if place.is_file() else sorted(file for file in place.iterdir() if file.is_file())
+            names = [file.name for file in files]
+        format, chosen = layouts.choose(names, str(self.place), layouts.format_of(names), None)
+        if not self._is_tar:
+            files = [file for file in files if file.name in chosen]
+        is_ours = self.copies or self._is_tar
+        folder = place if place.is_dir() else place.parent
+        if is_ours:
+            folder = checkpoints_folder() / key_of(name, format)
+        found = tuple(File(file.name, file.stat().st_size, "") for file in files)
+        return Plan(
+            format=format,
+            origin=str(place),
+            revision="",
+            files=found,
+            folder=folder,
+            path=folder / chosen[0] if format == "gguf" else folder,
+            n_here=0 if is_ours else sum(file.size for file in found),
+            is_ours=is_ours,
+        )
+
+    def fetch(self, plan: Plan, retries: Retries) -> Generator[Progress, None, Plan]:
+        """Copy or unpack where that is asked for, and take the checksums.
+
+        Raises:
+            DamagedCheckpoint: the tar is nothing to unpack.
+            OSError: the disk is full.
+        """
+        if self._is_tar:
+            yield from tarball.unpack(Path(plan.origin), plan.work, keep=True)
+        elif plan.is_ours:
+            yield from self._copy(plan)
+        if plan.is_ours:
+            return replace(plan, files=(yield from checksums.all_measured(plan.work)))
+        names = [file.name for file in plan.files]
+        return replace(plan, files=(yield from checksums.measured(plan.folder, names)))
+
+    @property
+    def _is_tar(self) -> bool:
+        return self.place.is_file() and tarfile.is_tarfile(self.place)
+
+    def _copy(self, plan: Plan) -> Generator[Progress, None, None]:
+        place, done = Path(plan.origin), 0
+        for file in plan.files:
+            source = place / file.name if place.is_dir() else place
+            with source.open("rb") as reader, (plan.work / file.name).open("wb") as writer:
+                while block := reader.read(_BLOCK):
+                    writer.write(block)
+                    done += len(block)
+                    yield Progress(file.name, done, plan.total, "copying")
+                writer.flush()
+                os.fsync(writer.fileno())

