@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from m7b.hub import DEMO_FILE
 from m7b.messages import Message
 from m7b.store import Store
-from tests import scripted_chat
+from tests import scripted_chat, shelf
 from tests.terminal import Terminal
 from tests.tiny import Ran, call
 
@@ -47,9 +46,7 @@ class ChatHome:
     def __post_init__(self) -> None:
         self.work.mkdir()
         for variant in self.variants:
-            checkpoint = self.home / "checkpoints" / variant / DEMO_FILE
-            checkpoint.parent.mkdir(parents=True)
-            checkpoint.touch()
+            shelf.put(self.home, variant)
 
     @property
     def home(self) -> Path:
@@ -60,6 +57,11 @@ class ChatHome:
     def work(self) -> Path:
         """The working directory."""
         return self.folder / "work"
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is in the data folder; not the mark that a model was used."""
+        return sorted(path for path in self.home.rglob("*") if path.suffix != ".used")
 
     @property
     def history(self) -> Path:
@@ -113,7 +115,7 @@ class ChatHome:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("os.environ", self.environment(env, **script))
             patch.setattr("m7b.commands.chat.load_model", scripted_chat.load_model)
-            patch.setattr("m7b.hub.download_demo", scripted_chat.download_demo)
+            patch.setattr("m7b.commands.download.fetch_default", scripted_chat.fetch_default)
             patch.chdir(self.work)
             return call("chat", *arguments, stdin=stdin)
 

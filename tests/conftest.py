@@ -13,16 +13,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is, as m7b.r
 def demo_home(request: pytest.FixtureRequest) -> Path:
     """A data folder that holds the demo checkpoint, fetched once by the production code."""
     from m7b import hub
+    from m7b.commands.download import fetch_default
 
     home = Path(request.config.cache.mkdir("m7b-home"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("M7B_HOME", str(home))
         if hub.installed("demo") is None:
-            hub.download_demo()
+            fetch_default("demo", asks=False)
     return home
 
 
 @pytest.fixture(scope="session")
 def demo_file(demo_home: Path) -> Path:
     """The demo checkpoint's GGUF file."""
-    return next((demo_home / "checkpoints" / "demo").glob("*.gguf"))
+    return next((demo_home / "checkpoints" / "demo.gguf").glob("*.gguf"))

@@ -50,9 +50,9 @@ def test_continue_asks_in_the_conversation_so_far(home):
 
 
 def test_no_save_leaves_no_file(home):
-    before = sorted(home.home.rglob("*"))
+    before = home.files
     assert home.ask("--no-save", "hello").out == "echo: hello\n"
-    assert sorted(home.home.rglob("*")) == before
+    assert home.files == before
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from m7b import hub
 from m7b.commands.advice import advice_on
 from m7b.commands.fitting import FORMATS, cache_read_bytes, fits, read_bytes, weight_bytes
+from m7b.hub.pypi import DEMO_FILE
 from m7b.runtime import machine as machine_module
 from m7b.runtime.config import ModelConfig
 from m7b.runtime.machine import describe_machine
@@ -257,8 +258,8 @@ def test_what_was_downloaded_is_listed_with_its_size(machine, monkeypatch, demo_
     machine()
     monkeypatch.setenv("M7B_HOME", str(demo_home))
     (found,) = call("doctor", "--json").answer["data"]["downloaded"]
-    assert found == {"variant": "demo", "path": str(hub.installed("demo")), "bytes": hub.DEMO_FILE_BYTES}
-    assert f"{hub.DEMO_FILE_BYTES:,} bytes" in call("doctor").out
+    assert found == {"variant": "demo", "path": str(hub.installed("demo")), "bytes": DEMO_FILE.size}
+    assert f"{DEMO_FILE.size:,} bytes" in call("doctor").out
 
 
 def test_nothing_is_made_where_nothing_was_downloaded(machine, home):

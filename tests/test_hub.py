@@ -103,7 +103,9 @@ def test_other_programs_find_it_in_the_cache_and_m7b_by_its_id(home, tmp_path):
 
 def test_what_another_program_has_fetched_is_checked_and_not_fetched_again(home):
     with serving_hub(REPO, SHARDS) as hub:
-        program = f"import huggingface_hub\nfor name in {list(SHARDS)}: huggingface_hub.hf_hub_download({REPO!r}, name)"
+        program = (
+            f"import huggingface_hub as h\nfor name in {list(SHARDS)}: h.hf_hub_download({REPO!r}, name)"
+        )
         subprocess.run(
             [sys.executable, "-c", program],
             env={**home, "HF_ENDPOINT": hub.url},

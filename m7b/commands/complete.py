@@ -26,6 +26,7 @@ from m7b.commands.options import (
     JsonOption,
     KeepNewlineOption,
     ModelOption,
+    OfflineOption,
     PrefillChunkOption,
     QuantOption,
     ThreadsOption,
@@ -132,6 +133,7 @@ def complete(
     window: WindowOption = None,
     ctx_size: CtxSizeOption = None,
     prefill_chunk: PrefillChunkOption = 512,
+    offline: OfflineOption = False,
 ) -> None:
     """Continue a text exactly as it stands, or with --chat answer it as a message.
 

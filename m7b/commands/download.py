@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,17 @@ from m7b import hub
 from m7b.commands.fetching import FetchScreen
 from m7b.commands.options import OfflineOption, VariantName, YesOption
 from m7b.errors import CheckpointNotFound, UsageError
+from m7b.generation import QuantizeTarget
 from m7b.hub import Format, Plan, Record, Source, Wish
 from m7b.render import note, printable
 from m7b.variants import VARIANTS
+
+
+class SmallQuant(StrEnum):
+    """The quantizations that one file of GGUF holds."""
+
+    Q4_0 = "q4_0"
+    Q8_0 = "q8_0"
 
 
 def download(
@@ -49,6 +58,14 @@ def download(
         str | None,
         typer.Option("--include", metavar="GLOB", help="Which weight files of the hub.", show_default=False),
     ] = None,
+    quant: Annotated[
+        SmallQuant | None,
+        typer.Option(
+            "--quant",
+            help="Of GGUF files the one in this quantization; of others make one, and use it from then on.",
+            show_default=False,
+        ),
+    ] = None,
     copy: Annotated[
         bool, typer.Option("--copy", help="With a PATH: copy the files instead of using them there.")
     ] = False,
@@ -80,11 +97,17 @@ def download(
     if print_magnet:
         typer.echo(MAGNET)
         return
+    if quant and format is Format.GGUF:
+        include, quant = include or f"*{quant}*", None
     wish = Wish(variant and variant.value, reference, source, format, revision, include, copy)
     name, chosen = choose_source(wish)
     if ratio and not isinstance(chosen, TorrentSource):
         raise UsageError(f"--seed-ratio with --source {chosen.kind}", hint="it is for --source torrent")
     record = fetch(name, chosen, wish, force=force, asks=not yes)
+    if quant:
+        from m7b.commands.quantize import quantize_record
+
+        quantize_record(record, QuantizeTarget(quant))
     if isinstance(chosen, TorrentSource) and ratio:
         with FetchScreen() as screen:
             screen.run(chosen.seed(Path(record.folder), ratio))

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 class FetchScreen:
     """Shows what a download tells of itself: the whole, the file at hand, rate and time left.
 
-    `plan` None: sizes are not known yet, so only notes are shown.
+    Before there is a `plan`, it shows on terminals only.
     """
 
     def __init__(self, plan: Plan | None = None) -> None:
@@ -60,7 +60,7 @@ class FetchScreen:
                 return result
             if self._bars is not None:
                 self._draw(self._bars, progress)
-            else:
+            elif self._starts:
                 self._say(progress)
 
     def _draw(self, bars: "Bars", progress: Progress) -> None:

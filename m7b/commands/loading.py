@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from m7b.runtime.checkpoints import Checkpoint
     from m7b.runtime.loader import LoadProgress
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{,95}/[A-Za-z0-9][\w.-]{,95}")
 
 Progress = TypeVar("Progress")
 Result = TypeVar("Result")
@@ -88,7 +88,7 @@ def offer_missing(variant: VariantName | None, model: Path | None) -> None:
 
 def _hub_id(model: Path | None) -> str | None:
     """The hub id that --model names, None where it is a path."""
-    if model is None or model.exists() or not _HUB_ID.fullmatch(model.as_posix()):
+    if model is None or not _HUB_ID.fullmatch(model.as_posix()) or model.exists():
         return None
     return model.as_posix()
 

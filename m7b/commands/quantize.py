@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from m7b import hub
 from m7b.commands.choosing import named_model
 from m7b.commands.evaluating import Text, counted, read_text, usual_ctx_size
+from m7b.commands.fetching import FetchScreen
 from m7b.commands.loading import load_model, open_chosen, tokenizer_of
 from m7b.commands.options import DType, VariantName
 from m7b.errors import OutOfResources, UsageError
 from m7b.generation import QuantizeTarget
-from m7b.paths import path_of
+from m7b.paths import checkpoints_folder, path_of
 from m7b.render import Output, Status, note
 from m7b.texts import ENGLISH, english_text
 
@@ -109,6 +111,30 @@ def quantize(
     finally:
         status.clear()
     Output().write("\n" + told(report, destination))
+
+
+def quantize_record(record: hub.Record, to: QuantizeTarget) -> None:
+    """Put a GGUF file of a downloaded checkpoint beside it, under the same name: the latest is what runs."""
+    from m7b.runtime.checkpoints import open_checkpoint
+    from m7b.runtime.quantize import Settings
+    from m7b.runtime.quantize import quantize as write
+
+    path = checkpoints_folder() / hub.shelf.key_of(record.name, "gguf") / f"{to}.gguf"
+    if any(one.path == str(path) for one in hub.shelf.named(record.name)):
+        note(f"{record.name} is here already in {to}: {path}")
+        return
+    checkpoint = open_checkpoint(Path(record.path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    status = Status()
+    progress = Progress(status, path.name)
+    try:
+        for tensor in write(checkpoint, tokenizer_of(checkpoint), path, Settings(to), force=True):
+            progress.show(tensor)
+    finally:
+        status.clear()
+    with FetchScreen() as screen:
+        hub.shelf.put(screen.run(hub.made(record, path)))
+    note(f"{record.name} is ready in {to}: {path}")
 
 
 class Progress:

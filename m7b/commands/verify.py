@@ -38,7 +38,7 @@ def verify(
         if damaged and repair:
             note(f"{record.name}: fetching {', '.join(file.name for file in damaged)} again")
             with FetchScreen() as screen:
-                record = screen.run(hub.repair(record, damaged, source_of(record)))
+                record = screen.run(hub.repair(record, source_of(record)))
             damaged = _check(record)
         found.append((record, damaged))
     if as_json:

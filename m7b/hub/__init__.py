@@ -9,7 +9,7 @@ from pathlib import Path
 
 from m7b.errors import CheckpointNotFound
 from m7b.hub import shelf
-from m7b.hub.download import check_disk, fetch, repair, verify
+from m7b.hub.download import check_disk, fetch, made, repair, verify
 from m7b.hub.layouts import Format
 from m7b.hub.plan import Plan, Source, Wish
 from m7b.hub.progress import Progress, Retries
@@ -31,6 +31,7 @@ __all__ = [
     "installed",
     "is_offline",
     "locate",
+    "made",
     "not_found",
     "present",
     "refuse_offline",

@@ -3,7 +3,8 @@
 import os
 import shutil
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 from m7b.errors import OutOfResources, UsageError
@@ -88,25 +89,39 @@ def verify(record: Record) -> Generator[Progress, None, list[File]]:
     return damaged
 
 
-def repair(record: Record, damaged: Sequence[File], source: Source) -> Generator[Progress, None, Record]:
-    """Fetch damaged files again; a source that gives no single files is fetched whole.
+def made(record: Record, path: Path) -> Generator[Progress, None, Record]:
+    """The record of a GGUF file that was made of a downloaded checkpoint."""
+    files = yield from checksums.measured(path.parent, [path.name])
+    now = time.time()
+    return replace(
+        record,
+        format="gguf",
+        source="quantize",
+        origin=record.path,
+        path=str(path),
+        folder=str(path.parent),
+        files=files,
+        is_ours=True,
+        fetched=now,
+        verified=now,
+    )
+
+
+def repair(record: Record, source: Source) -> Generator[Progress, None, Record]:
+    """Fetch again what is not as it was; a source that gives no single files is fetched whole.
 
     Raises:
         UsageError: the files are the user's own.
         CheckpointNotFound: the source does not have them any more, or cannot be reached.
     """
-    if not record.is_ours and record.source != "hub":
+    if source.kind == "path":
         raise UsageError(
-            f"{record.name} lies in {record.folder}, which is yours",
-            hint="bring its files back by other means, and run m7b download again",
+            f"{record.name} lies in {record.folder}, and nobody else has it",
+            hint="bring its files back by other means, or remove it with m7b rm",
         )
-    if source.kind == "torrent":  # it compares the pieces, and fetches those that differ
-        work = Path(record.folder).with_name(f"{Path(record.folder).name}.part")
-        os.replace(record.folder, work)
-    elif source.kind == "hub":
-        for file in damaged:
-            (Path(record.folder) / file.name).unlink(missing_ok=True)
     plan = yield from source.look(record.name, Retries())
+    if source.kind == "torrent":  # it compares the pieces, and fetches those that differ
+        os.replace(record.folder, plan.work)
     return (yield from fetch(record.name, source, plan))
 
 

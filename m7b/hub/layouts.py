@@ -40,7 +40,8 @@ _WEIGHTS = {
 def choose(
     names: Sequence[str], repo_id: str, format: str | None, include: str | None
 ) -> tuple[str, list[str]]:
-    """The format and the files of one layout, a weight file first; `include` is a pattern for weight files.
+    """The format and the files of one layout, a weight file first; `include` is a pattern for weight files,
+    small letters or capitals.
 
     Raises:
         CheckpointNotFound: there are no weights in that format, None: in any.
@@ -79,7 +80,7 @@ def _fitting(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
 
 
 def _included(found: list[str], repo_id: str, include: str) -> list[str]:
-    fitting = [name for name in found if fnmatchcase(name, include)]
+    fitting = [name for name in found if fnmatchcase(name.lower(), include.lower())]
     if not fitting:
         raise UsageError(
             f"--include {include} fits none of the weights of {repo_id}",

@@ -1,5 +1,6 @@
 """A wish, what a source would fetch for it, and what every source can do. Knows no particular one."""
 
+import hashlib
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,9 @@ class Plan:
 
     @property
     def work(self) -> Path:
-        """Where a folder of ours is put together."""
-        return self.folder.with_name(f"{self.folder.name}.part")
+        """Where a folder of ours is put together; one for each origin, for halves of two make no whole."""
+        origin = hashlib.sha256(self.origin.encode()).hexdigest()[:8]
+        return self.folder.with_name(f"{self.folder.name}.{origin}.part")
 
 
 class Source(Protocol):

@@ -157,7 +157,7 @@ def leftovers() -> list[Path]:
         return []
     kept = {record.key for record in map(_read, folder.glob("*.json")) if record}
     unknown = [path for path in folder.iterdir() if path.is_dir() and path.name not in kept]
-    unknown = [path for path in unknown if not _is_locked(path.name.removesuffix(".part"))]
+    unknown = [path for path in unknown if not _is_locked(path.name.rsplit(".", 2)[0])]
     return sorted([*unknown, *(path for path in folder.glob(".record-*") if not anyone_at_work())])
 
 
