@@ -234,6 +234,14 @@ def test_a_download_can_end_in_fewer_bits(tmp_path, demo_file):
     assert "is here already in q8_0" in again.err
 
 
+def test_settings_say_what_runs_and_not_what_is_fetched(tmp_path, monkeypatch):
+    path = write_gguf(mistral(), tmp_path / "tiny.gguf")
+    monkeypatch.setenv("M7B_VARIANT", "instruct-v0.3")
+    monkeypatch.setenv("M7B_QUANT", "q8_0")
+    assert call("download", "tiny", "--source", path).code == 0
+    assert [entry["source"] for entry in entries()] == ["path"]
+
+
 def test_what_holds_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     assert_refused(call("download", "x", "--source", tmp_path / "empty"), 3, "empty", "hf")

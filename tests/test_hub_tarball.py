@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint, M7bError, OutOfResources
-from m7b.hub import tarball
+from m7b.hub import members, tarball
 from m7b.hub.progress import Retries
 from m7b.hub.releases import RELEASES
 from m7b.variants import VARIANTS
@@ -38,7 +38,7 @@ ONCE = Retries(limit=0)
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(tarball, "_CHUNK", CHUNK)
+    monkeypatch.setattr(tarball, "CHUNK", CHUNK)
 
 
 def header(name, data=b"", **fields):
@@ -114,6 +114,35 @@ def test_a_file_has_its_name_only_when_it_is_whole(tar, folder):
     for _ in tarball.unpack(tar, folder):
         for name, data in contents(folder).items():
             assert name.startswith(".unpack.") or data == FILES[name]
+
+
+@pytest.mark.parametrize("stale", [b"", bytes(1 << 20)], ids=["empty", "long"])
+def test_what_a_call_without_a_record_left_is_not_used(tar, folder, stale):
+    tar.write_bytes(checkpoint())
+    folder.mkdir()
+    for member in members.listed(tar, folder):
+        (folder / f".unpack.{member.offset}").write_bytes(stale)
+    list(tarball.unpack(tar, folder))
+    assert contents(folder) == FILES
+
+
+def test_a_chunk_is_settled_before_it_is_cut_off(tar, folder, monkeypatch):
+    tar.write_bytes(checkpoint())
+    sync, synced = os.fsync, []
+
+    def noted(handle):
+        sync(handle)
+        synced.append((os.fstat(handle).st_ino, tar.stat().st_size if tar.exists() else 0))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    before = tar.stat().st_size
+    for progress in tarball.unpack(tar, folder):
+        part = next(path for path in folder.glob(".unpack.[0-9]*"))
+        assert part.stat().st_size == len(FILES[progress.file])
+        for needed in (part, folder):
+            assert (needed.stat().st_ino, before) in synced
+        before = tar.stat().st_size
+        synced.clear()
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha256"])
@@ -225,8 +254,8 @@ def test_a_disk_that_fills_up_keeps_everything(small_disk):
 UNPACK = """
 import sys
 from pathlib import Path
-from m7b.hub import tarball
-tarball._CHUNK = 1 << 14
+from m7b.hub import members, tarball
+tarball.CHUNK = 1 << 14
 for progress in tarball.unpack(Path(sys.argv[1]), Path(sys.argv[2])):
     print(progress.done, flush=True)
     sys.stdin.readline()
@@ -264,10 +293,10 @@ EVERY_LINE = """
 import os, signal, sys
 from itertools import count
 from pathlib import Path
-from m7b.hub import tarball
+from m7b.hub import members, tarball
 from tests.test_hub_tarball import FILES, checkpoint, contents
 
-tarball._CHUNK = 1 << 16
+tarball.CHUNK = 1 << 16
 os.fsync = lambda handle: None  # nobody cuts the power here
 raw = checkpoint(FILES, "mistral-7B-v0.1/")
 
@@ -314,8 +343,8 @@ def test_kill_9_before_every_line_loses_nothing(tmp_path):
 FETCH = """
 import sys
 from pathlib import Path
-from m7b.hub import tarball
-tarball._CHUNK = 1 << 16
+from m7b.hub import members, tarball
+tarball.CHUNK = 1 << 16
 for progress in tarball.fetch(sys.argv[1], Path(sys.argv[2]), checksum=sys.argv[3]):
     print(progress.note, flush=True)
 """
@@ -421,6 +450,10 @@ def with_size(field, raw=None):
     return resummed(raw)
 
 
+def negative(size):
+    return size.to_bytes(12, "big", signed=True)
+
+
 SOUND = header("params.json", b"{}")
 HOSTILE = {
     "symlink": packed(SOUND, link(tarfile.SYMTYPE, "params.json")),
@@ -470,9 +503,16 @@ HOSTILE = {
         ),
         form=tarfile.PAX_FORMAT,
     ),
+    "sparse by pax, small": packed(
+        pax("x", bytes(512), **{"GNU.sparse.map": "0,512", "GNU.sparse.size": "1024"}),
+        form=tarfile.PAX_FORMAT,
+    ),
     "larger than the tar": with_size(b"77777777777\0"),
     "far larger than the tar": with_size(b"\x80" + b"\x00" * 3 + b"\xff" * 8),
-    "negative": with_size(b"\xff" * 10 + b"\xfe\x00"),
+    "negative": with_size(negative(-512)),
+    "negative for ever": packed(SOUND)[:1024] + with_size(negative(-512)),
+    "negative, into a file": packed(header("a", packed(header("y"))[:1024]))[:1536]
+    + with_size(negative(-1536)),
     "larger by pax": packed(pax("x", b"x", size="1000000"), form=tarfile.PAX_FORMAT),
     "negative by pax": packed(pax("x", b"x", size="-1024"), form=tarfile.PAX_FORMAT),
     "nonsense by pax": packed(pax("x", b"x", size="9" * 5000), form=tarfile.PAX_FORMAT),

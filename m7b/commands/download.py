@@ -34,7 +34,7 @@ def download(
             show_default=False,
         ),
     ] = None,
-    variant: Annotated[
+    released: Annotated[  # by no name of a setting: what is usually run is not what is to be fetched
         VariantName | None,
         typer.Option("--variant", help="A released checkpoint by name.", show_default=False),
     ] = None,
@@ -58,7 +58,7 @@ def download(
         str | None,
         typer.Option("--include", metavar="GLOB", help="Which weight files of the hub.", show_default=False),
     ] = None,
-    quant: Annotated[
+    made: Annotated[
         SmallQuant | None,
         typer.Option(
             "--quant",
@@ -97,17 +97,17 @@ def download(
     if print_magnet:
         typer.echo(MAGNET)
         return
-    if quant and format is Format.GGUF:
-        include, quant = include or f"*{quant}*", None
-    wish = Wish(variant and variant.value, reference, source, format, revision, include, copy)
+    if made and format is Format.GGUF:
+        include, made = include or f"*{made}*", None
+    wish = Wish(released and released.value, reference, source, format, revision, include, copy)
     name, chosen = choose_source(wish)
     if ratio and not isinstance(chosen, TorrentSource):
         raise UsageError(f"--seed-ratio with --source {chosen.kind}", hint="it is for --source torrent")
     record = fetch(name, chosen, wish, force=force, asks=not yes)
-    if quant:
+    if made:
         from m7b.commands.quantize import quantize_record
 
-        quantize_record(record, QuantizeTarget(quant))
+        quantize_record(record, QuantizeTarget(made))
     if isinstance(chosen, TorrentSource) and ratio:
         with FetchScreen() as screen:
             screen.run(chosen.seed(Path(record.folder), ratio))

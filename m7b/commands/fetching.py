@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from m7b.hub import Plan, Progress
-from m7b.render import note, printable
+from m7b.render import Status, note, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -31,7 +31,7 @@ class FetchScreen:
         for file in plan.files if plan else ():
             self._starts[file.name] = (done, file.size)
             done += file.size
-        self._stack = ExitStack()
+        self._stack, self._status = ExitStack(), Status()
         self._bars: Bars | None = None
         self._whole: TaskID | None = None
         self._single: TaskID | None = None
@@ -39,7 +39,7 @@ class FetchScreen:
         self._said_s, self._said_note = time.monotonic(), ""
 
     def __enter__(self) -> Self:
-        if sys.stderr is not None and sys.stderr.isatty():
+        if self._starts and sys.stderr is not None and sys.stderr.isatty():
             self._bars = self._stack.enter_context(_bars())
             self._whole = self._bars.add_task("in all", total=None, visible=False, note="")
             self._single = self._bars.add_task("", total=None, visible=False, note="")
@@ -49,6 +49,7 @@ class FetchScreen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+        self._status.clear()
 
     def run(self, running: Generator[Progress, None, Result]) -> Result:
         """What `running` comes to; what it tells is shown meanwhile."""
@@ -62,6 +63,8 @@ class FetchScreen:
                 self._draw(self._bars, progress)
             elif self._starts:
                 self._say(progress)
+            else:
+                self._status.show(progress.note or f"checking {progress.file}")
 
     def _draw(self, bars: "Bars", progress: Progress) -> None:
         assert self._whole is not None

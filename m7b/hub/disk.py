@@ -14,7 +14,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def writing(to: Path, size: int) -> Iterator[None]:
+def writing(to: Path, size: int = 0) -> Iterator[None]:
     """Tell what the disk refuses inside in our words; `size` bytes are what `to` will hold in all.
 
     Raises:
@@ -27,7 +27,8 @@ def writing(to: Path, size: int) -> Iterator[None]:
         if error.errno in _FULL:
             why += f", {shutil.disk_usage(to.parent).free:,} bytes are free"
             hint = "make room and start the same command again: it goes on where it stopped"
-        raise OutOfResources(f"cannot write the {size:,} bytes of {to}: {why}", hint=hint) from None
+        what = f"the {size:,} bytes of {to}" if size else str(to)
+        raise OutOfResources(f"cannot write {what}: {why}", hint=hint) from None
 
 
 def write_all(file: FileIO, data: bytes) -> None:

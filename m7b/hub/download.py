@@ -54,7 +54,7 @@ def fetch(
         try:
             if plan.is_ours:
                 plan.work.mkdir(parents=True, exist_ok=True)
-            plan = yield from source.fetch(plan, retries)
+            plan = yield from _troubled(source.fetch(plan, retries), retries)
             if plan.is_ours:
                 _put_in_place(plan)
         except OSError as error:
@@ -123,6 +123,17 @@ def repair(record: Record, source: Source) -> Generator[Progress, None, Record]:
     if source.kind == "torrent":  # it compares the pieces, and fetches those that differ
         os.replace(record.folder, plan.work)
     return (yield from fetch(record.name, source, plan))
+
+
+def _troubled(running: Generator[Progress, None, Plan], retries: Retries) -> Generator[Progress, None, Plan]:
+    """What `running` comes to; what it tells says why nothing comes."""
+    while True:
+        try:
+            progress = next(running)
+        except StopIteration as stop:
+            plan: Plan = stop.value
+            return plan
+        yield replace(progress, note=progress.note or retries.trouble)
 
 
 def _put_in_place(plan: Plan) -> None:

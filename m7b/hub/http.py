@@ -82,9 +82,7 @@ def fetch(
         while have < size:
             try:
                 for have in _receive(session, url, file, size, headers):
-                    if (
-                        have > longest
-                    ):  # not what was lost and came again: an end to a server that always changes
+                    if have > longest:  # not bytes that came before: a server that always changes has an end
                         longest = have
                         retries.succeeded()
                     yield have

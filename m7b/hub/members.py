@@ -89,7 +89,7 @@ def _objection(info: tarfile.TarInfo, path: PurePosixPath, folder: Path) -> str:
         return "no name for a file"
     if info.name.startswith("/") or ".." in PurePosixPath(info.name).parts:
         return "which leads out of the folder"
-    if info.isreg() and (not path.parts or path.parts[0].startswith(_RESERVED)):
+    if info.isreg() and str(path).startswith(_RESERVED):
         return "no name for a file"
     try:
         tarfile.data_filter(info.replace(name=str(path), deep=False), str(folder))

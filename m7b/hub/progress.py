@@ -25,17 +25,19 @@ class Progress:
 class Retries:
     """How long to wait after a failure: twice as long each time, from `first_s` up to `longest_s` seconds.
 
-    Progress sets it back, so that a bad line is slow and only a dead one ends a download.
+    Progress sets it back, so that a bad line is slow and only a dead one ends a download. `trouble` is why it
+    has failed last, empty while bytes come.
     """
 
     limit: int = 8
     first_s: float = 0.25
     longest_s: float = 30.0
     failures: int = field(default=0, init=False)
+    trouble: str = field(default="", init=False)
 
     def succeeded(self) -> None:
         """Some bytes have come."""
-        self.failures = 0
+        self.failures, self.trouble = 0, ""
 
     def delay_s(self, why: str, retry_after_s: float | None = None) -> float:
         """Seconds to wait after a failure; `retry_after_s` are what the server asks for.
@@ -43,7 +45,7 @@ class Retries:
         Raises:
             CheckpointNotFound: it has failed `limit` times in a row, last for the reason `why`.
         """
-        self.failures += 1
+        self.failures, self.trouble = self.failures + 1, why
         if self.failures > self.limit:
             raise CheckpointNotFound(
                 f"the download failed {self.failures} times in a row: {why}",

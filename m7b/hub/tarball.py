@@ -37,7 +37,7 @@ def fetch(
     """
     retries = retries or Retries()
     tar, name = folder / _TAR, PurePosixPath(urlsplit(url).path).name
-    with writing(folder, 0):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if not (folder / _STATE).exists():
         size, before = http.remote_size(url, retries=retries), None
