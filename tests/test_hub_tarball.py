@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint, M7bError, OutOfResources
-from m7b.hub import members, tarball
 from m7b.hub.progress import Retries
-from m7b.hub.releases import RELEASES
+from m7b.hub.sources.releases import RELEASES
+from m7b.hub.transfer import members, tarball
 from m7b.variants import VARIANTS
 from tests.http_server import Answer, serving
 
@@ -254,7 +254,7 @@ def test_a_disk_that_fills_up_keeps_everything(small_disk):
 UNPACK = """
 import sys
 from pathlib import Path
-from m7b.hub import members, tarball
+from m7b.hub.transfer import members, tarball
 tarball.CHUNK = 1 << 14
 for progress in tarball.unpack(Path(sys.argv[1]), Path(sys.argv[2])):
     print(progress.done, flush=True)
@@ -293,7 +293,7 @@ EVERY_LINE = """
 import os, signal, sys
 from itertools import count
 from pathlib import Path
-from m7b.hub import members, tarball
+from m7b.hub.transfer import members, tarball
 from tests.test_hub_tarball import FILES, checkpoint, contents
 
 tarball.CHUNK = 1 << 16
@@ -343,7 +343,7 @@ def test_kill_9_before_every_line_loses_nothing(tmp_path):
 FETCH = """
 import sys
 from pathlib import Path
-from m7b.hub import members, tarball
+from m7b.hub.transfer import members, tarball
 tarball.CHUNK = 1 << 16
 for progress in tarball.fetch(sys.argv[1], Path(sys.argv[2]), checksum=sys.argv[3]):
     print(progress.note, flush=True)

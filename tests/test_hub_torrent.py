@@ -1,5 +1,7 @@
 """Fetching a checkpoint by BitTorrent, from real seeders through a real tracker on loopback."""
 
+import hashlib
+import os
 import random
 import shutil
 import socket
@@ -22,7 +24,7 @@ from m7b.errors import (
     UsageError,
 )
 from m7b.hub.progress import Progress
-from m7b.hub.torrent import MAGNET, Network, describe, fetch
+from m7b.hub.transfer.torrent import MAGNET, Network, describe, fetch
 from tests.swarm import Liar, Seeder, Tracker, bencode, info_hash, make_torrent, wait_until
 
 PIECE = 64 << 10
@@ -38,7 +40,7 @@ LOOPBACK = Network(listen="127.0.0.1:0", dht=False, lsd=False)
 SCRIPT = """
 import sys
 from pathlib import Path
-from m7b.hub.torrent import Network, fetch
+from m7b.hub.transfer.torrent import Network, fetch
 for progress in fetch(sys.argv[1], Path(sys.argv[2]), network=Network("127.0.0.1:0", dht=False, lsd=False)):
     print(progress.done, progress.note, flush=True)
 """
@@ -124,10 +126,10 @@ def test_kills_at_any_moment_cost_at_most_two_pieces_each(swarm: Swarm, tmp_path
 
     Blocks of 16 KiB are asked for piece by piece: a kill loses a piece in the making, and what is under way.
     """
-    seeder = swarm.seed(rate=1 << 20)
+    seeder = swarm.seed(rate=3 << 19)
     chance, kills, home = random.Random(), 0, tmp_path / "home"
     command = [sys.executable, "-c", SCRIPT, swarm.magnet, str(home)]
-    for fraction in (0.0, 0.2, 0.2, 0.4, 0.6, 0.8):
+    for fraction in (0.0, 0.2, 0.4, 0.6, 0.8):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
             assert any(int(line.split()[0]) >= fraction * TOTAL for line in process.stdout)
@@ -142,7 +144,7 @@ def test_kills_at_any_moment_cost_at_most_two_pieces_each(swarm: Swarm, tmp_path
     assert TOTAL <= seeder.uploaded <= TOTAL + 2 * kills * PIECE
 
 
-def test_closing_is_remembered_without_a_check_and_ends_the_session(swarm: Swarm, tmp_path: Path) -> None:
+def test_closing_is_remembered_and_ends_the_session(swarm: Swarm, tmp_path: Path) -> None:
     seeder = swarm.seed(rate=2 << 20)
     steps = fetch(swarm.magnet, tmp_path / "home", network=LOOPBACK)
     until(steps, lambda step: step.done > TOTAL // 2)
@@ -151,11 +153,28 @@ def test_closing_is_remembered_without_a_check_and_ends_the_session(swarm: Swarm
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 5)
     seeder.handle.set_upload_limit(0)
-    again = list(fetch(swarm.magnet, tmp_path / "home", network=LOOPBACK))
-    assert again[1].done > TOTAL // 2
-    assert {step.note for step in again[1:]}.isdisjoint({"checking"})
+    list(fetch(swarm.magnet, tmp_path / "home", network=LOOPBACK))
     assert tree(tmp_path / "home") == FILES
     assert seeder.uploaded <= TOTAL + 2 * PIECE
+
+
+def test_note_of_an_orderly_end_is_taken_at_its_word(swarm: Swarm, tmp_path: Path) -> None:
+    """A file that is damaged behind the back of its time is not read again: 14 GB would take minutes."""
+    seeder, file = swarm.seed(rate=2 << 20), tmp_path / "home" / "consolidated.00.pth"
+    steps = fetch(str(swarm.file), tmp_path / "home", network=LOOPBACK)
+    until(steps, lambda step: step.done > TOTAL // 2)
+    steps.close()
+    pieces = lt.read_resume_data((tmp_path / "home" / ".torrent-resume").read_bytes()).have_pieces
+    damaged = pieces.index(True, 1) * PIECE - len(FILES["RELEASE"])
+    before = file.stat()
+    with file.open("rb+") as opened:
+        opened.seek(damaged)
+        opened.write(bytes(PIECE))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    seeder.handle.set_upload_limit(0)
+    list(fetch(str(swarm.file), tmp_path / "home", network=LOOPBACK))
+    right = FILES["consolidated.00.pth"]
+    assert file.read_bytes() == right[:damaged] + bytes(PIECE) + right[damaged + PIECE :]
 
 
 def test_closing_while_pieces_are_checked_forgets_none(swarm: Swarm, tmp_path: Path) -> None:
@@ -198,7 +217,7 @@ def test_note_of_no_use_is_ignored(swarm: Swarm, tmp_path: Path, note: bytes | s
 
 
 def test_peer_that_lies_spoils_nothing(swarm: Swarm, tmp_path: Path) -> None:
-    swarm.seed(rate=1 << 20)
+    swarm.seed(rate=2 << 20)
     liar = swarm.stack.enter_context(closing(Liar(swarm.torrent, swarm.tracker)))
     list(fetch(str(swarm.file), tmp_path / "home", network=LOOPBACK))
     assert liar.lies > 0
@@ -224,7 +243,7 @@ def test_seeds_until_the_ratio(swarm: Swarm, tmp_path: Path) -> None:
     origin.close()
     received: list[Progress] = []
     taker = fetch(
-        str(swarm.file), tmp_path / "taker", timeout_s=3, network=Network("127.0.0.4:0", dht=False, lsd=False)
+        str(swarm.file), tmp_path / "taker", timeout_s=2, network=Network("127.0.0.4:0", dht=False, lsd=False)
     )
     thread = threading.Thread(target=lambda: received.extend(taker))
     notes = [next(giver).note for _ in range(4)]
@@ -257,7 +276,6 @@ HOSTILE = {
     "twice but for case": {"path": ["FIRST"]},
     "file as folder": {"path": ["first", "a"]},
     "the note": {"path": [".Torrent-Resume"]},
-    "huge": {"path": ["a"], "length": 1 << 46},
 }
 
 
@@ -277,7 +295,8 @@ def hostile(entry: dict[str, object], **changes: object) -> bytes:
         *(pytest.param(hostile(entry), id=name) for name, entry in HOSTILE.items()),
         pytest.param(hostile({"path": ["a"]}, name=".."), id="name is parent"),
         pytest.param(hostile({"path": ["a"]}, name="/etc"), id="name is absolute"),
-        pytest.param(hostile({"path": ["a"]}, **{"piece length": 1 << 29}), id="piece"),
+        pytest.param(hostile({"path": ["a"]}, **{"piece length": 1 << 27}), id="piece"),
+        pytest.param(hostile({"path": ["a"], "length": 1 << 41}, **{"piece length": 1 << 26}), id="size"),
         pytest.param(hostile({}, files=[{"path": [f"{i}"], "length": 1} for i in range(1001)]), id="files"),
     ],
 )
@@ -303,18 +322,36 @@ def test_hostile_metadata_of_a_magnet_are_refused_before_a_byte_is_fetched(
     assert tree(tmp_path / "home") == {}
 
 
+def test_metadata_that_mean_nothing_are_refused(swarm: Swarm, tmp_path: Path) -> None:
+    torrent = bencode({"info": {"name": "t", "piece length": PIECE, "pieces": bytes(20), "length": -1}})
+    swarm.stack.enter_context(closing(Liar(torrent, swarm.tracker)))
+    magnet = f"magnet:?xt=urn:btih:{info_hash(torrent).hex()}&tr={swarm.tracker.url}"
+    with pytest.raises(DamagedCheckpoint, match="the metadata of the torrent are wrong"):
+        describe(magnet, timeout_s=20, network=LOOPBACK)
+
+
+@pytest.mark.parametrize("is_prefix_right", [False, True])
+def test_longer_file_of_the_same_name_becomes_the_torrents(
+    swarm: Swarm, tmp_path: Path, is_prefix_right: bool
+) -> None:
+    swarm.seed()
+    for path, content in FILES.items():
+        (tmp_path / "home" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "home" / path).write_bytes((content if is_prefix_right else b"") + bytes(TOTAL))
+    list(fetch(str(swarm.file), tmp_path / "home", network=LOOPBACK))
+    assert tree(tmp_path / "home") == FILES
+
+
 def test_magnet_cannot_leave_files_out(swarm: Swarm, tmp_path: Path) -> None:
     swarm.seed()
-    list(fetch(f"{swarm.magnet}&so=0", tmp_path / "home", network=LOOPBACK))
+    list(fetch(f"{swarm.magnet}&so=1", tmp_path / "home", network=LOOPBACK))
     assert tree(tmp_path / "home") == FILES
 
 
 def test_torrent_of_version_2_is_unsupported(tmp_path: Path) -> None:
-    files = [lt.create_file_entry("t/first", 100), lt.create_file_entry("t/second", PIECE)]
-    torrent = lt.create_torrent(files, PIECE, lt.create_torrent.v2_only)
-    for file in range(2):
-        torrent.set_hash2(file, 0, lt.sha256_hash(bytes(32)))
-    (tmp_path / "t.torrent").write_bytes(bencode(torrent.generate()))
+    leaf = {"": {"length": 100, "pieces root": hashlib.sha256(bytes(100)).digest()}}
+    info = {"file tree": {"a": leaf}, "meta version": 2, "name": "a", "piece length": PIECE}
+    (tmp_path / "t.torrent").write_bytes(bencode({"info": info, "piece layers": {}}))
     with pytest.raises(UnsupportedCheckpoint, match="of version 2"):
         describe(str(tmp_path / "t.torrent"), network=LOOPBACK)
 
@@ -346,14 +383,16 @@ def test_what_is_no_torrent_is_a_usage_error(
 
 def test_nobody_to_ask_is_an_error_in_time(swarm: Swarm, tmp_path: Path) -> None:
     started = time.monotonic()
-    with pytest.raises(CheckpointNotFound, match="0 peers are connected, and none has told in 1 s"):
-        describe(swarm.magnet, timeout_s=1, network=LOOPBACK)
-    with pytest.raises(CheckpointNotFound, match="0 peers are connected, and none has told in 1 s"):
-        list(fetch(swarm.magnet, tmp_path / "home", timeout_s=1, network=LOOPBACK))
-    with pytest.raises(CheckpointNotFound, match=r"no byte of .* has come for 1 s") as error:
-        list(fetch(str(swarm.file), tmp_path / "home", timeout_s=1, network=LOOPBACK))
+    with pytest.raises(CheckpointNotFound, match=r"0 peers are connected, none told in 0\.5 s") as error:
+        describe(swarm.magnet, timeout_s=0.5, network=LOOPBACK)
+    wait_until(lambda: not swarm.tracker.peers)
+    assert error.tb, "a traceback does not keep the session in the swarm"
+    with pytest.raises(CheckpointNotFound, match=r"0 peers are connected, none told in 0\.5 s"):
+        list(fetch(swarm.magnet, tmp_path / "home", timeout_s=0.5, network=LOOPBACK))
+    with pytest.raises(CheckpointNotFound, match=r"no byte of .* has come for 0.5 s") as error:
+        list(fetch(str(swarm.file), tmp_path / "home", timeout_s=0.5, network=LOOPBACK))
     assert "start the same command again: it goes on where it stopped" in error.value.hint
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 6
 
 
 def test_full_disk_is_told_before_a_byte_is_fetched(
@@ -362,7 +401,7 @@ def test_full_disk_is_told_before_a_byte_is_fetched(
     usage = shutil.disk_usage(tmp_path)._replace(free=TOTAL - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OutOfResources, match="needs 3 MiB more of disk and 3 MiB are free"):
-        list(fetch(str(swarm.file), tmp_path / "home", network=LOOPBACK))
+        list(fetch(str(swarm.file), tmp_path / "home", timeout_s=1, network=LOOPBACK))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits are POSIX")

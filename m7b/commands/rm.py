@@ -27,7 +27,7 @@ def rm(
 
       m7b rm demo -y
 
-      m7b rm instruct-v0.3 --format native
+      m7b rm demo --format gguf --yes
     """
     from m7b.hub.removal import removal
 

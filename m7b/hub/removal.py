@@ -7,8 +7,8 @@ from pathlib import Path
 
 from m7b.errors import OutOfResources
 from m7b.hub import shelf
-from m7b.hub.huggingface import PART_SUFFIX, cache_folder
 from m7b.hub.shelf import Record
+from m7b.hub.sources.huggingface import PART_SUFFIX, cache_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from m7b.errors import DamagedCheckpoint
-from m7b.hub import checksums, http, layouts
+from m7b.hub import checksums, layouts
 from m7b.hub.plan import Plan
 from m7b.hub.progress import Progress, Retries, pause, within
-from m7b.hub.refusals import reason
 from m7b.hub.shelf import File
+from m7b.hub.sources.refusals import reason
+from m7b.hub.transfer import http
 
 _TIMEOUT_S = 30
 _MAX_FILES = 10_000

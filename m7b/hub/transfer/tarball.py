@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from m7b.errors import DamagedCheckpoint
-from m7b.hub import http
-from m7b.hub.disk import settle, write_all, writing
-from m7b.hub.members import Member, listed
 from m7b.hub.progress import Progress, Retries
+from m7b.hub.transfer import http
+from m7b.hub.transfer.disk import settle, write_all, writing
+from m7b.hub.transfer.members import Member, listed
 
 _TAR = ".download.tar"
 _STATE = ".unpack.json"

@@ -1,0 +1,139 @@
+"""A session of libtorrent, and what peers are asked before a download. Knows no folder of the user's."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m7b.errors import CheckpointNotFound, DamagedCheckpoint, OutOfResources, UsageError
+from m7b.hub.progress import Progress
+from m7b.hub.transfer.metainfo import LARGEST_METADATA
+
+TICK_S = 0.25
+
+_DHT = "dht.libtorrent.org:25401,router.bittorrent.com:6881,dht.transmissionbt.com:6881"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Where to listen, and how to find peers besides asking a torrent's trackers."""
+
+    listen: str = "0.0.0.0:0,[::]:0"
+    dht: bool = True
+    lsd: bool = True
+
+
+INTERNET = Network()
+
+
+def libtorrent() -> Any:
+    """The library, which is optional.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import libtorrent
+    except ImportError:
+        raise UsageError(
+            "--source torrent needs libtorrent, which is not installed", hint='pip install "m7b[torrent]"'
+        ) from None
+    return libtorrent
+
+
+def parameters(source: str) -> Any:
+    """libtorrent's parameters of a magnet link or a .torrent file; a magnet leaves out `ti`, the metadata.
+
+    Raises:
+        UsageError: `source` is neither.
+    """
+    lt = libtorrent()
+    try:
+        if source.startswith("magnet:"):
+            return lt.parse_magnet_uri(source)
+        with Path(source).open("rb") as opened:
+            return lt.load_torrent_buffer(opened.read(LARGEST_METADATA))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UsageError(f"{source} is neither a magnet link nor a .torrent file: {error}") from None
+
+
+@contextmanager
+def session(network: Network) -> Iterator[Any]:
+    """A session that leaves the network when the block ends."""
+    lt = libtorrent()
+    opened = lt.session(
+        {
+            "alert_mask": lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage,
+            "announce_to_all_tiers": True,
+            "dht_bootstrap_nodes": _DHT,
+            "enable_dht": network.dht,
+            "enable_lsd": network.lsd,
+            "enable_natpmp": False,
+            "enable_upnp": False,
+            "listen_interfaces": network.listen,
+            "max_metadata_size": LARGEST_METADATA,
+            "min_reconnect_time": 5,  # who gave the metadata is met again at once
+            "stop_tracker_timeout": 1,
+        }
+    )
+    try:
+        yield opened
+    finally:  # a traceback may keep it from its destructor
+        opened.pause()
+        opened.apply_settings({"listen_interfaces": "", "enable_dht": False, "enable_lsd": False})
+
+
+def ask_for_metadata(opened: Any, params: Any, timeout_s: float) -> Iterator[Progress]:
+    """Put into `params` the metadata that a magnet link leaves out, and the peers who gave them.
+
+    Raises:
+        CheckpointNotFound: nobody has answered in time.
+        DamagedCheckpoint: the metadata mean nothing.
+    """
+    name, until = params.name or "the torrent", time.monotonic() + timeout_s
+    with tempfile.TemporaryDirectory() as nowhere:
+        params.save_path, params.flags = nowhere, libtorrent().torrent_flags.default_dont_download
+        handle = opened.add_torrent(params)
+        while not (status := handle.status()).has_metadata:
+            if status.errc.value():
+                raise DamagedCheckpoint(f"the metadata of {name} are wrong: {status.errc.message()}")
+            if time.monotonic() > until:
+                raise CheckpointNotFound(
+                    f"{status.num_peers} peers are connected, none told in {timeout_s:g} s what {name} holds",
+                    hint="see that the network lets BitTorrent through, and start the same command again",
+                )
+            yield Progress(name, 0, 0, "looking for peers")
+            time.sleep(TICK_S)
+        params.ti = handle.torrent_file()
+        params.peers = [*params.peers, *(peer.ip for peer in handle.get_peer_info())]
+        opened.remove_torrent(handle)
+
+
+def alerts(opened: Any) -> Iterator[Any]:
+    """What libtorrent has to say; an alert lives until the next call.
+
+    Raises:
+        OutOfResources: it could not read or write a file.
+    """
+    for alert in opened.pop_alerts():
+        if alert.what() == "file_error":
+            raise OutOfResources(f"cannot write {alert.filename()}: {alert.error.message()}")
+        yield alert
+
+
+def wait_for(what: str, opened: Any, timeout_s: float = 60) -> Any:
+    """The next alert of a kind.
+
+    Raises:
+        OutOfResources: the disk has kept it waiting too long.
+    """
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        opened.wait_for_alert(1000)
+        for alert in alerts(opened):
+            if alert.what() == what:
+                return alert
+    raise OutOfResources(f"the disk has not taken the last pieces in {timeout_s:g} s")
