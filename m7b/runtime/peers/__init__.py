@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import assert_never
 
@@ -15,7 +16,7 @@ __all__ = ["PeerName", "Task", "check_peer", "open_peer"]
 
 _QUANTS = {
     PeerName.TRANSFORMERS: (None, "none", "int8", "nf4", "fp4"),
-    PeerName.LLAMA_CPP: (None, "none", "q4_0", "q8_0"),
+    PeerName.LLAMA_CPP: (None, "none", "q4_0", "q8_0", "int8"),
 }
 _INSTALL = {
     PeerName.TRANSFORMERS: ("transformers", "pip install 'm7b[peers]'"),
@@ -56,6 +57,8 @@ def open_peer(name: PeerName, task: Task) -> Iterator[Runner]:
         case PeerName.LLAMA_CPP:
             from m7b.runtime.peers.llama_cpp import open_llama_cpp
 
+            if task.quant == "int8":  # Q8_0 times activations of 8 bits, which is what theirs is
+                task = replace(task, quant="q8_0")
             with open_llama_cpp(task) as runner:
                 yield runner
         case _:

@@ -1,17 +1,16 @@
-// One panel of quantized weights times n tokens, over the Weights that are included before.
+// Panels of quantized weights times n tokens, over the Weights that are included before.
 #pragma once
 #include "kernels.h"
 
 namespace m7b {
 namespace {
 
-// One token is bound by memory: asking for what comes four blocks later (1024 bytes of 4-bit quants) reads a
-// tenth faster than the processor's own guesses.
-constexpr int AHEAD = 1024;
-
-template <int TYPE> void prefetch(const uint8_t *quants, const uint8_t *scales) {
-    for (int i = 0; i < quant_bytes(TYPE); i += 64) __builtin_prefetch(quants + AHEAD + i);
-    __builtin_prefetch(scales + AHEAD / quant_bytes(TYPE) * scale_bytes(TYPE));
+// Adds the products of one block of one token; `scales` are those of the rows of `weights`.
+template <int TYPE>
+inline void add_block(const Weights<TYPE> &weights, const uint8_t *scales, const int8_t *token, float token_scale,
+                      int32_t token_sum, V &sum) {
+    sum = v_fma(weights.dot(token, token_sum), v_mul(v_load_f16(scales), v_set(token_scale)), sum);
+    if (TYPE == Q4_1) sum = v_fma(v_load_f16(scales + 2 * PANEL), v_set(token_scale * float(token_sum)), sum);
 }
 
 // Integers are exact and scales are applied block after block in one order, so a token's result does
@@ -22,19 +21,14 @@ template <int TYPE, int N> void linear_tokens(const uint8_t *panel, int n_blocks
         for (V &sum : sums[i]) sum = v_zero();
     const uint8_t *quants = panel, *scales = panel + size_t(n_blocks) * quant_bytes(TYPE);
     for (int b = 0; b < n_blocks; b++, quants += quant_bytes(TYPE), scales += scale_bytes(TYPE)) {
-        if (N == 1) prefetch<TYPE>(quants, scales);
         for (int part = 0; part < PANEL / LANES; part++) {
             const Weights<TYPE> weights(quants, part);
-            const V scale = v_load_f16(scales + 2 * LANES * part);
             M7B_UNROLL_TOKENS
             for (int i = 0; i < N; i++) {
                 const int at = b * N + i;
-                V &sum = sums[i][part];
-                V dot = weights.dot(tile.quants + size_t(at) * BLOCK * activation_bytes(TYPE), tile.sums[at]);
-                sum = v_fma(dot, v_mul(scale, v_set(tile.scales[at])), sum);
-                if (TYPE == Q4_1)
-                    sum = v_fma(v_load_f16(scales + 2 * PANEL + 2 * LANES * part),
-                                v_set(tile.scales[at] * float(tile.sums[at])), sum);
+                add_block<TYPE>(weights, scales + 2 * LANES * part,
+                                tile.quants + size_t(at) * BLOCK * activation_bytes(TYPE), tile.scales[at],
+                                tile.sums[at], sums[i][part]);
             }
         }
     }
@@ -52,6 +46,41 @@ template <int TYPE> void linear_n(const uint8_t *panel, int n_blocks, const Tile
     if (n == 16) return linear_16<TYPE>(panel, n_blocks, tile, out);
     if (n == 4) return linear_tokens<TYPE, 4>(panel, n_blocks, tile, out);
     linear_tokens<TYPE, 1>(panel, n_blocks, tile, out);
+}
+
+// One token is bound by memory, and a processor reads several streams at once faster than one: here each of N
+// panels is two, its quants and its scales. (Zen 4: 50 GB/s of Q4_0 with four panels, 32 with one.)
+template <int TYPE, int N> void panels_n(const uint8_t *panels, int n_blocks, const Tile &tile, float *out) {
+    V sums[N][PANEL / LANES];
+    for (auto &rows : sums)
+        for (V &sum : rows) sum = v_zero();
+    const size_t size = panel_bytes(TYPE, n_blocks);
+    for (int b = 0; b < n_blocks; b++) {
+        const int8_t *token = tile.quants + size_t(b) * BLOCK * activation_bytes(TYPE);
+        for (int i = 0; i < N; i++) {
+            const uint8_t *quants = panels + i * size + size_t(b) * quant_bytes(TYPE);
+            const uint8_t *scales = panels + i * size + size_t(n_blocks) * quant_bytes(TYPE) + b * scale_bytes(TYPE);
+            for (int part = 0; part < PANEL / LANES; part++)
+                add_block<TYPE>(Weights<TYPE>(quants, part), scales + 2 * LANES * part, token, tile.scales[b],
+                                tile.sums[b], sums[i][part]);
+        }
+    }
+    for (int i = 0; i < N; i++)
+        for (int part = 0; part < PANEL / LANES; part++) v_store(out + PANEL * i + LANES * part, sums[i][part]);
+}
+
+template <int TYPE> void panels(const uint8_t *panels, int n, int n_blocks, const Tile &tile, float *out) {
+    constexpr int MOST = panels_at_once(TYPE);
+    if (n == MOST) return panels_n<TYPE, MOST>(panels, n_blocks, tile, out);
+    const size_t size = panel_bytes(TYPE, n_blocks);
+    for (int i = 0; i < n; i++) panels_n<TYPE, 1>(panels + i * size, n_blocks, tile, out + PANEL * i);
+}
+
+void linear_1(int type, const uint8_t *from, int n_panels, int n_blocks, const Tile &tile, float *out) {
+    if (type == Q4_0) return panels<Q4_0>(from, n_panels, n_blocks, tile, out);
+    if (type == Q4_1) return panels<Q4_1>(from, n_panels, n_blocks, tile, out);
+    if (type == INT8) return panels<INT8>(from, n_panels, n_blocks, tile, out);
+    panels<Q8_0>(from, n_panels, n_blocks, tile, out);
 }
 
 void linear(int type, const uint8_t *panel, int n_blocks, const Tile &tile, int n, float *out) {

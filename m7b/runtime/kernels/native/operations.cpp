@@ -214,17 +214,24 @@ void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int 
     const int n_blocks = n_in / BLOCK;
     std::vector<int> ends; // one past the last panel of each weight, counted through all of them
     for (int i = 0; i < n_weights; i++) ends.push_back((i ? ends[i - 1] : 0) + n_panels(weights[i].n_out));
-    const int step = T == 1 ? share(ends.back(), n_threads) : 1;
+    const int step = T == 1 ? (share(ends.back(), n_threads) + 3) / 4 * 4 : 1;
     parallel(n_threads, (ends.back() + step - 1) / step, [&](int item) {
         alignas(64) float out[MAX_TOKENS * PANEL];
         const int last = std::min(ends.back(), (item + 1) * step);
-        for (int p = item * step; p < last; p++) {
+        for (int p = item * step, n_done; p < last; p += n_done) {
             const size_t i = std::upper_bound(ends.begin(), ends.end(), p) - ends.begin();
             const Weight &weight = weights[i];
             const int n_bytes = activation_bytes(weight.type);
             const Quantized &tokens = quantized[n_bytes - 1];
             const int row = (p - (i ? ends[i - 1] : 0)) * PANEL;
             const uint8_t *panel = weight.panels + row / PANEL * panel_bytes(weight.type, n_blocks);
+            n_done = T == 1 ? std::min({panels_at_once(weight.type), last - p, ends[i] - p}) : 1;
+            if (T == 1) {
+                Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.sums.data()};
+                kernels().linear_1(weight.type, panel, n_done, n_blocks, tile, out);
+                store_floats(out, std::min(n_done * PANEL, weight.n_out - row), {weight.y, x.dtype}, row);
+                continue;
+            }
             for (int t = 0, n; t < T; t += n) {
                 n = tile_size(T - t);
                 const size_t at = size_t(t) * n_blocks;
