@@ -86,6 +86,11 @@ class Status:
             self._stream.flush()
 
 
+def can_ask() -> bool:
+    """Whether somebody sits at a terminal who reads stderr and answers on stdin."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
 def has_colours() -> bool:
     """Whether a terminal is to be coloured: not with `NO_COLOR`, nor where `TERM` is dumb."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", None)

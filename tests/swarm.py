@@ -87,7 +87,7 @@ class Tracker:
 
 
 class Seeder:
-    """A libtorrent session that has all of a torrent, or says so."""
+    """A libtorrent session that has all of a torrent."""
 
     def __init__(
         self, torrent: bytes, folder: Path, ip: str = "127.0.0.2", *, rate: int = 0, lies: bool = False
@@ -97,7 +97,7 @@ class Seeder:
         self.session = lt.session({"listen_interfaces": f"{ip}:0", **quick, **off})
         params = lt.load_torrent_buffer(torrent)
         params.save_path = str(folder)
-        params.flags = lt.torrent_flags.seed_mode if lies else lt.torrent_flags.apply_ip_filter
+        params.flags = lt.torrent_flags.apply_ip_filter
         params.upload_limit = rate
         self.handle = self.session.add_torrent(params)
         self.address = (ip, self.session.listen_port())

@@ -235,7 +235,7 @@ def test_a_llama_cpp_that_has_to_sleep_while_it_waits_is_told_of(monkeypatch, po
 
 @pytest.mark.parametrize(
     ("name", "quant"),
-    [(TRANSFORMERS, "q4_0"), (TRANSFORMERS, "q8_0"), (LLAMA_CPP, "nf4"), (LLAMA_CPP, "int8")],
+    [(TRANSFORMERS, "q4_0"), (TRANSFORMERS, "q8_0"), (LLAMA_CPP, "nf4"), (LLAMA_CPP, "fp4")],
 )
 def test_a_peer_without_a_quantization_is_refused(name, quant):
     with pytest.raises(UsageError, match=f"--peer {name} knows no {quant}"):

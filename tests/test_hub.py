@@ -16,6 +16,7 @@ import pytest
 from m7b.hub.layouts import choose
 from tests.checkpoints import mistral, write_hf
 from tests.hub_server import serving_hub
+from tests.kills import N_KILLS
 
 REPO = "org/tiny"
 BITS = random.Random(0)
@@ -290,7 +291,7 @@ def test_of_several_gguf_files_one_has_to_be_chosen(home):
 
 def test_killed_at_any_moment_it_goes_on_where_it_stopped(home):
     """A kill can cost what the server had sent and the client had not written."""
-    draw, n_kills = random.Random(7), int(os.environ.get("M7B_TEST_KILLS", "12"))
+    draw, n_kills = random.Random(7), N_KILLS
     size = len(SMALL["model.safetensors"])
     with serving_hub(REPO, SMALL, rate=600_000 / n_kills) as hub:
         assert sum(_killed(home, hub, 0.4 + draw.random() * 0.6) for _ in range(n_kills)) > n_kills / 2

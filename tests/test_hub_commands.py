@@ -243,6 +243,19 @@ def test_a_download_can_end_in_fewer_bits(tmp_path, demo_file):
     assert "is here already in q8_0" in again.err
 
 
+def test_fewer_bits_are_made_of_what_was_fetched_and_not_of_fewer_bits(tmp_path, demo_file, home):
+    call("quantize", demo_file, "-o", tmp_path / "half.gguf", "--to", "bf16", "--no-report")
+    folder = tmp_path / "folder"
+    call("quantize", tmp_path / "half.gguf", "-o", folder, "--to", "nf4", "--no-report")
+    for quant in ("q4_0", "q8_0"):
+        ran = call("download", "org/x", "--source", folder, "--quant", quant)
+        assert ran.code == 0, ran.err
+        assert [one.path for one in hub.shelf.named("org/x", "gguf")] == [
+            str(home / "checkpoints" / "org--x.gguf" / f"{quant}.gguf")
+        ]
+        assert hub.shelf.named("org/x", "gguf")[0].origin == str(folder)
+
+
 def test_settings_say_what_runs_and_not_what_is_fetched(tmp_path, monkeypatch):
     path = write_gguf(mistral(), tmp_path / "tiny.gguf")
     monkeypatch.setenv("M7B_VARIANT", "instruct-v0.3")

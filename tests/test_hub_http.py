@@ -21,6 +21,7 @@ from m7b.errors import CheckpointNotFound, DamagedCheckpoint, M7bError, OutOfRes
 from m7b.hub.progress import Retries
 from m7b.hub.transfer import answers, http
 from tests.http_server import Answer, serving
+from tests.kills import N_KILLS
 
 ROOT = Path(__file__).parent.parent
 DATA = random.Random(7).randbytes((1 << 20) + 4321)
@@ -421,8 +422,8 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
     data, to, rng = random.Random(3).randbytes(3 << 20), tmp_path / "partial", random.Random(4)
     command = [sys.executable, "-c", FETCH]
     with serving(data, rate=4 << 20) as server:
-        for kill in range(10):
-            enough = server.sent + rng.randrange(1, 200_000)
+        for kill in range(N_KILLS):
+            enough = server.sent + rng.randrange(1, 2_000_000 // N_KILLS)
             child = subprocess.Popen([*command, server.url, to, str(len(data))], cwd=ROOT)
             while server.sent < enough:
                 time.sleep(0.001)

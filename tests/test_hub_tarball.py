@@ -23,6 +23,7 @@ from m7b.hub.sources.releases import RELEASES
 from m7b.hub.transfer import members, tarball
 from m7b.variants import VARIANTS
 from tests.http_server import Answer, serving
+from tests.kills import N_KILLS
 
 ROOT = Path(__file__).parent.parent
 CHUNK = 1 << 16
@@ -356,8 +357,8 @@ def test_kill_9_while_fetching_a_tar_loses_nothing(folder):
     rng = random.Random(10)
     with serving(raw, rate=2 << 20) as server:
         arguments = [server.url, folder, f"md5:{hashlib.md5(raw).hexdigest()}"]
-        for _ in range(10):
-            enough = server.sent + rng.randrange(20_000)
+        for _ in range(N_KILLS):
+            enough = server.sent + rng.randrange(200_000 // N_KILLS)
             child = subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
             while server.sent < enough:
                 time.sleep(0.001)

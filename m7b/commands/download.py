@@ -14,7 +14,7 @@ from m7b.commands.options import OfflineOption, VariantName, YesOption
 from m7b.errors import CheckpointNotFound, UsageError
 from m7b.generation import QuantizeTarget
 from m7b.hub import Format, Plan, Record, Source, Wish
-from m7b.render import note, printable
+from m7b.render import can_ask, note, printable
 from m7b.variants import VARIANTS
 
 
@@ -129,13 +129,7 @@ def fetch(name: str, source: Source, wish: Wish, *, force: bool = False, asks: b
         plan = screen.run(source.look(name, hub.Retries()))
     if not force:
         hub.check_disk(plan)
-    if (
-        asks
-        and source.kind != "path"
-        and sys.stdin is not None
-        and sys.stdin.isatty()
-        and sys.stderr.isatty()
-    ):
+    if asks and source.kind != "path" and can_ask():
         _confirm(name, plan)
     if plan.n_left:
         note(f"fetching {name}: {plan.n_left / 1e6:,.1f} MB from {plan.origin}")

@@ -1,7 +1,6 @@
 """From the options of a command to an open checkpoint, a tokenizer and a running engine."""
 
 import re
-import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from m7b import hub
 from m7b.commands.options import DType, VariantName
 from m7b.errors import UnsupportedCheckpoint, UsageError
 from m7b.generation import Engine, Quant
-from m7b.render import Status, note
+from m7b.render import Status, can_ask, note
 from m7b.templates import MistralTemplate, Template, choose_template, named_template, source_named
 from m7b.tokenizer import MistralTokenizer, OfficialVocabulary, Tokenizer, load_tokenizer
 from m7b.variants import VARIANTS
@@ -79,7 +78,7 @@ def offer_missing(variant: VariantName | None, model: Path | None) -> None:
     name = chosen_variant(variant, model) or _hub_id(model)
     if name is None or hub.installed(name) or hub.is_offline():
         return
-    if sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty():
+    if can_ask():
         from m7b.commands.download import fetch_default
 
         note(f"{name} is not on this machine yet")

@@ -9,7 +9,7 @@ from m7b import hub
 from m7b.commands.options import YesOption
 from m7b.errors import UsageError
 from m7b.hub import Format
-from m7b.render import note, printable
+from m7b.render import can_ask, note, printable
 
 
 def rm(
@@ -70,7 +70,7 @@ def _confirm(lines: list[str], yes: bool) -> None:
         print(printable(line), file=sys.stderr)
     if yes:
         return
-    if sys.stdin is None or not sys.stdin.isatty():
+    if not can_ask():
         raise UsageError("nothing was removed: nobody can be asked", hint="give -y to remove it unasked")
     print("Remove it? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

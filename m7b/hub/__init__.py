@@ -9,7 +9,7 @@ from pathlib import Path
 
 from m7b.errors import CheckpointNotFound
 from m7b.hub import shelf
-from m7b.hub.download import check_disk, fetch, made, repair, verify
+from m7b.hub.download import MADE, check_disk, fetch, made, repair, verify
 from m7b.hub.layouts import Format
 from m7b.hub.plan import Plan, Source, Wish
 from m7b.hub.progress import Progress, Retries
@@ -66,8 +66,8 @@ def locate(name: str) -> Path:
 
 
 def present(name: str, wish: Wish) -> Record | None:
-    """What is here already and fulfils a wish."""
-    records = shelf.named(name, wish.format)
+    """What is here already and fulfils a wish; what was made of it here does not."""
+    records = [one for one in shelf.named(name, wish.format) if one.source != MADE]
     return next((one for one in records if wish.revision in (None, one.revision)), None)
 
 

@@ -13,6 +13,9 @@ from m7b.hub.plan import Plan, Source
 from m7b.hub.progress import Progress, Retries, within
 from m7b.hub.shelf import File, Record
 
+MADE = "quantize"
+"""The source of what was made here of a download."""
+
 _MARGIN = 64 << 20  # for all that is small
 
 
@@ -96,7 +99,7 @@ def made(record: Record, path: Path) -> Generator[Progress, None, Record]:
     return replace(
         record,
         format="gguf",
-        source="quantize",
+        source=MADE,
         origin=record.path,
         path=str(path),
         folder=str(path.parent),
