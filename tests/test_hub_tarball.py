@@ -186,7 +186,7 @@ def test_a_fetched_tar_that_is_none_is_removed(folder):
 def test_the_releases_are_those_of_the_variants():
     assert RELEASES.keys() == VARIANTS.keys() - {"demo"}
     for release in RELEASES.values():
-        assert release.url.startswith("https://models.mistralcdn.com/mistral-7b-v0-")
+        assert release.url.startswith(("https://models.mistralcdn.com/", "https://files.mistral-7b-v0-1."))
         if release.checksum:
             assert len(bytes.fromhex(release.checksum.removeprefix("md5:"))) == 16
 

@@ -17,8 +17,10 @@ RELEASES = {
     "base-v0.1": Release(
         f"{_HOST}/mistral-7b-v0-1/mistral-7B-v0.1.tar", "md5:37dab53973db2d56b2da0a033a15307f"
     ),
-    # Announced on files.mistral-7b-v0-1.mistral.ai, from where base-v0.1 moved to this host; unconfirmed.
-    "instruct-v0.1": Release(f"{_HOST}/mistral-7b-v0-1/mistral-7B-instruct-v0.1.tar", None),
+    # The only address that is documented; base-v0.1 was there before it moved, and the host may be gone.
+    "instruct-v0.1": Release(
+        "https://files.mistral-7b-v0-1.mistral.ai/mistral-7B-instruct-v0.1.tar", checksum=None
+    ),
     "instruct-v0.2": Release(
         f"{_HOST}/mistral-7b-v0-2/Mistral-7B-v0.2-Instruct.tar", "md5:fbae55bc038f12f010b4251326e73d39"
     ),
