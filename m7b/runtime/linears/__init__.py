@@ -91,9 +91,9 @@ def _named(quant: str) -> Quant:
 
 
 def _dense(device: str, dtype: torch.dtype) -> LinearFactory:
-    """oneDNN's own order where the CPU multiplies bfloat16, our kernel where it does not, else torch."""
+    """For bfloat16 on the CPU our kernel, without it oneDNN's own order where that works, else torch."""
     if device != "cpu" or dtype != torch.bfloat16:
         return Linear
-    if can_prepack():
-        return PrepackedLinear
-    return DenseLinear if kernels.instruction_set() else Linear
+    if kernels.instruction_set():
+        return DenseLinear
+    return PrepackedLinear if can_prepack() else Linear
