@@ -259,6 +259,26 @@ def test_a_checksum_that_is_a_path_is_refused(home):
         assert not hub.sent
 
 
+def test_a_commit_that_is_a_path_is_refused(home):
+    with serving_hub(REPO, SMALL) as hub:
+        hub.commit = "../../../../evil"
+        assert m7b(home, hub, "download", REPO).returncode == 4
+        assert not hub.sent
+
+
+def test_a_disk_without_links_holds_the_files_themselves(home):
+    unlinked = {**home, "HF_HUB_DISABLE_SYMLINKS": "1"}
+    with serving_hub(REPO, SMALL) as hub:
+        assert m7b(unlinked, hub, "download", REPO).returncode == 0
+        assert fetched(home) == SMALL
+        assert m7b(home, None, "rm", REPO, "-y").returncode == 0
+        m7b(unlinked, hub, "download", REPO)
+        hub.sent.clear()
+        Path(records(home)[0]["folder"], "config.json").write_bytes(b"damaged")
+        assert m7b(unlinked, hub, "verify", REPO, "--repair").returncode == 0
+        assert set(hub.sent) == {"config.json"}
+
+
 def test_links_planted_in_the_cache_lead_nowhere(home, tmp_path):
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")

@@ -7,6 +7,7 @@ file again in every process, and takes files that do not match their checksum.)
 """
 
 import os
+import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,17 +60,20 @@ class HubSource:
             ),
             retries,
         )
+        commit = str(listing.sha)
+        if not re.fullmatch("[0-9a-f]{40}", commit):
+            raise DamagedCheckpoint(f"the hub calls the commit of {self.repo_id} {commit!r}")
         siblings = {str(one.rfilename): one for one in (listing.siblings or ())[:_MAX_FILES]}
         format, names = layouts.choose(list(siblings), self.repo_id, self.format, self.include)
         files = tuple(_file(siblings[one]) for one in names)
         # Everybody may list the files of a gated repository: whether this user may read them shows here.
-        url = hf_hub_url(self.repo_id, names[0], revision=listing.sha)
+        url = hf_hub_url(self.repo_id, names[0], revision=commit)
         yield from self._trying(lambda: get_hf_file_metadata(url, timeout=_TIMEOUT_S), retries)
-        folder = self._cache() / "snapshots" / str(listing.sha)
+        folder = self._cache() / "snapshots" / commit
         return Plan(
             format=format,
             origin=self.repo_id,
-            revision=str(listing.sha),
+            revision=commit,
             files=files,
             folder=folder,
             path=folder / names[0] if format == "gguf" else folder,
@@ -86,13 +90,13 @@ class HubSource:
         """
         done = 0
         for file in plan.files:
-            blob = self._blob(file)
+            entry, blob = plan.folder / file.name, self._blob(file)
             blob.parent.mkdir(parents=True, exist_ok=True)
-            sound = yield from within(
-                checksums.checking(blob, file.size, file.checksum), file.name, done, plan.total, "checking"
-            )
-            if not sound:
-                blob.unlink(missing_ok=True)
+            here = (
+                entry if entry.is_file() and not entry.is_symlink() else blob
+            )  # there are disks without links
+            if not (yield from self._is_sound(here, file, plan, done)):
+                here.unlink(missing_ok=True)
                 yield from self._bring(file, plan, done, retries)
             yield from self._enter(file, plan, done, retries)
             done += file.size
@@ -127,11 +131,15 @@ class HubSource:
         yield from self._trying(
             lambda: hf_hub_download(self.repo_id, file.name, revision=self.revision or "main"), retries
         )
-        if entry.resolve() != blob.resolve():
+        if entry.resolve() != blob.resolve() and not (yield from self._is_sound(entry, file, plan, done)):
             raise DamagedCheckpoint(
                 f"{self.repo_id} has changed while it was fetched: {file.name} is another file now",
                 hint="start the same command again",
             )
+
+    def _is_sound(self, path: Path, file: File, plan: Plan, done: int) -> Generator[Progress, None, bool]:
+        checking = checksums.checking(path, file.size, file.checksum)
+        return (yield from within(checking, file.name, done, plan.total, "checking"))
 
     def _cache(self) -> Path:
         from huggingface_hub.file_download import repo_folder_name
