@@ -51,7 +51,13 @@ def plan_linears(
         if has_blocks and runs_blocks and odd is None and not dtype_given:
             return LinearPlan(BlockLinear.factory(None), None)
         if checkpoint.quant and device != "auto":
-            plan = plan_linears(checkpoint, checkpoint.quant, device, dtype)
+            # A folder of LLM.int8() runs as its other readers run it, and in blocks where those are asked for.
+            is_int8 = checkpoint.quant == Quant.INT8
+            plan = (
+                LinearPlan(Int8Linear, 8.0)
+                if is_int8
+                else plan_linears(checkpoint, checkpoint.quant, device, dtype)
+            )
             return replace(plan, make_output=_dense(device, dtype))  # which transformers leaves as it is
         quant = Quant.NONE
     wanted = _named(quant)
