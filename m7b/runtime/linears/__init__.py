@@ -51,7 +51,7 @@ def plan_linears(
         if has_blocks and runs_blocks and odd is None and not dtype_given:
             return LinearPlan(BlockLinear.factory(None), None)
         if checkpoint.quant and device != "auto":
-            # A folder of LLM.int8() runs as its other readers run it, and in blocks where those are asked for.
+            # A folder of LLM.int8() runs as its other readers run it, in blocks where those are asked for.
             is_int8 = checkpoint.quant == Quant.INT8
             plan = (
                 LinearPlan(Int8Linear, 8.0)
