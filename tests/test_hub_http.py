@@ -265,8 +265,8 @@ def test_an_address_that_leads_nowhere_is_told_without_its_secrets(tmp_path, url
     [
         ("7", 7),
         ("0", 0),
-        (format_datetime(datetime.now(UTC) + timedelta(seconds=1000), usegmt=True), 1000),
-        (format_datetime(datetime.now(UTC) - timedelta(seconds=1000), usegmt=True), 0),
+        (timedelta(seconds=1000), 1000),
+        (timedelta(seconds=-1000), 0),
         ("soon", None),
         ("-5", None),
         ("9" * 5000, None),
@@ -276,6 +276,8 @@ def test_an_address_that_leads_nowhere_is_told_without_its_secrets(tmp_path, url
 )
 def test_retry_after_is_what_the_wait_is_asked_for(tmp_path, told, asked):
     retries = Patient()
+    if isinstance(told, timedelta):
+        told = format_datetime(datetime.now(UTC) + told, usegmt=True)
     with serving(DATA, Answer(status=503, headers={"Retry-After": told})) as server:
         fetch(server.url, tmp_path / "partial", retries=retries)
     assert retries.asked == [asked if asked is None else pytest.approx(asked, abs=60)]
