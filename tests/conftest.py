@@ -7,9 +7,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test talks to a hub
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is, as m7b.runtime does
-if worker := os.environ.get(
-    "PYTEST_XDIST_WORKER"
-):  # gw0, gw1, …: a core each, or threads of all fight for all
+# Of workers side by side (gw0, gw1, …) each gets a core, or the threads of all fight for all of them.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
