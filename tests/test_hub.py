@@ -149,6 +149,7 @@ def test_a_gated_repository_tells_the_page_and_the_command(home):
         ([REPO, "--source", "cdn"], 2, "no tarball"),
         ([REPO, "--source", "nowhere"], 2, "nowhere"),
         ([REPO, "--copy"], 2, "--copy"),
+        (["--variant", "base-v0.1", "--source", "cdn", "--format", "hf"], 2, "--format"),
         (["--variant", "instruct-v0.2", "--source", "torrent"], 2, "torrent"),
     ],
 )

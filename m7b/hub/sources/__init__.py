@@ -29,6 +29,7 @@ def choose_source(wish: Wish) -> tuple[str, Source]:
         )
     kind = _kind(wish)
     for value, option, needed in (
+        (wish.format, "--format", "hub"),
         (wish.revision, "--revision", "hub"),
         (wish.include, "--include", "hub"),
         (wish.copies, "--copy", "path"),
