@@ -437,6 +437,7 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
         subprocess.run([*command, server.url, to, str(len(data))], cwd=ROOT, check=True)
     assert to.read_bytes() == data
     assert ranges(server)[-1], "the last one went on"
+    assert server.sent <= len(data) + N_KILLS * (1 << 18)
 
 
 def test_a_limit_on_the_file_keeps_what_fits(tmp_path):

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 
 import libtorrent as lt
 import pytest
 
+from m7b import hub
 from m7b.errors import (
     CheckpointNotFound,
     DamagedCheckpoint,
@@ -23,10 +25,13 @@ from m7b.errors import (
     UnsupportedCheckpoint,
     UsageError,
 )
+from m7b.hub import sources
 from m7b.hub.progress import Progress
+from m7b.hub.sources.originals import TorrentSource
 from m7b.hub.transfer.torrent import MAGNET, Network, describe, fetch
 from tests.kills import N_KILLS
 from tests.swarm import Liar, Seeder, Tracker, bencode, info_hash, make_torrent, wait_until
+from tests.tiny import call
 
 PIECE = 64 << 10
 NAME = "mistral-7B-tiny"
@@ -441,3 +446,22 @@ def test_magnet_is_that_of_mistral_7b() -> None:
     assert params.name == "mistral-7B-v0.1"
     assert len(params.trackers) >= 3
     assert all(tracker.startswith("udp://") for tracker in params.trackers)
+
+
+def test_the_command_fetches_records_and_repairs(
+    swarm: Swarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("M7B_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sources, "TorrentSource", partial(TorrentSource, network=LOOPBACK))
+    swarm.seed()
+    assert call("download", swarm.magnet).code == 0
+    record = hub.find(NAME)
+    assert record is not None
+    assert (record.format, record.source, record.n_bytes) == ("native", "torrent", TOTAL)
+    assert tree(Path(record.folder)) == FILES
+    (Path(record.folder) / "consolidated.00.pth").write_bytes(b"damaged")
+    assert call("verify", NAME).code == 4
+    repaired = call("verify", NAME, "--repair")
+    assert repaired.code == 0, repaired.err
+    assert tree(Path(record.folder)) == FILES
+    assert call("download", swarm.magnet).err.startswith(f"m7b: {NAME} is here already")
