@@ -62,6 +62,7 @@ def named_model(name: str) -> tuple[VariantName | None, Path | None]:
         return None, Path(name)
     if not path.exists():
         raise CheckpointNotFound(
-            f"there is no model {name}", hint=f"name a folder, a GGUF file, or {', '.join(VARIANTS)}"
+            f"there is no model {name}",
+            hint=f"name a folder, a GGUF file, a hub id that was downloaded, or {', '.join(VARIANTS)}",
         )
     return None, path

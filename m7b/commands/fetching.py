@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _LINE_EVERY_S = 15.0
+_CHECKING = "checking"  # what sources note while they read again what has come
 
 Result = TypeVar("Result")
 
@@ -81,12 +82,12 @@ class FetchScreen:
             total=size,
             note=printable(progress.note),
         )
-        if progress.note != "checking":  # which reads again what is counted already
+        if progress.note != _CHECKING:  # which reads again what is counted already
             bars.update(self._whole, visible=True, completed=progress.done, total=progress.total)
 
     def _say(self, progress: Progress) -> None:
         now = time.monotonic()
-        is_news = bool(progress.note) and progress.note.split(":")[0] != self._said_note
+        is_news = progress.note not in ("", _CHECKING) and progress.note.split(":")[0] != self._said_note
         if not is_news and now - self._said_s < _LINE_EVERY_S:
             return
         self._said_s, self._said_note = now, progress.note.split(":")[0]
