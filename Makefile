@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/m7b complete "Photosynthesis is the process by which" --max-tokens 60 --temperature 0
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: format lint types architecture test docs
 
