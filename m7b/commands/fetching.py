@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from m7b.commands.loading import drained
 from m7b.hub import Plan, Progress
 from m7b.render import Status, note, printable
 
@@ -54,18 +55,15 @@ class FetchScreen:
 
     def run(self, running: Generator[Progress, None, Result]) -> Result:
         """What `running` comes to; what it tells is shown meanwhile."""
-        while True:
-            try:
-                progress = next(running)
-            except StopIteration as stop:
-                result: Result = stop.value
-                return result
-            if self._bars is not None:
-                self._draw(self._bars, progress)
-            elif self._starts:
-                self._say(progress)
-            else:
-                self._status.show(progress.note or f"checking {progress.file}")
+        return drained(running, self._show)
+
+    def _show(self, progress: Progress) -> None:
+        if self._bars is not None:
+            self._draw(self._bars, progress)
+        elif self._starts:
+            self._say(progress)
+        else:
+            self._status.show(progress.note or f"checking {progress.file}")
 
     def _draw(self, bars: "Bars", progress: Progress) -> None:
         assert self._whole is not None

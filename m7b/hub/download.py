@@ -10,7 +10,7 @@ from pathlib import Path
 from m7b.errors import OutOfResources, UsageError
 from m7b.hub import checksums, shelf
 from m7b.hub.plan import Plan, Source
-from m7b.hub.progress import Progress, Retries, within
+from m7b.hub.progress import Progress, Retries, retold, within
 from m7b.hub.shelf import File, Record
 
 MADE = "quantize"
@@ -57,7 +57,12 @@ def fetch(
         try:
             if plan.is_ours:
                 plan.work.mkdir(parents=True, exist_ok=True)
-            plan = yield from _troubled(source.fetch(plan, retries), retries)
+            plan = yield from retold(
+                source.fetch(plan, retries),
+                lambda progress: replace(
+                    progress, note=progress.note or retries.trouble
+                ),  # why nothing comes
+            )
             if plan.is_ours:
                 _put_in_place(plan)
         except OSError as error:
@@ -126,17 +131,6 @@ def repair(record: Record, source: Source) -> Generator[Progress, None, Record]:
     if source.kind == "torrent":  # it compares the pieces, and fetches those that differ
         os.replace(record.folder, plan.work)
     return (yield from fetch(record.name, source, plan))
-
-
-def _troubled(running: Generator[Progress, None, Plan], retries: Retries) -> Generator[Progress, None, Plan]:
-    """What `running` comes to; what it tells says why nothing comes."""
-    while True:
-        try:
-            progress = next(running)
-        except StopIteration as stop:
-            plan: Plan = stop.value
-            return plan
-        yield replace(progress, note=progress.note or retries.trouble)
 
 
 def _put_in_place(plan: Plan) -> None:

@@ -2,13 +2,14 @@
 
 import random
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from m7b.errors import CheckpointNotFound
 
 Result = TypeVar("Result")
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,17 @@ def within(
     running: Generator[int, None, Result], file: str, done: int, total: int, note: str = ""
 ) -> Generator[Progress, None, Result]:
     """What `running` comes to; the bytes it tells are those of one file, with `done` bytes before it."""
+    return retold(running, lambda n: Progress(file, done + n, total, note))
+
+
+def retold(
+    running: Generator[Told, None, Result], tell: Callable[[Told], Progress]
+) -> Generator[Progress, None, Result]:
+    """What `running` comes to; what it tells is told in other words."""
     while True:
         try:
-            n = next(running)
+            told = next(running)
         except StopIteration as stop:
             result: Result = stop.value
             return result
-        yield Progress(file, done + n, total, note)
+        yield tell(told)
