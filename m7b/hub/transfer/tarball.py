@@ -4,7 +4,6 @@ A tar is unpacked from its end: the last chunk is copied and settled on the disk
 on to the first. What is left of the tar tells what is left to do, so a call that was killed is gone on with.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import astuple
@@ -13,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from m7b.errors import DamagedCheckpoint
-from m7b.hub.progress import Progress, Retries
+from m7b.hub import checksums
+from m7b.hub.progress import Progress, Retries, within
 from m7b.hub.transfer import http
 from m7b.hub.transfer.disk import settle, write_all, writing
 from m7b.hub.transfer.members import Member, listed
@@ -91,18 +91,10 @@ def unpack(tar: Path, folder: Path, *, keep: bool = False) -> Iterator[Progress]
 
 
 def _checking(tar: Path, name: str, checksum: str) -> Iterator[Progress]:
-    kind, _, expected = checksum.partition(":")
-    digest, done, size = hashlib.new(kind, usedforsecurity=False), 0, tar.stat().st_size
-    with tar.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            done += len(block)
-            yield Progress(name, done, size, "checking")
-    if digest.hexdigest() != expected:
-        raise DamagedCheckpoint(
-            f"{name} has {kind} {digest.hexdigest()} instead of {expected}",
-            hint="it was removed: start the same command again",
-        )
+    reading = checksums.reading(tar, checksum.partition(":")[0])
+    found = yield from within(reading, name, 0, tar.stat().st_size, "checking")
+    if found != checksum:
+        raise checksums.mismatch(name, found, checksum)
 
 
 def _unpack_member(member: Member, tar: Path, folder: Path, keep: bool) -> Iterator[int]:
