@@ -45,8 +45,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Built by gcc 12 with AMX, llama.cpp dies of an illegal instruction: the compiler drops most of what sets up the tiles.
+LLAMA_FLAGS := -DGGML_NATIVE=on -DGGML_OPENMP=off $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_CXX_FLAGS=-mno-amx-int8)
+
 $(VENV)/.installed-peers: $(VENV)/.installed-dev
-	CMAKE_ARGS="-DGGML_NATIVE=on -DGGML_OPENMP=off" $(BIN)/pip install --quiet --disable-pip-version-check \
+	CMAKE_ARGS="$(LLAMA_FLAGS)" $(BIN)/pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --no-binary llama-cpp-python --editable '.[peers]'
 	touch $@
 

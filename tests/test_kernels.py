@@ -15,7 +15,11 @@ from m7b.runtime import kernels
 from m7b.runtime.kernels import BlockType
 
 pytestmark = pytest.mark.skipif(kernels.instruction_set() is None, reason="the kernels were not built")
-SETS = [name for name in ("avx512vnni", "avx2", "portable") if kernels._native and kernels._native.use(name)]
+SETS = [
+    name
+    for name in ("amx", "avx512vnni", "avx2", "portable")
+    if kernels._native and kernels._native.use(name)
+]
 TYPES = list(BlockType)
 SHAPES = [(16, 32), (1, 32), (17, 64), (33, 96), (96, 576), (250, 1536)]
 

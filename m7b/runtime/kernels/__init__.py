@@ -60,7 +60,7 @@ def _select() -> None:
     elif wanted and _native and not _native.use(wanted):
         raise UsageError(
             f"M7B_KERNELS is {wanted!r}",
-            hint="it can be avx512vnni, avx2 or portable where this processor has them, or off",
+            hint="it can be amx, avx512vnni, avx2 or portable where this processor has them, or off",
         )
 
 
@@ -68,7 +68,7 @@ _select()
 
 
 def instruction_set() -> str | None:
-    """What the kernels run on: avx512vnni, avx2 or portable; None where there are none."""
+    """What the kernels run on: amx, avx512vnni, avx2 or portable; None where there are none."""
     return _native.instruction_set() if _native else None
 
 

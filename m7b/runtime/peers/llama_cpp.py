@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,11 @@ def open_llama_cpp(task: Task) -> Iterator["LlamaCppRunner"]:
 class LlamaCppRunner:
     """One context of llama.cpp, with greedy choice of tokens.
 
+    It computes in a thread of its own: it sets up the tile registers of AMX once a thread, and torch leaves
+    them released in the threads that it used.
+
     Args:
+        thread: of one worker, which nothing else uses.
         context: from `llama_init_from_model`.
         vocab_size: the logits of a token.
         reads: the bytes that it holds and reads.
@@ -78,8 +83,8 @@ class LlamaCppRunner:
         is_asleep = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
         return _SHARED_OPENMP if has_openmp and is_asleep else ""
 
-    def __init__(self, context: Any, vocab_size: int, reads: Reads) -> None:
-        self._context, self._vocab_size, self.reads = context, vocab_size, reads
+    def __init__(self, thread: ThreadPoolExecutor, context: Any, vocab_size: int, reads: Reads) -> None:
+        self._thread, self._context, self._vocab_size, self.reads = thread, context, vocab_size, reads
         self._length = self._whole = 0  # tokens in the cache; of them those that `prepare` has read
 
     def prepare(self, depth: int) -> None:
@@ -89,15 +94,13 @@ class LlamaCppRunner:
         if not api.llama_memory_seq_rm(memory, 0, kept, -1):
             api.llama_memory_clear(memory, True)
             kept = 0
-        for at in range(kept, depth, _BATCH):
-            self._read([_TOKEN] * min(_BATCH, depth - at))
+        self._thread.submit(self._read_all, depth - kept).result()
         self._whole = depth
 
     def prefill(self, n: int) -> tuple[float, float]:
         """Read `n` tokens: seconds to the last logits, and to the token chosen by them."""
         started = time.perf_counter()
-        for at in range(0, n, _BATCH):
-            self._read([_TOKEN] * min(_BATCH, n - at))
+        self._thread.submit(self._read_all, n).result()
         self.logits()
         read = time.perf_counter() - started
         self.logits().argmax()
@@ -105,7 +108,7 @@ class LlamaCppRunner:
 
     def decode(self, n: int) -> tuple[float, ...]:
         """Read a token and choose the next by argmax, `n` times: the seconds of each."""
-        return step_seconds(self._chosen(n))
+        return self._thread.submit(lambda: step_seconds(self._chosen(n))).result()
 
     def _chosen(self, n: int) -> Iterator[int]:
         token = _TOKEN
@@ -117,6 +120,10 @@ class LlamaCppRunner:
     def logits(self) -> "np.ndarray[Any, np.dtype[np.float32]]":
         """The logits (V,) after the last token, waiting for them."""
         return np.ctypeslib.as_array(api.llama_get_logits_ith(self._context, -1), (self._vocab_size,))
+
+    def _read_all(self, n: int) -> None:
+        for at in range(0, n, _BATCH):
+            self._read([_TOKEN] * min(_BATCH, n - at))
 
     def _read(self, tokens: list[int]) -> None:
         array = (ctypes.c_int32 * len(tokens))(*tokens)
@@ -154,7 +161,8 @@ def _opened(file: Path, task: Task, weights: tuple[str, int, int]) -> Iterator[L
             # The whole context: llama.cpp knows no window for models of this kind.
             cache_bytes = api.llama_n_ctx(context) * per_token
             reads = Reads(kept, read, cache_bytes, per_token, None)
-            yield LlamaCppRunner(context, task.config.vocab_size, reads)
+            with ThreadPoolExecutor(1) as thread:
+                yield LlamaCppRunner(thread, context, task.config.vocab_size, reads)
         finally:
             api.llama_free(context)
     finally:

@@ -191,7 +191,8 @@ template <int TYPE> void linear_16(const uint8_t *panel, int n_blocks, const Til
 
 namespace m7b {
 const Kernels avx2_kernels = {"avx2",
-    quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
+    quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, swiglu, sum_bytes,
+    nullptr};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

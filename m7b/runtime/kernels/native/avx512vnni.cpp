@@ -73,7 +73,8 @@ template <> struct Weights<Q8_0> {
 
 namespace m7b {
 const Kernels avx512vnni_kernels = {"avx512vnni",
-    quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
+    quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, swiglu, sum_bytes,
+    nullptr};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -67,12 +67,24 @@ struct Kernels {
     void (*rms_norm)(const float *x, const float *weight, int dim, float eps, bool rounds, float *y);
     void (*swiglu)(const float *gate, const float *up, int n, float *y);
     uint64_t (*sum_bytes)(const uint8_t *bytes, size_t n);
+    // Null, or for many tokens: n_panels panels, one behind the other, times n_tiles tiles of 16 tokens, where those
+    // of 16 bits are 32 low bytes, then 32 high ones. `unpacked` is (n_panels, n_blocks, 512) scratch; out is
+    // (n_panels, n_tiles * 16, 16).
+    void (*linear_tiles)(int type, const uint8_t *panels, int n_panels, int n_blocks, const Tile &tokens, int n_tiles,
+                         int8_t *unpacked, float *out);
 };
 
 extern const Kernels portable_kernels;
 #if defined(__x86_64__) || defined(_M_X64)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512vnni_kernels;
+#endif
+#if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
+#if __has_include(<amxint8intrin.h>)
+#define M7B_HAS_AMX
+const Kernels &amx_kernels();
+bool may_use_tiles(); // asks the system; of a processor with AMX only
+#endif
 #endif
 
 } // namespace m7b

@@ -17,6 +17,7 @@ inline void add_block(const Weights<TYPE> &weights, const uint8_t *scales, const
 // not depend on the tokens beside it, and decode agrees with prefill to the last bit.
 template <int TYPE, int N> void linear_tokens(const uint8_t *panel, int n_blocks, const Tile &tile, float *out) {
     V sums[N][PANEL / LANES];
+    M7B_UNROLL_TOKENS
     for (int i = 0; i < N; i++)
         for (V &sum : sums[i]) sum = v_zero();
     const uint8_t *quants = panel, *scales = panel + size_t(n_blocks) * quant_bytes(TYPE);
@@ -32,6 +33,7 @@ template <int TYPE, int N> void linear_tokens(const uint8_t *panel, int n_blocks
             }
         }
     }
+    M7B_UNROLL_TOKENS
     for (int i = 0; i < N; i++)
         for (int part = 0; part < PANEL / LANES; part++) v_store(out + PANEL * i + LANES * part, sums[i][part]);
 }

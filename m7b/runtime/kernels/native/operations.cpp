@@ -8,6 +8,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "numbers.h"
 #include "pool.h"
@@ -33,7 +36,21 @@ bool has_avx512vnni() {
 #endif
 }
 
+bool has_amx() {
+#if defined(M7B_HAS_AMX)
+    constexpr unsigned TILES = 1u << 24, INT8_TILES = 1u << 25;
+    unsigned a, b, c, d;
+    return has_avx512vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILES) && (d & INT8_TILES) &&
+           may_use_tiles();
+#else
+    return false;
+#endif
+}
+
 const Kernels *best() {
+#if defined(M7B_HAS_AMX)
+    if (has_amx()) return &amx_kernels();
+#endif
 #if defined(__x86_64__)
     if (has_avx512vnni()) return &avx512vnni_kernels;
     if (has_avx2()) return &avx2_kernels;
@@ -64,6 +81,10 @@ void store_floats(const float *x, size_t n, Array y, size_t at) {
 // Tokens are worked on 16, 4 or 1 at a time.
 int tile_size(int n_left) { return n_left >= 16 ? 16 : n_left >= 4 ? 4 : 1; }
 
+// Whether T tokens are worked on in whole tiles, the last one filled up.
+bool in_tiles(int T) { return kernels().linear_tiles && T >= 8; }
+int tiles(int T) { return (T + MAX_TOKENS - 1) / MAX_TOKENS; }
+
 // Items of work for a loop over `n` like parts: large enough to stream, small enough to share out.
 int share(int n, int n_threads) { return std::max(1, n / (n_threads * 8)); }
 
@@ -75,21 +96,33 @@ struct Quantized {
     std::vector<int32_t> sums;
 };
 
+// 32 quants of 16 bits, in the order of a Tile, to their low bytes and their high ones.
+void split_bytes(int8_t *quants) {
+    constexpr int order[4] = {0, 2, 1, 3};
+    int16_t wide[BLOCK];
+    std::memcpy(wide, quants, sizeof wide);
+    for (int i = 0; i < BLOCK; i++) {
+        const int16_t value = wide[i / 4 * 4 + order[i % 4]];
+        quants[i] = int8_t(value & 0xff), quants[BLOCK + i] = int8_t(value >> 8);
+    }
+}
+
 void quantize_tokens(Array x, int T, int n_in, int n_bytes, Quantized &to, int n_threads) {
-    const int n_blocks = n_in / BLOCK;
-    to.quants.resize(size_t(T) * n_in * n_bytes);
-    to.scales.resize(size_t(T) * n_blocks);
-    to.sums.resize(size_t(T) * n_blocks);
+    const int n_blocks = n_in / BLOCK, whole = in_tiles(T) ? tiles(T) * MAX_TOKENS : T;
+    to.quants.resize(size_t(whole) * n_in * n_bytes);
+    to.scales.resize(size_t(whole) * n_blocks);
+    to.sums.resize(size_t(whole) * n_blocks);
     parallel(n_threads, T, [&](int t) {
-        int first = 0, n = tile_size(T);
-        while (t >= first + n) first += n, n = tile_size(T - first);
+        int first = 0, n = tile_size(whole);
+        while (t >= first + n) first += n, n = tile_size(whole - first);
         float values[BLOCK];
         for (int b = 0; b < n_blocks; b++) {
             size_t at = size_t(first) * n_blocks + size_t(b) * n + (t - first);
             load_floats(x, size_t(t) * n_in + size_t(b) * BLOCK, BLOCK, values);
             int8_t *quants = &to.quants[at * BLOCK * n_bytes];
             if (n_bytes == 2) kernels().quantize_block_16(values, reinterpret_cast<int16_t *>(quants), &to.scales[at]);
-            else kernels().quantize_block(values, quants, &to.scales[at], &to.sums[at]);
+            if (n_bytes == 2 && in_tiles(T)) split_bytes(quants);
+            if (n_bytes == 1) kernels().quantize_block(values, quants, &to.scales[at], &to.sums[at]);
         }
     });
 }
@@ -161,6 +194,25 @@ void merge(const float *results, int n_splits, size_t stride, int D, int row, Ar
     store_floats(sum.data(), D, out, at);
 }
 
+// Some panels times all tokens: these stay in the second level of the cache while the panels are multiplied by one
+// tile of them after another.
+void linear_tiles(const Weight &weight, int first, int n_panels, int n_blocks, const Quantized &tokens, int T, int dtype) {
+    static thread_local std::vector<int8_t> unpacked;
+    static thread_local std::vector<float> out;
+    const size_t n_tokens = size_t(tiles(T)) * MAX_TOKENS;
+    unpacked.resize(size_t(n_panels) * n_blocks * PANEL * BLOCK);
+    out.resize(n_panels * n_tokens * PANEL);
+    const uint8_t *panels = weight.panels + first * panel_bytes(weight.type, n_blocks);
+    const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.sums.data()};
+    kernels().linear_tiles(weight.type, panels, n_panels, n_blocks, tile, tiles(T), unpacked.data(), out.data());
+    for (int t = 0; t < T; t++)
+        for (int p = 0; p < n_panels; p++) {
+            const int row = (first + p) * PANEL;
+            store_floats(&out[(p * n_tokens + t) * PANEL], std::min(PANEL, weight.n_out - row), {weight.y, dtype},
+                         size_t(t) * weight.n_out + row);
+        }
+}
+
 } // namespace
 
 const Kernels &kernels() {
@@ -173,6 +225,9 @@ bool use(const char *name) {
 #if defined(__x86_64__)
     if (!std::strcmp(name, "avx2") && has_avx2()) return chosen = &avx2_kernels, true;
     if (!std::strcmp(name, "avx512vnni") && has_avx512vnni()) return chosen = &avx512vnni_kernels, true;
+#endif
+#if defined(M7B_HAS_AMX)
+    if (!std::strcmp(name, "amx") && has_amx()) return chosen = &amx_kernels(), true;
 #endif
     return false;
 }
@@ -214,7 +269,7 @@ void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int 
     const int n_blocks = n_in / BLOCK;
     std::vector<int> ends; // one past the last panel of each weight, counted through all of them
     for (int i = 0; i < n_weights; i++) ends.push_back((i ? ends[i - 1] : 0) + n_panels(weights[i].n_out));
-    const int step = T == 1 ? (share(ends.back(), n_threads) + 3) / 4 * 4 : 1;
+    const int step = T == 1 ? (share(ends.back(), n_threads) + 3) / 4 * 4 : in_tiles(T) ? 4 : 1;
     parallel(n_threads, (ends.back() + step - 1) / step, [&](int item) {
         alignas(64) float out[MAX_TOKENS * PANEL];
         const int last = std::min(ends.back(), (item + 1) * step);
@@ -225,6 +280,11 @@ void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int 
             const Quantized &tokens = quantized[n_bytes - 1];
             const int row = (p - (i ? ends[i - 1] : 0)) * PANEL;
             const uint8_t *panel = weight.panels + row / PANEL * panel_bytes(weight.type, n_blocks);
+            if (in_tiles(T)) {
+                n_done = std::min(last, ends[i]) - p;
+                linear_tiles(weight, row / PANEL, n_done, n_blocks, tokens, T, x.dtype);
+                continue;
+            }
             n_done = T == 1 ? std::min({panels_at_once(weight.type), last - p, ends[i] - p}) : 1;
             if (T == 1) {
                 Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.sums.data()};

@@ -107,5 +107,6 @@ uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
 
 namespace m7b {
 const Kernels portable_kernels = {"portable",
-    quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, swiglu, sum_bytes};
+    quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, swiglu, sum_bytes,
+    nullptr};
 }
