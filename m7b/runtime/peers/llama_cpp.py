@@ -85,7 +85,7 @@ class LlamaCppRunner:
 
     def __init__(self, thread: ThreadPoolExecutor, context: Any, vocab_size: int, reads: Reads) -> None:
         self._thread, self._context, self._vocab_size, self.reads = thread, context, vocab_size, reads
-        self._length = self._whole = 0  # tokens in the cache; of them those that `prepare` has read
+        self._whole = 0  # tokens in the cache that `prepare` has read
 
     def prepare(self, depth: int) -> None:
         """Go back to `depth` tokens, which are read where there are fewer."""
