@@ -10,6 +10,7 @@
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8")
 #endif
 #include "vector_avx512.h"
+#include "scaled_sum.h"
 #define M7B_UNROLL_TOKENS _Pragma("GCC unroll 16")
 
 namespace m7b {
@@ -91,16 +92,12 @@ inline void add_block(const int8_t *quants, const uint8_t *scales, int b, int n_
     tile_store<R::SUMS>(dots);
     if (TYPE == Q8_0) tile_store<R::HIGH_SUMS>(high);
     if (b + 2 < n_blocks) multiply<TYPE, SET>(quants + size_t(b + 2) * BYTES, tile.quants + size_t(b + 2) * token_bytes);
-    const V scale = v_load_f16(scales + b * scale_bytes(TYPE));
     M7B_UNROLL_TOKENS
     for (int i = 0; i < N; i++) {
-        const V token_scale = v_set(tile.scales[N * b + i]);
         __m512i total = _mm512_load_si512(dots + PANEL * i);
         if (TYPE == Q8_0) total = _mm512_add_epi32(total, _mm512_slli_epi32(_mm512_load_si512(high + PANEL * i), 8));
-        sums[i] = v_fma(_mm512_cvtepi32_ps(total), v_mul(scale, token_scale), sums[i]);
-        if (TYPE == Q4_1)
-            sums[i] = v_fma(v_load_f16(scales + b * scale_bytes(TYPE) + 2 * PANEL),
-                            v_set(tile.scales[N * b + i] * float(tile.sums[N * b + i])), sums[i]);
+        add_scaled<TYPE>(_mm512_cvtepi32_ps(total), scales + b * scale_bytes(TYPE), tile.scales[N * b + i],
+                         tile.sums[N * b + i], sums[i]);
     }
 }
 

@@ -9,6 +9,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #include "vector_avx2.h"
+#include "scaled_sum.h"
 #include "x86_shared.h"
 
 namespace m7b {
@@ -167,15 +168,10 @@ template <int TYPE> void linear_16(const uint8_t *panel, int n_blocks, const Til
         const float *token_scales = tile.scales + 16 * b;
         const int32_t *token_sums = tile.sums + 16 * b;
         block_dots<TYPE>(quants, tile.quants + size_t(b) * 16 * BLOCK * activation_bytes(TYPE), token_sums, dots);
-        for (int part = 0; part < 2; part++) {
-            const V scale = v_load_f16(scales + 16 * part);
-            const V minimum = TYPE == Q4_1 ? v_load_f16(scales + 32 + 16 * part) : v_zero();
-            for (int i = 0; i < 16; i++) {
-                V &sum = sums[i][part];
-                sum = v_fma(_mm256_cvtepi32_ps(dots[i][part]), v_mul(scale, v_set(token_scales[i])), sum);
-                if (TYPE == Q4_1) sum = v_fma(minimum, v_set(token_scales[i] * float(token_sums[i])), sum);
-            }
-        }
+        for (int part = 0; part < 2; part++)
+            for (int i = 0; i < 16; i++)
+                add_scaled<TYPE>(_mm256_cvtepi32_ps(dots[i][part]), scales + 16 * part, token_scales[i],
+                                 token_sums[i], sums[i][part]);
     }
     for (int i = 0; i < 16; i++)
         for (int part = 0; part < 2; part++) v_store(out + PANEL * i + LANES * part, sums[i][part]);

@@ -68,7 +68,7 @@ struct Kernels {
     void (*swiglu)(const float *gate, const float *up, int n, float *y);
     uint64_t (*sum_bytes)(const uint8_t *bytes, size_t n);
     // Null, or for many tokens: n_panels panels, one behind the other, times n_tiles tiles of 16 tokens, where those
-    // of 16 bits are 32 low bytes, then 32 high ones. `unpacked` is (n_panels, n_blocks, 512) scratch; out is
+    // of 16 bits are 32 low bytes, then 32 high ones. `unpacked` is (n_panels, n_blocks, 512) scratch for 4 bits; out is
     // (n_panels, n_tiles * 16, 16).
     void (*linear_tiles)(int type, const uint8_t *panels, int n_panels, int n_blocks, const Tile &tokens, int n_tiles,
                          int8_t *unpacked, float *out);

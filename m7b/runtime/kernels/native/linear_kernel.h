@@ -1,6 +1,7 @@
 // Panels of quantized weights times n tokens, over the Weights that are included before.
 #pragma once
 #include "kernels.h"
+#include "scaled_sum.h"
 
 namespace m7b {
 namespace {
@@ -9,8 +10,7 @@ namespace {
 template <int TYPE>
 inline void add_block(const Weights<TYPE> &weights, const uint8_t *scales, const int8_t *token, float token_scale,
                       int32_t token_sum, V &sum) {
-    sum = v_fma(weights.dot(token, token_sum), v_mul(v_load_f16(scales), v_set(token_scale)), sum);
-    if (TYPE == Q4_1) sum = v_fma(v_load_f16(scales + 2 * PANEL), v_set(token_scale * float(token_sum)), sum);
+    add_scaled<TYPE>(weights.dot(token, token_sum), scales, token_scale, token_sum, sum);
 }
 
 // Integers are exact and scales are applied block after block in one order, so a token's result does

@@ -120,9 +120,12 @@ void quantize_tokens(Array x, int T, int n_in, int n_bytes, Quantized &to, int n
             size_t at = size_t(first) * n_blocks + size_t(b) * n + (t - first);
             load_floats(x, size_t(t) * n_in + size_t(b) * BLOCK, BLOCK, values);
             int8_t *quants = &to.quants[at * BLOCK * n_bytes];
-            if (n_bytes == 2) kernels().quantize_block_16(values, reinterpret_cast<int16_t *>(quants), &to.scales[at]);
-            if (n_bytes == 2 && in_tiles(T)) split_bytes(quants);
-            if (n_bytes == 1) kernels().quantize_block(values, quants, &to.scales[at], &to.sums[at]);
+            if (n_bytes == 1) {
+                kernels().quantize_block(values, quants, &to.scales[at], &to.sums[at]);
+                continue;
+            }
+            kernels().quantize_block_16(values, reinterpret_cast<int16_t *>(quants), &to.scales[at]);
+            if (in_tiles(T)) split_bytes(quants);
         }
     });
 }
@@ -200,7 +203,7 @@ void linear_tiles(const Weight &weight, int first, int n_panels, int n_blocks, c
     static thread_local std::vector<int8_t> unpacked;
     static thread_local std::vector<float> out;
     const size_t n_tokens = size_t(tiles(T)) * MAX_TOKENS;
-    unpacked.resize(size_t(n_panels) * n_blocks * PANEL * BLOCK);
+    if (quant_bytes(weight.type) < PANEL * BLOCK) unpacked.resize(size_t(n_panels) * n_blocks * PANEL * BLOCK);
     out.resize(n_panels * n_tokens * PANEL);
     const uint8_t *panels = weight.panels + first * panel_bytes(weight.type, n_blocks);
     const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.sums.data()};
