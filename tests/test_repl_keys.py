@@ -134,9 +134,9 @@ def test_an_editor_that_fails_leaves_the_draft(home):
         terminal.type("draft")
         terminal.wait_for_draft("draft")
         terminal.key("ctrl+g")
+        terminal.wait_for_prompt()  # until then the terminal itself shows what is typed
         terminal.type("!")
         terminal.wait_for_draft("draft!")
-        terminal.skip_prompts()
         assert terminal.submit("") == ["echo: draft!"]
 
 
