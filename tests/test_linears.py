@@ -102,16 +102,17 @@ def block_file(model, folder, type):
 @NATIVE
 @pytest.mark.parametrize("window", [None, 12])
 @pytest.mark.parametrize("quant", ["q8_0", "q4_0"])
-def test_one_call_for_all_layers_gives_the_bits_of_one_call_an_operation(folder, quant, window):
+@pytest.mark.parametrize("n_tokens", [1, 3, 9])
+def test_one_call_for_whole_layers_gives_the_bits_of_one_call_an_operation(folder, quant, window, n_tokens):
     """The ring wraps several times; keys and values are compared too."""
     ids = [(11 * i) % 60 + 1 for i in range(60)]
     found = []
     for is_whole in (True, False):
-        running = engine(folder, quant=quant, dtype="bfloat16", prefill_chunk=4, window=window)
-        assert running._model.decoder is not None
+        running = engine(folder, quant=quant, dtype="bfloat16", prefill_chunk=9, window=window)
+        assert running._model.stack is not None
         if not is_whole:
-            running._model.decoder = None
-        answers = [running._forward([token]) for token in ids]
+            running._model.stack = None
+        answers = [running._forward(ids[at : at + n_tokens]) for at in range(0, len(ids), n_tokens)]
         layers = running.cache.layers
         filled = min(len(ids), running.cache.capacity)
         found.append([*answers, *(ring[:, :filled] for each in layers for ring in (each.keys, each.values))])
@@ -120,7 +121,7 @@ def test_one_call_for_all_layers_gives_the_bits_of_one_call_an_operation(folder,
 
 @pytest.mark.parametrize(("quant", "dtype"), [("none", "bfloat16"), ("q8_0", "float32"), ("nf4", "bfloat16")])
 def test_other_layers_are_run_one_by_one(folder, quant, dtype):
-    assert engine(folder, quant=quant, dtype=dtype)._model.decoder is None
+    assert engine(folder, quant=quant, dtype=dtype)._model.stack is None
 
 
 @NATIVE

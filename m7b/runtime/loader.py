@@ -13,7 +13,6 @@ from accelerate.utils import offload_weight, save_offload_index, set_module_tens
 
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Blocks, Checkpoint
-from m7b.runtime.decoder import make_decoder
 from m7b.runtime.engine import Engine
 from m7b.runtime.linears import LinearPlan, PackedLinear, plan_linears, type_named
 from m7b.runtime.model import Transformer
@@ -30,6 +29,7 @@ from m7b.runtime.placement import (
 )
 from m7b.runtime.primitives import choose_primitives
 from m7b.runtime.processor import physical_cores
+from m7b.runtime.stack import make_stack
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """The dtypes a model can run in, by name."""
@@ -96,7 +96,7 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
             dtype=dtype,
             devices=layer_devices(device_map, config.n_layers),
         )
-        model.decoder = make_decoder(model, cache)
+        model.stack = make_stack(model, cache)
     return Engine(model, cache, ctx_size, execution_device(device_map))
 
 

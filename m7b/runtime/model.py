@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from m7b.runtime.attention import score_bias
 from m7b.runtime.cache import CacheSpan, LayerCache, RollingKVCache
 from m7b.runtime.config import ModelConfig
-from m7b.runtime.kernels import Decoder
+from m7b.runtime.kernels import LayerStack
 from m7b.runtime.primitives import TORCH, Primitives
 from m7b.runtime.rope import rotation
 
@@ -133,7 +133,7 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(config.dim, config.norm_eps, primitives)
         self.output = (output or linear)(config.dim, config.vocab_size)
-        self.decoder: Decoder | None = None  # all layers in one call, where somebody offers it
+        self.stack: LayerStack | None = None  # whole layers in one call, where somebody offers it
         self.tie()
 
     def tie(self) -> None:
@@ -148,8 +148,8 @@ class Transformer(nn.Module):
         span, positions, seen = cache.reserve(tokens.shape[0])
         cos, sin = rotation(positions.to(h.device), config.head_dim, config.rope_theta)
         bias = score_bias(seen.to(h.device), config.n_heads // config.n_kv_heads, h.dtype)
-        if self.decoder and span.length == 1:
-            h = self.decoder(h, cos, sin, bias, span.slot, span.filled)
+        if self.stack:
+            h = self.stack(h, cos, sin, bias, span.slot, span.filled)
         else:
             for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
                 h = layer(h, cos, sin, bias, cache=layer_cache, span=span)

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from m7b.runtime import attention, kernels, rope
 
-_FEW_TOKENS = 8  # up to here attention is bound by reading the cache
-
-
 @dataclass(frozen=True, slots=True)
 class Primitives:
     """Shapes: T tokens, S slots, H heads, K kv heads, D head_dim.
@@ -49,11 +46,4 @@ def choose_primitives(device: str, dtype: torch.dtype, head_dim: int) -> Primiti
     """The native kernels for bfloat16 on the CPU, else torch's own operations."""
     if device != "cpu" or dtype != torch.bfloat16 or head_dim % 16 or not kernels.instruction_set():
         return TORCH
-    attend = attend_by_length if torch.ops.mkldnn._is_mkldnn_bf16_supported() else kernels.attend
-    return Primitives(attend, kernels.rotate, kernels.rms_norm, kernels.swiglu)
-
-
-def attend_by_length(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Torch multiplies matrices faster than the kernel where the CPU does so in bfloat16."""
-    few = queries.shape[0] <= _FEW_TOKENS
-    return (kernels.attend if few else attention.attend)(queries, keys, values, bias)
+    return Primitives(kernels.attend, kernels.rotate, kernels.rms_norm, kernels.swiglu)

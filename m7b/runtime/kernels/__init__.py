@@ -181,7 +181,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Each pair (i, i + D/2) of `x` (T, heads, D) turned by its angle; `cos`, `sin` (T, 1, D/2) float32."""
     x = x.contiguous()
     y = torch.empty_like(x)
-    _native.rotate(*_array(x), cos.data_ptr(), sin.data_ptr(), *x.shape, *_array(y))
+    _native.rotate(
+        *(*_array(x), cos.data_ptr(), sin.data_ptr(), *x.shape, *_array(y)), torch.get_num_threads()
+    )
     return y
 
 
@@ -209,7 +211,7 @@ class LayerArrays(NamedTuple):
     values: Tensor
 
     def addresses(self) -> Iterator[int]:
-        """The struct `Layer` of decode.h."""
+        """The struct `Layer` of layers.h."""
         for part in self:
             if isinstance(part, PackedWeight):
                 yield from (part.panels.data_ptr(), int(part.type))
@@ -217,30 +219,35 @@ class LayerArrays(NamedTuple):
                 yield part.data_ptr()
 
 
-class Decoder:
-    """All layers for one token in a single call, with the bits that one call an operation gives.
+class LayerStack:
+    """All layers, each in one call or all in one, with the bits that one call an operation gives.
 
     What Python takes between two operations is longer than the operations of a small model, and 3 % of
-    a 7B's.
+    a 7B's; and what lies between them stays in memory that is not asked for again and again.
     """
 
     def __init__(self, layers: Sequence[LayerArrays], eps: float) -> None:
         self._layers = layers  # kept, for their addresses are
-        self._addresses = array("q", [number for layer in layers for number in layer.addresses()])
+        self._addresses = [array("q", layer.addresses()) for layer in layers]
+        self._all_addresses = array("q", [number for each in self._addresses for number in each])
         first, self._eps = layers[0], eps
-        K, _, D = first.keys.shape
+        K, capacity, D = first.keys.shape
         H, dim, hidden_dim = first.wq.n_out // D, first.wo.n_out, first.w1.n_out
-        self._sizes = (len(layers), dim, H, K, D, hidden_dim, first.keys.stride(0))
+        self._sizes = (dim, H, K, D, hidden_dim, capacity)
 
     def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, slot: int, filled: int) -> Tensor:
-        """`h` (1, dim) bfloat16 after all layers: the same tensor, changed.
+        """`h` (T, dim) bfloat16 after all layers: the same tensor, changed.
 
-        Its key and value go to `slot`; `bias` bfloat16 begins with one row of `filled` slots.
+        Keys and values go to the ring from `slot` on; `bias` bfloat16 begins with T rows of `filled` slots.
         """
-        _native.decode(
-            *(self._addresses.buffer_info()[0], *self._sizes, h.data_ptr(), cos.data_ptr(), sin.data_ptr()),
-            *(bias.data_ptr(), slot, filled, torch.get_num_threads(), self._eps),
-        )
+        # One token goes through all layers in a call; many stop after each, where they can be interrupted.
+        one = h.shape[0] == 1
+        for addresses in [self._all_addresses] if one else self._addresses:
+            _native.forward(
+                *(addresses.buffer_info()[0], len(self._layers) if one else 1, *self._sizes),
+                *(h.data_ptr(), h.shape[0], cos.data_ptr(), sin.data_ptr(), bias.data_ptr()),
+                *(slot, filled, torch.get_num_threads(), self._eps),
+            )
         return h
 
 

@@ -97,7 +97,7 @@ inline void add_block(const int8_t *quants, const uint8_t *scales, int b, int n_
         __m512i total = _mm512_load_si512(dots + PANEL * i);
         if (TYPE == Q8_0) total = _mm512_add_epi32(total, _mm512_slli_epi32(_mm512_load_si512(high + PANEL * i), 8));
         add_scaled<TYPE>(_mm512_cvtepi32_ps(total), scales + b * scale_bytes(TYPE), tile.scales[N * b + i],
-                         tile.sums[N * b + i], sums[i]);
+                         tile.offsets[N * b + i], sums[i]);
     }
 }
 
@@ -130,7 +130,7 @@ void linear_tiles_of(const uint8_t *panels, int n_panels, int n_blocks, const Ti
             for (int t = 0; t < n_tiles; t++) {
                 const size_t at = (size_t(t) * n_blocks + begin) * N;
                 const Tile tile = {tokens.quants + at * BLOCK * activation_bytes(TYPE), tokens.scales + at,
-                                   tokens.sums + at};
+                                   tokens.offsets + at};
                 const uint8_t *panel = panels + p * size;
                 const int8_t *quants = unpacks ? unpacked + p * n_bytes : reinterpret_cast<const int8_t *>(panel);
                 add_blocks<TYPE>(quants + size_t(begin) * BYTES,

@@ -34,13 +34,13 @@ template <int TYPE> struct Weights {
         }
     }
 
-    // 16 products of at most 15 * 127 fit 16 bits. Q4_0 stores value + 8.
-    V dot(const int8_t *quants, int32_t sum) const {
+    // 16 products of at most 15 * 127 fit 16 bits.
+    V dot(const int8_t *quants, int32_t offset) const {
         __m256i pairs = _mm256_maddubs_epi16(w[0], word(quants, 0));
         for (int j = 1; j < 8; j++)
             pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[j], word(quants, j)));
         __m256i total = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-        if (TYPE == Q4_0) total = _mm256_sub_epi32(total, _mm256_slli_epi32(_mm256_set1_epi32(sum), 3));
+        if (TYPE == Q4_0) total = _mm256_add_epi32(total, _mm256_set1_epi32(offset));
         return _mm256_cvtepi32_ps(total);
     }
 };
@@ -94,7 +94,7 @@ using Dots = __m256i[16][2]; // of 16 tokens, each for both parts of 16 rows
 
 // A block in two halves of four words: the weights of a half stay in registers while all tokens pass,
 // and a word of a token is broadcast once for 16 rows. Loads would otherwise hold up the products.
-template <int TYPE> void block_dots(const uint8_t *quants, const int8_t *tokens, const int32_t *sums, Dots &dots) {
+template <int TYPE> void block_dots(const uint8_t *quants, const int8_t *tokens, const int32_t *offsets, Dots &dots) {
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     for (int half = 0; half < 2; half++) {
         __m256i w[2][4];
@@ -113,9 +113,9 @@ template <int TYPE> void block_dots(const uint8_t *quants, const int8_t *tokens,
             }
             if (half) {
                 a = _mm256_add_epi16(a, dots[i][0]), b = _mm256_add_epi16(b, dots[i][1]);
-                const __m256i offset = _mm256_set1_epi32(TYPE == Q4_0 ? 8 * sums[i] : 0);
-                a = _mm256_sub_epi32(_mm256_madd_epi16(a, ones), offset);
-                b = _mm256_sub_epi32(_mm256_madd_epi16(b, ones), offset);
+                const __m256i offset = _mm256_set1_epi32(TYPE == Q4_0 ? offsets[i] : 0);
+                a = _mm256_add_epi32(_mm256_madd_epi16(a, ones), offset);
+                b = _mm256_add_epi32(_mm256_madd_epi16(b, ones), offset);
             }
             dots[i][0] = a, dots[i][1] = b;
         }
@@ -166,12 +166,12 @@ template <int TYPE> void linear_16(const uint8_t *panel, int n_blocks, const Til
     for (auto &sum : sums) sum[0] = sum[1] = v_zero();
     for (int b = 0; b < n_blocks; b++, quants += quant_bytes(TYPE), scales += scale_bytes(TYPE)) {
         const float *token_scales = tile.scales + 16 * b;
-        const int32_t *token_sums = tile.sums + 16 * b;
-        block_dots<TYPE>(quants, tile.quants + size_t(b) * 16 * BLOCK * activation_bytes(TYPE), token_sums, dots);
+        const int32_t *offsets = tile.offsets + 16 * b;
+        block_dots<TYPE>(quants, tile.quants + size_t(b) * 16 * BLOCK * activation_bytes(TYPE), offsets, dots);
         for (int part = 0; part < 2; part++)
             for (int i = 0; i < 16; i++)
                 add_scaled<TYPE>(_mm256_cvtepi32_ps(dots[i][part]), scales + 16 * part, token_scales[i],
-                                 token_sums[i], sums[i][part]);
+                                 offsets[i], sums[i][part]);
     }
     for (int i = 0; i < 16; i++)
         for (int part = 0; part < 2; part++) v_store(out + PANEL * i + LANES * part, sums[i][part]);
@@ -187,8 +187,8 @@ template <int TYPE> void linear_16(const uint8_t *panel, int n_blocks, const Til
 
 namespace m7b {
 const Kernels avx2_kernels = {"avx2",
-    quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, swiglu, sum_bytes,
-    nullptr};
+    widen, narrow, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, add,
+    swiglu, sum_bytes, nullptr};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

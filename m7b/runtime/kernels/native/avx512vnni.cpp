@@ -22,7 +22,6 @@ inline __m512i word(const int8_t *quants, int j) {
 
 // 32 values of 16 rows, as unsigned bytes: those of INT8 and Q4_0 are 128 and 8 more than they stand for.
 template <int TYPE> struct Weights {
-    static constexpr int shift = TYPE == INT8 ? 7 : 3; // the offset is 128 or 8
     __m512i w[8];
 
     Weights(const uint8_t *quants, int) {
@@ -37,9 +36,9 @@ template <int TYPE> struct Weights {
         }
     }
 
-    V dot(const int8_t *quants, int32_t sum) const {
-        __m512i total = _mm512_setzero_si512();
-        if (TYPE != Q4_1) total = _mm512_sub_epi32(total, _mm512_slli_epi32(_mm512_set1_epi32(sum), shift));
+    V dot(const int8_t *quants, int32_t offset) const {
+        __m512i total = TYPE == Q4_1 ? _mm512_setzero_si512() : _mm512_set1_epi32(offset);
+        if (TYPE == INT8) total = _mm512_slli_epi32(total, 4);
         for (int j = 0; j < 8; j++) total = _mm512_dpbusd_epi32(total, w[j], word(quants, j));
         return _mm512_cvtepi32_ps(total);
     }
@@ -73,8 +72,8 @@ template <> struct Weights<Q8_0> {
 
 namespace m7b {
 const Kernels avx512vnni_kernels = {"avx512vnni",
-    quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, swiglu, sum_bytes,
-    nullptr};
+    widen, narrow, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, add,
+    swiglu, sum_bytes, nullptr};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

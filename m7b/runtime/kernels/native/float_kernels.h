@@ -19,6 +19,14 @@ inline V v_exp(V x) {
     return v_scale(v_add(v_fma(p, v_mul(r, r), r), v_set(1.0f)), n);
 }
 
+void widen(const uint16_t *x, size_t n, float *out) {
+    for (size_t i = 0; i < n; i++) out[i] = from_bf16(x[i]);
+}
+
+void narrow(const float *x, size_t n, uint16_t *out) {
+    for (size_t i = 0; i < n; i++) out[i] = to_bf16(x[i]);
+}
+
 template <int N> void linear_bf16_tokens(const uint16_t *w, size_t stride, int in, const float *x, float *out) {
     V sums[N][4];
     for (int i = 0; i < N; i++)
@@ -42,14 +50,13 @@ void linear_bf16(const uint16_t *w, size_t stride, int in, const float *x, int n
     for (int i = 0; i < n; i++) linear_bf16_tokens<1>(w, stride, in, x + size_t(i) * in, out + 4 * i);
 }
 
-constexpr int PART = 128; // slots between two corrections of the running maximum
+constexpr int COLUMNS = LANES == 16 ? 2 : 1; // vectors that R rows are multiplied by at once, as registers allow
 
-// Scores of R rows against slots [begin, end), and the largest of each row.
-template <int R> void score_part(const Attention &a, int begin, int end, float (*scores)[PART], float *tops) {
+// Scores of R rows against n slots from `begin` on, key after key.
+template <int R> void score(const Attention &a, int begin, int n, float (*scores)[PART]) {
     const int D = a.head_dim;
-    for (int r = 0; r < R; r++) tops[r] = -INFINITY;
-    for (int s = begin; s < end; s++) {
-        const uint16_t *key = a.keys + size_t(s) * D;
+    for (int s = 0; s < n; s++) {
+        const uint16_t *key = a.keys + size_t(begin + s) * D;
         V sums[R];
         for (int r = 0; r < R; r++) sums[r] = v_zero();
         for (int d = 0; d < D; d += LANES) {
@@ -58,33 +65,79 @@ template <int R> void score_part(const Attention &a, int begin, int end, float (
         }
         float dots[R + 3];
         for (int r = 0; r < R; r += 4) v_sum4(sums + r, R - r, dots + r);
-        for (int r = 0; r < R; r++) {
-            float score = dots[r] + from_bf16(a.bias[r][s]);
-            scores[r][s - begin] = score;
-            tops[r] = score > tops[r] ? score : tops[r];
-        }
+        for (int r = 0; r < R; r++) scores[r][s] = dots[r];
     }
 }
 
-// mixed = mixed * fade + weights @ values, for R rows.
-template <int R> void mix_part(const Attention &a, int begin, int end, float (*weights)[PART], const float *fade) {
+// The same where the keys of a part are turned, so that a lane is a slot: (D, PART).
+template <int R> void score_turned(const Attention &a, int begin, int n, float (*scores)[PART]) {
     const int D = a.head_dim;
-    for (int d = 0; d < D; d += LANES) {
-        V sums[R];
-        for (int r = 0; r < R; r++) sums[r] = v_mul(v_load(a.mixed + r * D + d), v_set(fade[r]));
-        for (int s = begin; s < end; s++) {
-            V value = v_load_bf16(a.values + size_t(s) * D + d);
-            for (int r = 0; r < R; r++) sums[r] = v_fma(v_set(weights[r][s - begin]), value, sums[r]);
+    const uint16_t *keys = a.turned + size_t(begin) * D;
+    for (int s = 0; s < n; s += COLUMNS * LANES) {
+        V sums[R][COLUMNS];
+        for (auto &row : sums)
+            for (V &sum : row) sum = v_zero();
+        for (int d = 0; d < D; d++) {
+            V k[COLUMNS];
+            for (int c = 0; c < COLUMNS; c++) k[c] = v_load_bf16(keys + size_t(d) * PART + s + c * LANES);
+            for (int r = 0; r < R; r++)
+                for (int c = 0; c < COLUMNS; c++) sums[r][c] = v_fma(v_set(a.queries[r * D + d]), k[c], sums[r][c]);
         }
-        for (int r = 0; r < R; r++) v_store(a.mixed + r * D + d, sums[r]);
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < COLUMNS; c++) v_store(scores[r] + s + c * LANES, sums[r][c]);
     }
 }
 
-bool is_all_hidden(const Attention &a, int begin, int end) {
-    for (int r = 0; r < a.rows; r++)
-        for (int s = begin; s < end; s++)
-            if (a.bias[r][s] != 0xff80) return false;
-    return true;
+// Adds the biases to a row of n scores, hides those behind, and returns the largest.
+float add_bias(const uint16_t *bias, int n, float *scores) {
+    for (int s = 0; s < n; s++) scores[s] += from_bf16(bias[s]);
+    for (int s = n; s < PART; s++) scores[s] = -INFINITY;
+    V tops = v_load(scores);
+    for (int s = LANES; s < PART; s += LANES) tops = v_max(tops, v_load(scores + s));
+    float lanes[LANES], top = -INFINITY;
+    v_store(lanes, tops);
+    for (float lane : lanes) top = lane > top ? lane : top;
+    return top;
+}
+
+// mixed = mixed * fade + weights @ values, for R rows and W vectors from column d on.
+template <int R, int W>
+void mix_columns(const Attention &a, int d, int begin, int n, float (*weights)[PART], const float *fade) {
+    V sums[R][W];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < W; c++) sums[r][c] = v_mul(v_load(a.mixed + r * a.head_dim + d + c * LANES), v_set(fade[r]));
+    const uint16_t *values = a.values + size_t(begin) * a.head_dim + d;
+    for (int s = 0; s < n; s++, values += a.head_dim) {
+        V value[W];
+        for (int c = 0; c < W; c++) value[c] = v_load_bf16(values + c * LANES);
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < W; c++) sums[r][c] = v_fma(v_set(weights[r][s]), value[c], sums[r][c]);
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < W; c++) v_store(a.mixed + r * a.head_dim + d + c * LANES, sums[r][c]);
+}
+
+template <int R> void mix(const Attention &a, int begin, int n, float (*weights)[PART], const float *fade) {
+    int d = 0;
+    for (; d + COLUMNS * LANES <= a.head_dim; d += COLUMNS * LANES)
+        mix_columns<R, COLUMNS>(a, d, begin, n, weights, fade);
+    for (; d < a.head_dim; d += LANES) mix_columns<R, 1>(a, d, begin, n, weights, fade);
+}
+
+// How many of n slots from `begin` on are left without those at the end that no row sees.
+int seen(const Attention &a, int begin, int n) {
+    constexpr uint64_t HIDDEN = 0xff80ff80ff80ff80; // -inf, four times
+    int end = 0;
+    for (int r = 0; r < a.rows; r++) {
+        const uint16_t *bias = a.bias[r] + begin;
+        uint64_t four;
+        int last = n;
+        for (; last - 4 >= end; last -= 4)
+            if (std::memcpy(&four, bias + last - 4, 8), four != HIDDEN) break;
+        while (last > end && bias[last - 1] == uint16_t(HIDDEN)) last--;
+        end = last > end ? last : end;
+    }
+    return end;
 }
 
 // Softmax with a running maximum (arXiv 2112.05682): parts are scored, weighed and mixed in turn.
@@ -93,13 +146,14 @@ template <int R> void attend_rows(const Attention &a) {
     for (int r = 0; r < R; r++) a.top[r] = -INFINITY, a.total[r] = 0;
     for (int i = 0; i < R * a.head_dim; i++) a.mixed[i] = 0;
     for (int begin = a.begin; begin < a.end; begin += PART) {
-        int end = begin + PART < a.end ? begin + PART : a.end, n = end - begin;
-        if (is_all_hidden(a, begin, end)) continue;
-        float tops[R], fade[R];
-        score_part<R>(a, begin, end, scores, tops);
+        const int n = seen(a, begin, begin + PART < a.end ? PART : a.end - begin);
+        if (n == 0) continue;
+        if (a.turned) score_turned<R>(a, begin, n, scores);
+        else score<R>(a, begin, n, scores);
+        float fade[R];
         for (int r = 0; r < R; r++) {
-            for (int s = n; s < PART; s++) scores[r][s] = -INFINITY;
-            float top = tops[r] > a.top[r] ? tops[r] : a.top[r];
+            const float top_here = add_bias(a.bias[r] + begin, n, scores[r]);
+            const float top = top_here > a.top[r] ? top_here : a.top[r];
             fade[r] = a.top[r] == -INFINITY ? 0.0f : std::exp(a.top[r] - top);
             V total = v_zero(), shift = v_set(top == -INFINITY ? 0.0f : top);
             for (int s = 0; s < PART; s += LANES) {
@@ -111,7 +165,7 @@ template <int R> void attend_rows(const Attention &a) {
             a.total[r] = a.total[r] * fade[r] + v_sum(total);
             a.top[r] = top;
         }
-        mix_part<R>(a, begin, end, scores, fade);
+        mix<R>(a, begin, n, scores, fade);
     }
 }
 
@@ -139,6 +193,10 @@ void rms_norm(const float *x, const float *weight, int dim, float eps, bool roun
         float scaled = x[i] * scale;
         y[i] = (rounds ? from_bf16(to_bf16(scaled)) : scaled) * weight[i];
     }
+}
+
+void add(uint16_t *h, const uint16_t *y, size_t n) {
+    for (size_t i = 0; i < n; i++) h[i] = to_bf16(from_bf16(h[i]) + from_bf16(y[i]));
 }
 
 void swiglu(const float *gate, const float *up, int n, float *y) {

@@ -9,6 +9,7 @@ constexpr int BLOCK = 32;      // values that share a scale, as in GGUF
 constexpr int PANEL = 16;      // rows of a weight that are interleaved, one 32-bit lane each
 constexpr int MAX_TOKENS = 16; // tokens that one panel kernel works on
 constexpr int MAX_ROWS = 8;    // queries that one attention kernel works on
+constexpr int PART = 128;      // slots that it scores before it weighs their values
 constexpr float SMALLEST = 1e-30f; // activations below it count as 0: their inverse would overflow
 
 // INT8 is Q8_0's blocks times activations of 8 bits instead of 16: faster, and less exact.
@@ -36,13 +37,14 @@ inline size_t panel_bytes(int type, int n_blocks) {
 struct Tile {
     const int8_t *quants; // activation_bytes(type) each
     const float *scales;
-    const int32_t *sums; // of the 32 quants, where they have 8 bits
+    const int32_t *offsets; // -8 times the sum of the 32 quants, where they have 8 bits: Q4_0 stores value + 8
 };
 
-// Some rows of queries that share a kv head, over slots [begin, end) of its ring.
+// Some rows of queries that share a kv head, over slots [begin, end) of its ring; `begin` starts a part.
 struct Attention {
     const float *queries;    // (rows, D), scaled by 1 / sqrt(D)
     const uint16_t *keys;    // (S, D) bfloat16
+    const uint16_t *turned;  // null, or the keys as (S / PART, D, PART), for many queries
     const uint16_t *values;  // (S, D) bfloat16
     const uint16_t *bias[MAX_ROWS]; // (S,) bfloat16 per row: 0 or -inf
     int rows, head_dim, begin, end;
@@ -51,7 +53,10 @@ struct Attention {
 
 struct Kernels {
     const char *name;
-    // 32 values to quants, scale and sum.
+    // n values from bfloat16 and to it.
+    void (*widen)(const uint16_t *x, size_t n, float *out);
+    void (*narrow)(const float *x, size_t n, uint16_t *out);
+    // 32 values to quants, scale and the sum of the quants.
     void (*quantize_block)(const float *x, int8_t *quants, float *scale, int32_t *sum);
     void (*quantize_block_16)(const float *x, int16_t *quants, float *scale);
     // The scale for 32 values as integers from -8 to 7 that leaves the least weighted squared error.
@@ -65,6 +70,7 @@ struct Kernels {
     void (*attend)(const Attention &work);
     // y = x / rms(x) rounded to `dtype`, times the weight.
     void (*rms_norm)(const float *x, const float *weight, int dim, float eps, bool rounds, float *y);
+    void (*add)(uint16_t *h, const uint16_t *y, size_t n); // h += y, both bfloat16
     void (*swiglu)(const float *gate, const float *up, int n, float *y);
     uint64_t (*sum_bytes)(const uint8_t *bytes, size_t n);
     // Null, or for many tokens: n_panels panels, one behind the other, times n_tiles tiles of 16 tokens, where those

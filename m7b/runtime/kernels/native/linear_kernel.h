@@ -9,8 +9,8 @@ namespace {
 // Adds the products of one block of one token; `scales` are those of the rows of `weights`.
 template <int TYPE>
 inline void add_block(const Weights<TYPE> &weights, const uint8_t *scales, const int8_t *token, float token_scale,
-                      int32_t token_sum, V &sum) {
-    add_scaled<TYPE>(weights.dot(token, token_sum), scales, token_scale, token_sum, sum);
+                      int32_t token_offset, V &sum) {
+    add_scaled<TYPE>(weights.dot(token, token_offset), scales, token_scale, token_offset, sum);
 }
 
 // Integers are exact and scales are applied block after block in one order, so a token's result does
@@ -29,7 +29,7 @@ template <int TYPE, int N> void linear_tokens(const uint8_t *panel, int n_blocks
                 const int at = b * N + i;
                 add_block<TYPE>(weights, scales + 2 * LANES * part,
                                 tile.quants + size_t(at) * BLOCK * activation_bytes(TYPE), tile.scales[at],
-                                tile.sums[at], sums[i][part]);
+                                tile.offsets[at], sums[i][part]);
             }
         }
     }
@@ -64,7 +64,7 @@ template <int TYPE, int N> void panels_n(const uint8_t *panels, int n_blocks, co
             const uint8_t *scales = panels + i * size + size_t(n_blocks) * quant_bytes(TYPE) + b * scale_bytes(TYPE);
             for (int part = 0; part < PANEL / LANES; part++)
                 add_block<TYPE>(Weights<TYPE>(quants, part), scales + 2 * LANES * part, token, tile.scales[b],
-                                tile.sums[b], sums[i][part]);
+                                tile.offsets[b], sums[i][part]);
         }
     }
     for (int i = 0; i < N; i++)

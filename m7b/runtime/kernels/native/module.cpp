@@ -2,7 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "decode.h"
+#include "layers.h"
 
 #include <mutex>
 
@@ -123,7 +123,8 @@ PyObject *py_rotate(PyObject *, PyObject *const *args, Py_ssize_t n) {
     const float *cos = a.address<float>(), *sin = a.address<float>();
     int T = a.size(), heads = a.size(), D = a.size();
     Array y = a.array();
-    return run(a, [&] { rotate(x, cos, sin, T, heads, D, y); });
+    int n_threads = a.size();
+    return run(a, [&] { rotate(x, cos, sin, T, heads, D, y, n_threads); });
 }
 
 PyObject *py_swiglu(PyObject *, PyObject *const *args, Py_ssize_t n) {
@@ -135,18 +136,19 @@ PyObject *py_swiglu(PyObject *, PyObject *const *args, Py_ssize_t n) {
     return run(a, [&] { swiglu(gate, up, size, y, n_threads); });
 }
 
-PyObject *py_decode(PyObject *, PyObject *const *args, Py_ssize_t n) {
+PyObject *py_forward(PyObject *, PyObject *const *args, Py_ssize_t n) {
     Arguments a(args, n > 0 ? n - 1 : 0);
     const Layer *layers = a.address<Layer>();
     Sizes s = {};
     s.n_layers = a.size(), s.dim = a.size(), s.H = a.size(), s.K = a.size(), s.D = a.size();
-    s.hidden_dim = a.size(), s.kv_stride = size_t(a.integer());
+    s.hidden_dim = a.size(), s.capacity = a.size();
     uint16_t *h = a.address<uint16_t>();
+    int T = a.size();
     const float *cos = a.address<float>(), *sin = a.address<float>();
     const uint16_t *bias = a.address<uint16_t>();
     int slot = a.size(), S = a.size(), n_threads = a.size();
     s.eps = n > 0 ? float(PyFloat_AsDouble(args[n - 1])) : 0;
-    return run(a, [&] { decode(layers, s, h, cos, sin, bias, slot, S, n_threads); });
+    return run(a, [&] { forward(layers, s, h, T, cos, sin, bias, slot, S, n_threads); });
 }
 
 PyObject *py_prefer_large_pages(PyObject *, PyObject *const *args, Py_ssize_t n) {
@@ -188,7 +190,7 @@ PyObject *py_use(PyObject *, PyObject *name) {
 #define FAST(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {
     FAST(quantize), FAST(pack), FAST(linear), FAST(linear_bf16), FAST(attend), FAST(rms_norm), FAST(rotate),
-    FAST(swiglu), FAST(decode), FAST(prefer_large_pages), FAST(sum_bytes), FAST(panel_bytes),
+    FAST(swiglu), FAST(forward), FAST(prefer_large_pages), FAST(sum_bytes), FAST(panel_bytes),
     {"instruction_set", py_instruction_set, METH_NOARGS, nullptr},
     {"use", py_use, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},

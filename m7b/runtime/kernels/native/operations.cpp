@@ -64,8 +64,7 @@ void load_floats(Array x, size_t at, size_t n, float *out) {
     if (x.dtype == F32) {
         std::memcpy(out, static_cast<const float *>(x.data) + at, 4 * n);
     } else {
-        const uint16_t *from = static_cast<const uint16_t *>(x.data) + at;
-        for (size_t i = 0; i < n; i++) out[i] = from_bf16(from[i]);
+        kernels().widen(static_cast<const uint16_t *>(x.data) + at, n, out);
     }
 }
 
@@ -73,8 +72,7 @@ void store_floats(const float *x, size_t n, Array y, size_t at) {
     if (y.dtype == F32) {
         std::memcpy(static_cast<float *>(y.data) + at, x, 4 * n);
     } else {
-        uint16_t *to = static_cast<uint16_t *>(y.data) + at;
-        for (size_t i = 0; i < n; i++) to[i] = to_bf16(x[i]);
+        kernels().narrow(x, n, static_cast<uint16_t *>(y.data) + at);
     }
 }
 
@@ -93,7 +91,7 @@ int n_panels(int n_rows) { return (n_rows + PANEL - 1) / PANEL; }
 struct Quantized {
     std::vector<int8_t> quants;
     std::vector<float> scales;
-    std::vector<int32_t> sums;
+    std::vector<int32_t> offsets;
 };
 
 // 32 quants of 16 bits, in the order of a Tile, to their low bytes and their high ones.
@@ -111,21 +109,27 @@ void quantize_tokens(Array x, int T, int n_in, int n_bytes, Quantized &to, int n
     const int n_blocks = n_in / BLOCK, whole = in_tiles(T) ? tiles(T) * MAX_TOKENS : T;
     to.quants.resize(size_t(whole) * n_in * n_bytes);
     to.scales.resize(size_t(whole) * n_blocks);
-    to.sums.resize(size_t(whole) * n_blocks);
-    parallel(n_threads, T, [&](int t) {
-        int first = 0, n = tile_size(whole);
-        while (t >= first + n) first += n, n = tile_size(whole - first);
-        float values[BLOCK];
-        for (int b = 0; b < n_blocks; b++) {
-            size_t at = size_t(first) * n_blocks + size_t(b) * n + (t - first);
-            load_floats(x, size_t(t) * n_in + size_t(b) * BLOCK, BLOCK, values);
-            int8_t *quants = &to.quants[at * BLOCK * n_bytes];
-            if (n_bytes == 1) {
-                kernels().quantize_block(values, quants, &to.scales[at], &to.sums[at]);
-                continue;
+    to.offsets.resize(size_t(whole) * n_blocks);
+    std::vector<int> firsts; // of each tile, whose quants one thread writes, for they share lines of the cache
+    for (int t = 0; t < T; t += tile_size(whole - t)) firsts.push_back(t);
+    parallel(n_threads, int(firsts.size()), [&](int item) {
+        static thread_local std::vector<float> row;
+        row.resize(n_in);
+        const int first = firsts[item], n = tile_size(whole - first);
+        for (int i = 0; i < n && first + i < T; i++) {
+            load_floats(x, size_t(first + i) * n_in, n_in, row.data());
+            for (int b = 0; b < n_blocks; b++) {
+                const size_t at = size_t(first) * n_blocks + size_t(b) * n + i;
+                const float *values = &row[size_t(b) * BLOCK];
+                int8_t *quants = &to.quants[at * BLOCK * n_bytes];
+                if (n_bytes == 1) {
+                    kernels().quantize_block(values, quants, &to.scales[at], &to.offsets[at]);
+                    to.offsets[at] *= -8;
+                    continue;
+                }
+                kernels().quantize_block_16(values, reinterpret_cast<int16_t *>(quants), &to.scales[at]);
+                if (in_tiles(T)) split_bytes(quants);
             }
-            kernels().quantize_block_16(values, reinterpret_cast<int16_t *>(quants), &to.scales[at]);
-            if (in_tiles(T)) split_bytes(quants);
         }
     });
 }
@@ -181,11 +185,18 @@ void pack_block(int type, const uint8_t *block, int row, uint8_t *quants, uint8_
     for (int j = 0; j < n_words; j++) std::memcpy(quants + 64 * j + 4 * row, block + head + 4 * j, 4);
 }
 
+// The keys of one part of one head with the slots side by side: (n, D) to (D, PART).
+void turn(const uint16_t *keys, int n, int D, uint16_t *turned) {
+    for (int d = 0; d < D; d++)
+        for (int s = 0; s < n; s++) turned[size_t(d) * PART + s] = keys[size_t(s) * D + d];
+}
+
 // Brings the splits of one row under one maximum, and stores their sum divided by the total weight.
 void merge(const float *results, int n_splits, size_t stride, int D, int row, Array out, size_t at) {
+    static thread_local std::vector<float> sum;
     float top = -INFINITY, total = 0;
     for (int i = 0; i < n_splits; i++) top = std::max(top, results[i * stride + MAX_ROWS * D + row]);
-    std::vector<float> sum(D);
+    sum.assign(D, 0.0f);
     for (int i = 0; i < n_splits; i++) {
         const float *result = results + i * stride, its_top = result[MAX_ROWS * D + row];
         if (its_top == -INFINITY) continue;
@@ -206,7 +217,7 @@ void linear_tiles(const Weight &weight, int first, int n_panels, int n_blocks, c
     if (quant_bytes(weight.type) < PANEL * BLOCK) unpacked.resize(size_t(n_panels) * n_blocks * PANEL * BLOCK);
     out.resize(n_panels * n_tokens * PANEL);
     const uint8_t *panels = weight.panels + first * panel_bytes(weight.type, n_blocks);
-    const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.sums.data()};
+    const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.offsets.data()};
     kernels().linear_tiles(weight.type, panels, n_panels, n_blocks, tile, tiles(T), unpacked.data(), out.data());
     for (int t = 0; t < T; t++)
         for (int p = 0; p < n_panels; p++) {
@@ -214,6 +225,15 @@ void linear_tiles(const Weight &weight, int first, int n_panels, int n_blocks, c
             store_floats(&out[(p * n_tokens + t) * PANEL], std::min(PANEL, weight.n_out - row), {weight.y, dtype},
                          size_t(t) * weight.n_out + row);
         }
+}
+
+constexpr size_t PIECE = 4096;
+
+// Calls work(at, size) for pieces of n values, by several threads where there are many.
+template <class F> void in_pieces(size_t n, int n_threads, F work) {
+    const int n_items = int((n + PIECE - 1) / PIECE);
+    parallel(n_items > 8 ? n_threads : 1, n_items,
+             [&](int item) { work(item * PIECE, std::min(PIECE, n - item * PIECE)); });
 }
 
 } // namespace
@@ -290,7 +310,7 @@ void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int 
             }
             n_done = T == 1 ? std::min({panels_at_once(weight.type), last - p, ends[i] - p}) : 1;
             if (T == 1) {
-                Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.sums.data()};
+                Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.offsets.data()};
                 kernels().linear_1(weight.type, panel, n_done, n_blocks, tile, out);
                 store_floats(out, std::min(n_done * PANEL, weight.n_out - row), {weight.y, x.dtype}, row);
                 continue;
@@ -298,7 +318,7 @@ void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int 
             for (int t = 0, n; t < T; t += n) {
                 n = tile_size(T - t);
                 const size_t at = size_t(t) * n_blocks;
-                Tile tile = {&tokens.quants[at * BLOCK * n_bytes], &tokens.scales[at], &tokens.sums[at]};
+                Tile tile = {&tokens.quants[at * BLOCK * n_bytes], &tokens.scales[at], &tokens.offsets[at]};
                 kernels().linear(weight.type, panel, n_blocks, tile, n, out);
                 for (int j = 0; j < n; j++)
                     store_floats(out + PANEL * j, std::min(PANEL, weight.n_out - row), {weight.y, x.dtype},
@@ -330,49 +350,58 @@ void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Ar
     });
 }
 
-// Few queries are shared out over slots as well as heads; the split depends on the shapes alone, so
-// the number of threads changes no result.
+// Few queries are shared out over slots as well as heads, a part at a time; the split depends on the shapes alone,
+// so the number of threads changes no result. Many share keys that are turned for them once.
 void attend(Array queries, const uint16_t *keys, const uint16_t *values, const uint16_t *bias, Shape s,
             Array out, int n_threads) {
-    constexpr int FEW = 8, SPLIT = 128;
+    constexpr int FEW = 8;
+    const bool are_few = s.T <= FEW;
     const int G = s.H / s.K, n_rows = s.T * G, n_tiles = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
-    const int split = s.T <= FEW ? SPLIT : s.S, n_splits = (s.S + split - 1) / split;
-    const size_t stride = s.D + 2; // a row's mixed values, then its top and total
-    static std::vector<float> rows, results;
-    rows.resize(size_t(s.K) * n_rows * s.D);
-    results.resize(size_t(s.K) * n_tiles * n_splits * MAX_ROWS * stride);
+    const int n_parts = (s.S + PART - 1) / PART, n_splits = are_few ? n_parts : 1;
+    const size_t stride = MAX_ROWS * (s.D + 2); // the mixed values of the rows, then their tops and totals
     const float scale = 1.0f / std::sqrt(float(s.D));
-    for (int k = 0; k < s.K; k++)
-        for (int r = 0; r < n_rows; r++) { // row r is head r % G of token r / G
-            float *row = &rows[(size_t(k) * n_rows + r) * s.D];
-            load_floats(queries, (size_t(r / G) * s.H + size_t(k) * G + r % G) * s.D, s.D, row);
-            for (int d = 0; d < s.D; d++) row[d] *= scale;
-        }
+    // Row r of a kv head is head r % G of token r / G.
+    const auto row_at = [&](int k, int r) { return (size_t(r / G) * s.H + size_t(k) * G + r % G) * s.D; };
+    static std::vector<float> results;
+    static std::vector<uint16_t> turned;
+    results.resize(size_t(s.K) * n_tiles * n_splits * stride);
+    if (!are_few) {
+        turned.resize(size_t(s.K) * n_parts * PART * s.D);
+        parallel(n_threads, s.K * n_parts, [&](int item) {
+            const int k = item / n_parts, begin = item % n_parts * PART;
+            turn(keys + k * s.kv_stride + size_t(begin) * s.D, std::min(PART, s.S - begin), s.D,
+                 &turned[size_t(item) * PART * s.D]);
+        });
+    }
     parallel(n_threads, s.K * n_tiles * n_splits, [&](int item) {
+        static thread_local std::vector<float> rows;
         const int part = item % n_splits, tile = item / n_splits % n_tiles, k = item / n_splits / n_tiles;
         const int first = tile * MAX_ROWS;
-        float *result = &results[size_t(item) * MAX_ROWS * stride];
         Attention work = {};
-        work.queries = &rows[(size_t(k) * n_rows + first) * s.D];
-        work.keys = keys + k * s.kv_stride;
-        work.values = values + k * s.kv_stride;
         work.rows = std::min(MAX_ROWS, n_rows - first);
-        for (int r = 0; r < work.rows; r++) work.bias[r] = bias + size_t((first + r) / G) * s.S;
+        rows.resize(size_t(MAX_ROWS) * s.D);
+        for (int r = 0; r < work.rows; r++) {
+            load_floats(queries, row_at(k, first + r), s.D, &rows[size_t(r) * s.D]);
+            work.bias[r] = bias + size_t((first + r) / G) * s.S;
+        }
+        for (float &value : rows) value *= scale;
+        work.queries = rows.data();
+        work.keys = keys + k * s.kv_stride;
+        work.turned = are_few ? nullptr : &turned[size_t(k) * n_parts * PART * s.D];
+        work.values = values + k * s.kv_stride;
         work.head_dim = s.D;
-        work.begin = part * split;
-        work.end = std::min(s.S, (part + 1) * split);
-        work.mixed = result;
-        work.top = result + MAX_ROWS * s.D;
+        work.begin = part * PART;
+        work.end = are_few ? std::min(s.S, work.begin + PART) : s.S;
+        work.mixed = &results[item * stride];
+        work.top = work.mixed + MAX_ROWS * s.D;
         work.total = work.top + MAX_ROWS;
         kernels().attend(work);
     });
-    parallel(s.T > FEW ? n_threads : 1, s.K * n_tiles, [&](int item) {
+    parallel(are_few ? 1 : n_threads, s.K * n_tiles, [&](int item) {
         const int tile = item % n_tiles, k = item / n_tiles, n = std::min(MAX_ROWS, n_rows - tile * MAX_ROWS);
-        for (int r = 0; r < n; r++) {
-            const int row = tile * MAX_ROWS + r;
-            merge(&results[size_t(item) * n_splits * MAX_ROWS * stride], n_splits, MAX_ROWS * stride, s.D, r,
-                  out, (size_t(row / G) * s.H + size_t(k) * G + row % G) * s.D);
-        }
+        for (int r = 0; r < n; r++)
+            merge(&results[size_t(item) * n_splits * stride], n_splits, stride, s.D, r, out,
+                  row_at(k, tile * MAX_ROWS + r));
     });
 }
 
@@ -381,34 +410,39 @@ void rms_norm(Array x, Array weight, int T, int dim, float eps, Array y, int n_t
     weights.resize(dim);
     load_floats(weight, 0, dim, weights.data());
     parallel(T > 8 ? n_threads : 1, T, [&](int t) {
-        std::vector<float> row(2 * size_t(dim));
+        static thread_local std::vector<float> row;
+        row.resize(2 * size_t(dim));
         load_floats(x, size_t(t) * dim, dim, row.data());
         kernels().rms_norm(row.data(), weights.data(), dim, eps, y.dtype == BF16, &row[dim]);
         store_floats(&row[dim], dim, y, size_t(t) * dim);
     });
 }
 
-void rotate(Array x, const float *cos, const float *sin, int T, int heads, int D, Array y) {
+void rotate(Array x, const float *cos, const float *sin, int T, int heads, int D, Array y, int n_threads) {
     const int half = D / 2;
-    std::vector<float> values(D), turned(D);
-    for (int row = 0; row < T * heads; row++) {
-        const float *c = cos + size_t(row / heads) * half, *s = sin + size_t(row / heads) * half;
-        load_floats(x, size_t(row) * D, D, values.data());
-        for (int i = 0; i < half; i++) {
-            const float a = values[i], b = values[half + i];
-            turned[i] = a * c[i] - b * s[i];
-            turned[half + i] = b * c[i] + a * s[i];
+    parallel(T > 8 ? n_threads : 1, T, [&](int t) {
+        static thread_local std::vector<float> values;
+        values.resize(2 * size_t(D));
+        const float *c = cos + size_t(t) * half, *s = sin + size_t(t) * half;
+        for (int row = t * heads; row < (t + 1) * heads; row++) {
+            float *from = values.data(), *turned = from + D;
+            load_floats(x, size_t(row) * D, D, from);
+            for (int i = 0; i < half; i++) {
+                turned[i] = from[i] * c[i] - from[half + i] * s[i];
+                turned[half + i] = from[half + i] * c[i] + from[i] * s[i];
+            }
+            store_floats(turned, D, y, size_t(row) * D);
         }
-        store_floats(turned.data(), D, y, size_t(row) * D);
-    }
+    });
+}
+
+void add(uint16_t *h, const uint16_t *y, size_t n, int n_threads) {
+    in_pieces(n, n_threads, [&](size_t at, size_t size) { kernels().add(h + at, y + at, size); });
 }
 
 void swiglu(Array gate, Array up, size_t n, Array y, int n_threads) {
-    constexpr size_t PIECE = 4096;
-    const int n_items = int((n + PIECE - 1) / PIECE);
-    parallel(n_items > 8 ? n_threads : 1, n_items, [&](int item) {
+    in_pieces(n, n_threads, [&](size_t at, size_t size) {
         float a[PIECE], b[PIECE];
-        const size_t at = item * PIECE, size = std::min(PIECE, n - at);
         load_floats(gate, at, size, a);
         load_floats(up, at, size, b);
         kernels().swiglu(a, b, int(size), a);

@@ -30,7 +30,7 @@ struct Weight {
 void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int n_threads);
 // x (T, n_in) to y (T, n_out).
 void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Array y, int n_threads);
-// queries (T, H, D), keys and values (K, S, D) with `kv_stride` values from head to head, bias (T, S).
+// queries (T, H, D), which may be where `out` goes, keys and values (K, S, D) with `kv_stride` values from head to head, bias (T, S).
 struct Shape {
     int T, H, K, S, D;
     size_t kv_stride;
@@ -39,7 +39,9 @@ void attend(Array queries, const uint16_t *keys, const uint16_t *values, const u
             Array out, int n_threads);
 void rms_norm(Array x, Array weight, int T, int dim, float eps, Array y, int n_threads);
 // x (T, heads, D) turned by cos and sin (T, D / 2) float32, pair i being values i and i + D / 2.
-void rotate(Array x, const float *cos, const float *sin, int T, int heads, int D, Array y);
+void rotate(Array x, const float *cos, const float *sin, int T, int heads, int D, Array y, int n_threads);
+// h += y, both bfloat16.
+void add(uint16_t *h, const uint16_t *y, size_t n, int n_threads);
 void swiglu(Array gate, Array up, size_t n, Array y, int n_threads);
 // Asks the system for large pages, before anything is written: reading them all takes a twentieth less time.
 void prefer_large_pages(void *memory, size_t n);

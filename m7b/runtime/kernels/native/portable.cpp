@@ -53,8 +53,8 @@ template <int TYPE> struct Weights {
             }
     }
 
-    V dot(const int8_t *quants, int32_t sum) const {
-        int32_t total = TYPE == Q4_0 ? -8 * sum : 0;
+    V dot(const int8_t *quants, int32_t offset) const {
+        int32_t total = TYPE == Q4_0 ? offset : 0;
         if (TYPE != Q8_0) {
             for (int i = 0; i < BLOCK; i++) total += int32_t(w[i]) * quants[i];
             return float(total);
@@ -107,6 +107,6 @@ uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
 
 namespace m7b {
 const Kernels portable_kernels = {"portable",
-    quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, swiglu, sum_bytes,
-    nullptr};
+    widen, narrow, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, add,
+    swiglu, sum_bytes, nullptr};
 }

@@ -1,17 +1,17 @@
-"""Which models decode a token through all layers in one call of the native kernels."""
+"""Which models go through whole layers in one call of the native kernels."""
 
 from torch import nn
 
 from m7b.runtime import kernels
 from m7b.runtime.cache import RollingKVCache
-from m7b.runtime.kernels import Decoder, LayerArrays, PackedWeight
+from m7b.runtime.kernels import LayerArrays, LayerStack, PackedWeight
 from m7b.runtime.linears.blocks import BlockLinear
 from m7b.runtime.linears.packed import PackedLinear
 from m7b.runtime.model import Transformer, TransformerBlock
 
 
-def make_decoder(model: Transformer, cache: RollingKVCache) -> Decoder | None:
-    """The decoder of a bfloat16 model whose layers are all blocks for the kernels; None for any other."""
+def make_stack(model: Transformer, cache: RollingKVCache) -> LayerStack | None:
+    """The stack of a bfloat16 model whose layers are all blocks for the kernels; None for any other."""
     linears = [layer for layer in model.layers.modules() if isinstance(layer, PackedLinear)]
     are_blocks = bool(linears) and all(type(layer) is BlockLinear for layer in linears)
     if not are_blocks or model.norm.rms_norm is not kernels.rms_norm:
@@ -35,7 +35,7 @@ def make_decoder(model: Transformer, cache: RollingKVCache) -> Decoder | None:
                 values=layer_cache.values,
             )
         )
-    return Decoder(layers, model.norm.eps)
+    return LayerStack(layers, model.norm.eps)
 
 
 def _packed(layer: nn.Module) -> PackedWeight:
