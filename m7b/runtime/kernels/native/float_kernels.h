@@ -20,11 +20,15 @@ inline V v_exp(V x) {
 }
 
 void widen(const uint16_t *x, size_t n, float *out) {
-    for (size_t i = 0; i < n; i++) out[i] = from_bf16(x[i]);
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) v_store(out + i, v_load_bf16(x + i));
+    for (; i < n; i++) out[i] = from_bf16(x[i]);
 }
 
 void narrow(const float *x, size_t n, uint16_t *out) {
-    for (size_t i = 0; i < n; i++) out[i] = to_bf16(x[i]);
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) v_store_bf16(out + i, v_load(x + i));
+    for (; i < n; i++) out[i] = to_bf16(x[i]);
 }
 
 template <int N> void linear_bf16_tokens(const uint16_t *w, size_t stride, int in, const float *x, float *out) {
@@ -196,7 +200,9 @@ void rms_norm(const float *x, const float *weight, int dim, float eps, bool roun
 }
 
 void add(uint16_t *h, const uint16_t *y, size_t n) {
-    for (size_t i = 0; i < n; i++) h[i] = to_bf16(from_bf16(h[i]) + from_bf16(y[i]));
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) v_store_bf16(h + i, v_add(v_load_bf16(h + i), v_load_bf16(y + i)));
+    for (; i < n; i++) h[i] = to_bf16(from_bf16(h[i]) + from_bf16(y[i]));
 }
 
 void swiglu(const float *gate, const float *up, int n, float *y) {

@@ -208,6 +208,37 @@ void merge(const float *results, int n_splits, size_t stride, int D, int row, Ar
     store_floats(sum.data(), D, out, at);
 }
 
+// Panels from `first` on, at most panels_at_once, times one token.
+void linear_1(const Weight &weight, int first, int n_panels, int n_blocks, const Quantized &tokens, int, int dtype) {
+    alignas(64) float out[MAX_TOKENS * PANEL];
+    const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.offsets.data()};
+    const uint8_t *panels = weight.panels + first * panel_bytes(weight.type, n_blocks);
+    kernels().linear_1(weight.type, panels, n_panels, n_blocks, tile, out);
+    const int row = first * PANEL;
+    store_floats(out, std::min(n_panels * PANEL, weight.n_out - row), {weight.y, dtype}, row);
+}
+
+// A pair of panels times all tokens: their results fill whole lines of the cache.
+constexpr int PAIR = 2;
+void linear_panels(const Weight &weight, int first, int n_panels, int n_blocks, const Quantized &tokens, int T, int dtype) {
+    alignas(64) float out[PAIR][MAX_TOKENS * PANEL];
+    const int n_bytes = activation_bytes(weight.type);
+    const size_t size = panel_bytes(weight.type, n_blocks);
+    for (int t = 0, n; t < T; t += n) {
+        n = tile_size(T - t);
+        const size_t at = size_t(t) * n_blocks;
+        const Tile tile = {&tokens.quants[at * BLOCK * n_bytes], &tokens.scales[at], &tokens.offsets[at]};
+        for (int p = 0; p < n_panels; p++)
+            kernels().linear(weight.type, weight.panels + (first + p) * size, n_blocks, tile, n, out[p]);
+        for (int i = 0; i < n; i++)
+            for (int p = 0; p < n_panels; p++) {
+                const int row = (first + p) * PANEL;
+                store_floats(out[p] + PANEL * i, std::min(PANEL, weight.n_out - row), {weight.y, dtype},
+                             size_t(t + i) * weight.n_out + row);
+            }
+    }
+}
+
 // Some panels times all tokens: these stay in the second level of the cache while the panels are multiplied by one
 // tile of them after another.
 void linear_tiles(const Weight &weight, int first, int n_panels, int n_blocks, const Quantized &tokens, int T, int dtype) {
@@ -292,38 +323,16 @@ void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int 
     const int n_blocks = n_in / BLOCK;
     std::vector<int> ends; // one past the last panel of each weight, counted through all of them
     for (int i = 0; i < n_weights; i++) ends.push_back((i ? ends[i - 1] : 0) + n_panels(weights[i].n_out));
-    const int step = T == 1 ? (share(ends.back(), n_threads) + 3) / 4 * 4 : in_tiles(T) ? 4 : 1;
+    const int step = T == 1 ? (share(ends.back(), n_threads) + 3) / 4 * 4 : in_tiles(T) ? 4 : PAIR;
     parallel(n_threads, (ends.back() + step - 1) / step, [&](int item) {
-        alignas(64) float out[MAX_TOKENS * PANEL];
         const int last = std::min(ends.back(), (item + 1) * step);
         for (int p = item * step, n_done; p < last; p += n_done) {
             const size_t i = std::upper_bound(ends.begin(), ends.end(), p) - ends.begin();
-            const Weight &weight = weights[i];
-            const int n_bytes = activation_bytes(weight.type);
-            const Quantized &tokens = quantized[n_bytes - 1];
-            const int row = (p - (i ? ends[i - 1] : 0)) * PANEL;
-            const uint8_t *panel = weight.panels + row / PANEL * panel_bytes(weight.type, n_blocks);
-            if (in_tiles(T)) {
-                n_done = std::min(last, ends[i]) - p;
-                linear_tiles(weight, row / PANEL, n_done, n_blocks, tokens, T, x.dtype);
-                continue;
-            }
-            n_done = T == 1 ? std::min({panels_at_once(weight.type), last - p, ends[i] - p}) : 1;
-            if (T == 1) {
-                Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.offsets.data()};
-                kernels().linear_1(weight.type, panel, n_done, n_blocks, tile, out);
-                store_floats(out, std::min(n_done * PANEL, weight.n_out - row), {weight.y, x.dtype}, row);
-                continue;
-            }
-            for (int t = 0, n; t < T; t += n) {
-                n = tile_size(T - t);
-                const size_t at = size_t(t) * n_blocks;
-                Tile tile = {&tokens.quants[at * BLOCK * n_bytes], &tokens.scales[at], &tokens.offsets[at]};
-                kernels().linear(weight.type, panel, n_blocks, tile, n, out);
-                for (int j = 0; j < n; j++)
-                    store_floats(out + PANEL * j, std::min(PANEL, weight.n_out - row), {weight.y, x.dtype},
-                                 size_t(t + j) * weight.n_out + row);
-            }
+            const Quantized &tokens = quantized[activation_bytes(weights[i].type) - 1];
+            n_done = std::min(last, ends[i]) - p;
+            if (T == 1) n_done = std::min(n_done, panels_at_once(weights[i].type));
+            const auto multiply = T == 1 ? linear_1 : in_tiles(T) ? linear_tiles : linear_panels;
+            multiply(weights[i], p - (i ? ends[i - 1] : 0), n_done, n_blocks, tokens, T, x.dtype);
         }
     });
 }

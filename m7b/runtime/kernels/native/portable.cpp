@@ -24,6 +24,7 @@ inline V v_max(V a, V b) { return a > b ? a : b; }
 inline V v_min(V a, V b) { return a < b ? a : b; }
 inline V v_round(V a) { return std::nearbyint(a); }
 inline V v_load_bf16(const uint16_t *x) { return from_bf16(*x); }
+inline void v_store_bf16(uint16_t *x, V v) { *x = to_bf16(v); }
 inline V v_load_f16(const uint8_t *x) {
     uint16_t half;
     std::memcpy(&half, x, 2);

@@ -24,6 +24,13 @@ inline V v_load_bf16(const uint16_t *x) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(x)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+// As to_bf16 rounds.
+inline void v_store_bf16(uint16_t *x, V v) {
+    const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    rounded = _mm512_mask_set1_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), 0x7fc00000);
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(x), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
 inline V v_load_f16(const uint8_t *x) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(x)));
 }
