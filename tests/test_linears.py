@@ -101,7 +101,7 @@ def block_file(model, folder, type):
 
 @NATIVE
 @pytest.mark.parametrize("window", [None, 12])
-@pytest.mark.parametrize("quant", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("quant", ["none", "q8_0", "q4_0"])
 @pytest.mark.parametrize("n_tokens", [1, 3, 9])
 def test_one_call_for_whole_layers_gives_the_bits_of_one_call_an_operation(folder, quant, window, n_tokens):
     """The ring wraps several times; keys and values are compared too."""
@@ -119,7 +119,7 @@ def test_one_call_for_whole_layers_gives_the_bits_of_one_call_an_operation(folde
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize(("quant", "dtype"), [("none", "bfloat16"), ("q8_0", "float32"), ("nf4", "bfloat16")])
+@pytest.mark.parametrize(("quant", "dtype"), [("none", "float32"), ("q8_0", "float32"), ("nf4", "bfloat16")])
 def test_other_layers_are_run_one_by_one(folder, quant, dtype):
     assert engine(folder, quant=quant, dtype=dtype)._model.stack is None
 

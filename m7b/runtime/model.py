@@ -148,7 +148,7 @@ class Transformer(nn.Module):
         span, positions, seen = cache.reserve(tokens.shape[0])
         cos, sin = rotation(positions.to(h.device), config.head_dim, config.rope_theta)
         bias = score_bias(seen.to(h.device), config.n_heads // config.n_kv_heads, h.dtype)
-        if self.stack:
+        if self.stack and self.stack.takes(span.length):
             h = self.stack(h, cos, sin, bias, span.slot, span.filled)
         else:
             for layer, layer_cache in zip(self.layers, cache.layers, strict=True):

@@ -49,6 +49,10 @@ class BlockType(IntEnum):
         return "Q8_0" if self is BlockType.INT8 else self.name
 
 
+_DENSE = 4  # beside the block types: rows of bfloat16
+FEW_TOKENS = 8
+"""Up to here reading a bfloat16 weight takes longer than multiplying by it."""
+
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -196,17 +200,20 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 class LayerArrays(NamedTuple):
-    """One layer: its norms (dim,) and its cache (K, capacity, D), both bfloat16, and its weights."""
+    """One layer: its norms (dim,) and its cache (K, capacity, D), both bfloat16, and its weights.
+
+    A weight that is a tensor (out, in) has bfloat16 too.
+    """
 
     attention_norm: Tensor
     ffn_norm: Tensor
-    wq: PackedWeight
-    wk: PackedWeight
-    wv: PackedWeight
-    wo: PackedWeight
-    w1: PackedWeight
-    w2: PackedWeight
-    w3: PackedWeight
+    wq: PackedWeight | Tensor
+    wk: PackedWeight | Tensor
+    wv: PackedWeight | Tensor
+    wo: PackedWeight | Tensor
+    w1: PackedWeight | Tensor
+    w2: PackedWeight | Tensor
+    w3: PackedWeight | Tensor
     keys: Tensor
     values: Tensor
 
@@ -216,7 +223,7 @@ class LayerArrays(NamedTuple):
             if isinstance(part, PackedWeight):
                 yield from (part.panels.data_ptr(), int(part.type))
             else:
-                yield part.data_ptr()
+                yield from (part.data_ptr(), _DENSE) if part.dim() == 2 else (part.data_ptr(),)
 
 
 class LayerStack:
@@ -232,8 +239,16 @@ class LayerStack:
         self._all_addresses = array("q", [number for each in self._addresses for number in each])
         first, self._eps = layers[0], eps
         K, capacity, D = first.keys.shape
-        H, dim, hidden_dim = first.wq.n_out // D, first.wo.n_out, first.w1.n_out
-        self._sizes = (dim, H, K, D, hidden_dim, capacity)
+        q_dim, dim, hidden_dim = (
+            each.n_out if isinstance(each, PackedWeight) else each.shape[0]
+            for each in (first.wq, first.wo, first.w1)
+        )
+        self._sizes = (dim, q_dim // D, K, D, hidden_dim, capacity)
+        self._most_tokens = FEW_TOKENS if isinstance(first.wq, Tensor) else None
+
+    def takes(self, T: int) -> bool:
+        """Whether this is the way for `T` tokens: many times bfloat16 are for torch."""
+        return self._most_tokens is None or self._most_tokens >= T
 
     def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, slot: int, filled: int) -> Tensor:
         """`h` (T, dim) bfloat16 after all layers: the same tensor, changed.

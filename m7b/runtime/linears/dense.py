@@ -8,7 +8,6 @@ from m7b.runtime import kernels
 from m7b.runtime.checkpoints import Blocks
 from m7b.runtime.linears.packed import PackedLinear
 
-_FEW_TOKENS = 8  # up to here reading the weights takes longer than multiplying by them
 _TILE_ROWS = 512
 
 
@@ -54,7 +53,7 @@ class DenseLinear(PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out)."""
-        if x.shape[0] <= _FEW_TOKENS:
+        if x.shape[0] <= kernels.FEW_TOKENS:
             return kernels.linear_bf16(self.weight, x)
         if can_prepack():
             return F.linear(x, self.weight)

@@ -31,27 +31,30 @@ void narrow(const float *x, size_t n, uint16_t *out) {
     for (; i < n; i++) out[i] = to_bf16(x[i]);
 }
 
-template <int N> void linear_bf16_tokens(const uint16_t *w, size_t stride, int in, const float *x, float *out) {
-    V sums[N][4];
-    for (int i = 0; i < N; i++)
-        for (int r = 0; r < 4; r++) sums[i][r] = v_zero();
-    int k = 0;
-    for (; k + LANES <= in; k += LANES)
-        for (int r = 0; r < 4; r++) {
-            V row = v_load_bf16(w + r * stride + k);
-            for (int i = 0; i < N; i++) sums[i][r] = v_fma(row, v_load(x + size_t(i) * in + k), sums[i][r]);
-        }
-    for (int i = 0; i < N; i++)
-        for (int r = 0; r < 4; r++) {
-            float sum = v_sum(sums[i][r]);
-            for (int j = k; j < in; j++) sum += from_bf16(w[r * stride + j]) * x[size_t(i) * in + j];
-            out[4 * i + r] = sum;
-        }
+// ROWS of a weight times N tokens, R rows at once as registers allow.
+template <int R, int N> void rows_bf16(const uint16_t *w, size_t stride, int in, const float *x, float *out) {
+    for (int first = 0; first < ROWS; first += R, w += R * stride) {
+        V sums[N][R];
+        for (auto &rows : sums)
+            for (V &sum : rows) sum = v_zero();
+        int k = 0;
+        for (; k + LANES <= in; k += LANES)
+            for (int r = 0; r < R; r++) {
+                V row = v_load_bf16(w + r * stride + k);
+                for (int i = 0; i < N; i++) sums[i][r] = v_fma(row, v_load(x + size_t(i) * in + k), sums[i][r]);
+            }
+        for (int i = 0; i < N; i++)
+            for (int r = 0; r < R; r++) {
+                float sum = v_sum(sums[i][r]);
+                for (int j = k; j < in; j++) sum += from_bf16(w[r * stride + j]) * x[size_t(i) * in + j];
+                out[ROWS * i + first + r] = sum;
+            }
+    }
 }
 
 void linear_bf16(const uint16_t *w, size_t stride, int in, const float *x, int n, float *out) {
-    if (n == 4) return linear_bf16_tokens<4>(w, stride, in, x, out);
-    for (int i = 0; i < n; i++) linear_bf16_tokens<1>(w, stride, in, x + size_t(i) * in, out + 4 * i);
+    if (n == 4) return rows_bf16<4, 4>(w, stride, in, x, out);
+    for (int i = 0; i < n; i++) rows_bf16<ROWS, 1>(w, stride, in, x + size_t(i) * in, out + ROWS * i);
 }
 
 constexpr int COLUMNS = LANES == 16 ? 2 : 1; // vectors that R rows are multiplied by at once, as registers allow

@@ -8,12 +8,14 @@ namespace m7b {
 constexpr int BLOCK = 32;      // values that share a scale, as in GGUF
 constexpr int PANEL = 16;      // rows of a weight that are interleaved, one 32-bit lane each
 constexpr int MAX_TOKENS = 16; // tokens that one panel kernel works on
+constexpr int ROWS = 8;        // rows of a bfloat16 weight that one kernel reads at once, each a stream of its own
 constexpr int MAX_ROWS = 8;    // queries that one attention kernel works on
 constexpr int PART = 128;      // slots that it scores before it weighs their values
 constexpr float SMALLEST = 1e-30f; // activations below it count as 0: their inverse would overflow
 
 // INT8 is Q8_0's blocks times activations of 8 bits instead of 16: faster, and less exact.
 enum BlockType { Q4_0 = 0, Q4_1 = 1, Q8_0 = 2, INT8 = 3 };
+constexpr int DENSE = 4; // no blocks: rows of bfloat16
 enum DType { F32 = 0, BF16 = 1 };
 
 // Bytes of one block: of GGUF's row, and of a panel (16 blocks of 16 rows).
@@ -65,7 +67,7 @@ struct Kernels {
     void (*linear)(int type, const uint8_t *panel, int n_blocks, const Tile &tile, int n, float *out);
     // At most panels_at_once(type) panels, one behind the other, times one token: out is (n_panels, 16).
     void (*linear_1)(int type, const uint8_t *panels, int n_panels, int n_blocks, const Tile &tile, float *out);
-    // Four rows of bfloat16 weights, `stride` apart, times x (n, in), n at most 4: out is (n, 4).
+    // ROWS rows of bfloat16 weights, `stride` apart, times x (n, in), n at most 4: out is (n, ROWS).
     void (*linear_bf16)(const uint16_t *weight, size_t stride, int in, const float *x, int n, float *out);
     void (*attend)(const Attention &work);
     // y = x / rms(x) rounded to `dtype`, times the weight.

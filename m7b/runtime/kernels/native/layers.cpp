@@ -27,12 +27,18 @@ void forward(const Layer *layers, const Sizes &s, uint16_t *h, int T, const floa
     x.resize(n * s.dim), q.resize(n * s.H * s.D), k.resize(n * s.K * s.D), v.resize(n * s.K * s.D);
     gate.resize(n * s.hidden_dim), up.resize(n * s.hidden_dim);
     const Shape shape = {T, s.H, s.K, S, s.D, size_t(s.capacity) * s.D};
-    const auto project = [&](Values &from, std::initializer_list<std::pair<const Panels *, Values *>> to) {
+    const auto project = [&](Values &from, std::initializer_list<std::pair<const Matrix *, Values *>> to) {
         Weight weights[3];
         int n_weights = 0;
-        for (auto [panels, y] : to)
-            weights[n_weights++] = {int(panels->type), panels->data, int(y->size() / n), y->data()};
-        linear(weights, n_weights, array(from), T, int(from.size() / n), n_threads);
+        const int n_in = int(from.size() / n);
+        for (auto [matrix, y] : to) {
+            const int n_out = int(y->size() / n);
+            if (matrix->type == DENSE)
+                linear_bf16(static_cast<const uint16_t *>(matrix->data), array(from), T, n_in, n_out, array(*y), n_threads);
+            else
+                weights[n_weights++] = {int(matrix->type), static_cast<const uint8_t *>(matrix->data), n_out, y->data()};
+        }
+        if (n_weights) linear(weights, n_weights, array(from), T, n_in, n_threads);
     };
     for (const Layer *layer = layers; layer < layers + s.n_layers; layer++) {
         rms_norm({h, BF16}, {layer->attention_norm, BF16}, T, s.dim, s.eps, array(x), n_threads);

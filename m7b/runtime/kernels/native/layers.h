@@ -4,15 +4,15 @@
 
 namespace m7b {
 
-struct Panels {
-    const uint8_t *data;
-    int64_t type;
+struct Matrix {
+    const void *data; // panels, or rows
+    int64_t type; // a BlockType, or DENSE
 };
 
 // The bfloat16 norms, the weights and the cache of a layer: 18 numbers of 64 bits, as Python writes them.
 struct Layer {
     void *attention_norm, *ffn_norm;
-    Panels wq, wk, wv, wo, w1, w2, w3;
+    Matrix wq, wk, wv, wo, w1, w2, w3;
     uint16_t *keys, *values; // (K, capacity, D)
 };
 

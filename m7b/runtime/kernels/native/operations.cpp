@@ -341,19 +341,19 @@ void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Ar
     static std::vector<float> values;
     values.resize(size_t(T) * n_in);
     load_floats(x, 0, size_t(T) * n_in, values.data());
-    const int n_groups = (n_out + 3) / 4, step = share(n_groups, n_threads);
+    const int n_groups = (n_out + ROWS - 1) / ROWS, step = share(n_groups, n_threads);
     parallel(n_threads, (n_groups + step - 1) / step, [&](int item) {
-        float out[16];
+        float out[4 * ROWS];
         for (int group = item * step; group < std::min(n_groups, (item + 1) * step); group++) {
-            const int row = std::max(0, std::min(4 * group, n_out - 4)), n_rows = std::min(4, n_out);
-            const size_t stride = n_rows == 4 ? n_in : 0; // fewer than 4 rows in all: the first, four times
+            const int row = std::max(0, std::min(ROWS * group, n_out - ROWS)), n_rows = std::min(ROWS, n_out);
+            const size_t stride = n_rows == ROWS ? n_in : 0; // fewer rows in all: the first, ROWS times
             for (int first = 0; first < (stride ? 1 : n_rows); first++)
                 for (int t = 0, n; t < T; t += n) {
                     n = std::min(4, T - t);
                     kernels().linear_bf16(weight + size_t(row + first) * n_in, stride, n_in,
                                           &values[size_t(t) * n_in], n, out);
                     for (int i = 0; i < n; i++)
-                        store_floats(out + 4 * i, stride ? 4 : 1, y, size_t(t + i) * n_out + row + first);
+                        store_floats(out + ROWS * i, stride ? ROWS : 1, y, size_t(t + i) * n_out + row + first);
                 }
         }
     });
