@@ -341,21 +341,24 @@ void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Ar
     static std::vector<float> values;
     values.resize(size_t(T) * n_in);
     load_floats(x, 0, size_t(T) * n_in, values.data());
-    const int n_groups = (n_out + ROWS - 1) / ROWS, step = share(n_groups, n_threads);
-    parallel(n_threads, (n_groups + step - 1) / step, [&](int item) {
+    // ROWS rows at once, `distance` from each other; 0: one row, ROWS times over.
+    const auto multiply = [&](int row, int distance) {
         float out[4 * ROWS];
-        for (int group = item * step; group < std::min(n_groups, (item + 1) * step); group++) {
-            const int row = std::max(0, std::min(ROWS * group, n_out - ROWS)), n_rows = std::min(ROWS, n_out);
-            const size_t stride = n_rows == ROWS ? n_in : 0; // fewer rows in all: the first, ROWS times
-            for (int first = 0; first < (stride ? 1 : n_rows); first++)
-                for (int t = 0, n; t < T; t += n) {
-                    n = std::min(4, T - t);
-                    kernels().linear_bf16(weight + size_t(row + first) * n_in, stride, n_in,
-                                          &values[size_t(t) * n_in], n, out);
-                    for (int i = 0; i < n; i++)
-                        store_floats(out + ROWS * i, stride ? ROWS : 1, y, size_t(t + i) * n_out + row + first);
-                }
+        for (int t = 0, n; t < T; t += n) {
+            n = std::min(4, T - t);
+            kernels().linear_bf16(weight + size_t(row) * n_in, size_t(distance) * n_in, n_in, &values[size_t(t) * n_in],
+                                  n, out);
+            for (int i = 0; i < n; i++)
+                for (int r = 0; r < (distance ? ROWS : 1); r++)
+                    store_floats(&out[ROWS * i + r], 1, y, size_t(t + i) * n_out + row + r * distance);
         }
+    };
+    // Each of the streams runs on through `most` rows, for its start is slow.
+    const int most = std::max(1, std::min(16, n_out / (ROWS * 8 * n_threads))), n_rows = ROWS * most;
+    parallel(n_threads, (n_out + n_rows - 1) / n_rows, [&](int item) {
+        const int begin = item * n_rows, end = std::min(n_out, begin + n_rows), n_each = (end - begin) / ROWS;
+        for (int row = begin; row < begin + n_each; row++) multiply(row, n_each);
+        for (int row = begin + n_each * ROWS; row < end; row++) multiply(row, 0);
     });
 }
 
