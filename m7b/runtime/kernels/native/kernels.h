@@ -8,6 +8,7 @@ namespace m7b {
 constexpr int BLOCK = 32;      // values that share a scale, as in GGUF
 constexpr int PANEL = 16;      // rows of a weight that are interleaved, one 32-bit lane each
 constexpr int MAX_TOKENS = 16; // tokens that one panel kernel works on
+constexpr int AT_ONCE = 4;     // panels that one token is multiplied by at once, each a stream of its own
 constexpr int ROWS = 8;        // rows of a bfloat16 weight that one kernel reads at once, each a stream of its own
 constexpr int MAX_ROWS = 8;    // queries that one attention kernel works on
 constexpr int PART = 128;      // slots that it scores before it weighs their values
@@ -22,8 +23,6 @@ enum DType { F32 = 0, BF16 = 1 };
 constexpr int block_bytes(int type) { return type == Q4_0 ? 18 : type == Q4_1 ? 20 : 34; }
 constexpr int quant_bytes(int type) { return type == Q8_0 || type == INT8 ? 512 : 256; }
 constexpr int scale_bytes(int type) { return type == Q4_1 ? 64 : 32; }
-// Panels that one token is multiplied by at once. (Measured; with four, INT8 reads slower than with three.)
-constexpr int panels_at_once(int type) { return type == INT8 ? 3 : 4; }
 constexpr int activation_bytes(int type) { return type == Q8_0 ? 2 : 1; }
 
 // A panel holds, for 16 rows, the quants of all blocks and then their scales.
@@ -65,8 +64,9 @@ struct Kernels {
     float (*best_scale)(const float *x, const float *weights);
     // One panel times n tokens, n one of 1, 4 and 16: out is (n, 16).
     void (*linear)(int type, const uint8_t *panel, int n_blocks, const Tile &tile, int n, float *out);
-    // At most panels_at_once(type) panels, one behind the other, times one token: out is (n_panels, 16).
-    void (*linear_1)(int type, const uint8_t *panels, int n_panels, int n_blocks, const Tile &tile, float *out);
+    // At most AT_ONCE panels, `distance` bytes from each other, times one token: out is (n_panels, 16).
+    void (*linear_1)(int type, const uint8_t *panels, int n_panels, size_t distance, int n_blocks, const Tile &tile,
+                     float *out);
     // ROWS rows of bfloat16 weights, `stride` apart, times x (n, in), n at most 4: out is (n, ROWS).
     void (*linear_bf16)(const uint16_t *weight, size_t stride, int in, const float *x, int n, float *out);
     void (*attend)(const Attention &work);

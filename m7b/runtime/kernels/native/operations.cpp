@@ -208,14 +208,22 @@ void merge(const float *results, int n_splits, size_t stride, int D, int row, Ar
     store_floats(sum.data(), D, out, at);
 }
 
-// Panels from `first` on, at most panels_at_once, times one token.
+// Some panels times one token. AT_ONCE of them are read side by side, and each of these streams runs on through
+// several, for its start is slow.
 void linear_1(const Weight &weight, int first, int n_panels, int n_blocks, const Quantized &tokens, int, int dtype) {
-    alignas(64) float out[MAX_TOKENS * PANEL];
+    alignas(64) float out[AT_ONCE * PANEL];
     const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.offsets.data()};
-    const uint8_t *panels = weight.panels + first * panel_bytes(weight.type, n_blocks);
-    kernels().linear_1(weight.type, panels, n_panels, n_blocks, tile, out);
-    const int row = first * PANEL;
-    store_floats(out, std::min(n_panels * PANEL, weight.n_out - row), {weight.y, dtype}, row);
+    const size_t size = panel_bytes(weight.type, n_blocks);
+    const int n_each = n_panels / AT_ONCE;
+    const auto multiply = [&](int panel, int n, int distance) {
+        kernels().linear_1(weight.type, weight.panels + panel * size, n, distance * size, n_blocks, tile, out);
+        for (int i = 0; i < n; i++) {
+            const int row = (panel + i * distance) * PANEL;
+            store_floats(out + PANEL * i, std::min(PANEL, weight.n_out - row), {weight.y, dtype}, row);
+        }
+    };
+    for (int i = 0; i < n_each; i++) multiply(first + i, AT_ONCE, n_each);
+    for (int i = n_each * AT_ONCE; i < n_panels; i++) multiply(first + i, 1, 0);
 }
 
 // A pair of panels times all tokens: their results fill whole lines of the cache.
@@ -323,14 +331,13 @@ void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int 
     const int n_blocks = n_in / BLOCK;
     std::vector<int> ends; // one past the last panel of each weight, counted through all of them
     for (int i = 0; i < n_weights; i++) ends.push_back((i ? ends[i - 1] : 0) + n_panels(weights[i].n_out));
-    const int step = T == 1 ? (share(ends.back(), n_threads) + 3) / 4 * 4 : in_tiles(T) ? 4 : PAIR;
+    const int step = T == 1 ? (share(ends.back(), n_threads) + AT_ONCE - 1) / AT_ONCE * AT_ONCE : in_tiles(T) ? 4 : PAIR;
     parallel(n_threads, (ends.back() + step - 1) / step, [&](int item) {
         const int last = std::min(ends.back(), (item + 1) * step);
         for (int p = item * step, n_done; p < last; p += n_done) {
             const size_t i = std::upper_bound(ends.begin(), ends.end(), p) - ends.begin();
             const Quantized &tokens = quantized[activation_bytes(weights[i].type) - 1];
             n_done = std::min(last, ends[i]) - p;
-            if (T == 1) n_done = std::min(n_done, panels_at_once(weights[i].type));
             const auto multiply = T == 1 ? linear_1 : in_tiles(T) ? linear_tiles : linear_panels;
             multiply(weights[i], p - (i ? ends[i - 1] : 0), n_done, n_blocks, tokens, T, x.dtype);
         }
