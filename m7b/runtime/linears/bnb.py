@@ -1,6 +1,7 @@
 """The quantizations of bitsandbytes (arXiv 2305.14314, 2208.07339), on any device that it runs on."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from m7b.runtime.model import LinearFactory
 _OUTLIER = 6.0  # activations beyond it are not quantized: section 3.2 of LLM.int8(), transformers' default
 BLOCK = 64
 """Weights under one scale, the default of bitsandbytes."""
+_PANEL = 32  # rows that bitsandbytes interleaves on a CPU with AVX-512 and bfloat16
 
 
 class FourBitLinear(PackedLinear):
@@ -27,24 +29,32 @@ class FourBitLinear(PackedLinear):
         return partial(cls, quant_type=quant_type, dtype=dtype)
 
     def take(self, weight: Tensor | Blocks) -> None:
-        """Quantize the weight where it is."""
-        from bitsandbytes.functional import quantize_4bit
+        """Quantize the weight where it is, and put it into the order that this processor multiplies fastest."""
+        from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
         assert isinstance(weight, Tensor)
-        self._packed, self._state = quantize_4bit(
-            weight.to(self._dtype).contiguous(), blocksize=BLOCK, quant_type=self._quant_type
+        kind = {"compress_statistics": False, "quant_type": self._quant_type}
+        self._layer: Any = Linear4bit(
+            *(self.in_features, self.out_features), bias=False, compute_dtype=self._dtype, device="meta", **kind
         )
+        weight = weight.to(self._dtype).contiguous()
+        self._layer.weight = Params4bit(weight, requires_grad=False, blocksize=BLOCK, **kind)
+        if self._dtype != torch.bfloat16 or self.out_features % _PANEL or self.in_features % BLOCK:
+            self._layer.support_avx512bf16_for_cpu = False  # its order is for bfloat16 and whole panels
+        self._layer.to(weight.device).eval()  # the move quantizes
+        with torch.inference_mode():
+            self(weight.new_zeros(1, self.in_features))  # the first call puts it into order
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the quants and the scales."""
-        return self._packed.nbytes + self._state.absmax.nbytes
+        weight = self._layer.weight
+        return int(weight.nbytes + weight.quant_state.absmax.nbytes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out)."""
-        from bitsandbytes.autograd._functions import matmul_4bit
-
-        return matmul_4bit(x, self._packed.t(), quant_state=self._state)
+        product: Tensor = self._layer(x)
+        return product
 
 
 class Int8Linear(PackedLinear):
