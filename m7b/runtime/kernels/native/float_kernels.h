@@ -59,11 +59,11 @@ void linear_bf16(const uint16_t *w, size_t stride, int in, const float *x, int n
 
 constexpr int COLUMNS = LANES == 16 ? 2 : 1; // vectors that R rows are multiplied by at once, as registers allow
 
-// Scores of R rows against n slots from `begin` on, key after key.
-template <int R> void score(const Attention &a, int begin, int n, float (*scores)[PART]) {
+// Scores of R rows against the first n slots, key after key.
+template <int R> void score(const Attention &a, int n, float (*scores)[PART]) {
     const int D = a.head_dim;
     for (int s = 0; s < n; s++) {
-        const uint16_t *key = a.keys + size_t(begin + s) * D;
+        const uint16_t *key = a.keys + size_t(a.begin + s) * D;
         V sums[R];
         for (int r = 0; r < R; r++) sums[r] = v_zero();
         for (int d = 0; d < D; d += LANES) {
@@ -77,9 +77,9 @@ template <int R> void score(const Attention &a, int begin, int n, float (*scores
 }
 
 // The same where the keys of a part are turned, so that a lane is a slot: (D, PART).
-template <int R> void score_turned(const Attention &a, int begin, int n, float (*scores)[PART]) {
+template <int R> void score_turned(const Attention &a, int n, float (*scores)[PART]) {
     const int D = a.head_dim;
-    const uint16_t *keys = a.turned + size_t(begin) * D;
+    const uint16_t *keys = a.turned + size_t(a.begin) * D;
     for (int s = 0; s < n; s += COLUMNS * LANES) {
         V sums[R][COLUMNS];
         for (auto &row : sums)
@@ -109,11 +109,11 @@ float add_bias(const uint16_t *bias, int n, float *scores) {
 
 // mixed = mixed * fade + weights @ values, for R rows and W vectors from column d on.
 template <int R, int W>
-void mix_columns(const Attention &a, int d, int begin, int n, float (*weights)[PART], const float *fade) {
+void mix_columns(const Attention &a, int d, int n, float (*weights)[PART], const float *fade) {
     V sums[R][W];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < W; c++) sums[r][c] = v_mul(v_load(a.mixed + r * a.head_dim + d + c * LANES), v_set(fade[r]));
-    const uint16_t *values = a.values + size_t(begin) * a.head_dim + d;
+    const uint16_t *values = a.values + size_t(a.begin) * a.head_dim + d;
     for (int s = 0; s < n; s++, values += a.head_dim) {
         V value[W];
         for (int c = 0; c < W; c++) value[c] = v_load_bf16(values + c * LANES);
@@ -124,21 +124,21 @@ void mix_columns(const Attention &a, int d, int begin, int n, float (*weights)[P
         for (int c = 0; c < W; c++) v_store(a.mixed + r * a.head_dim + d + c * LANES, sums[r][c]);
 }
 
-template <int R> void mix(const Attention &a, int begin, int n, float (*weights)[PART], const float *fade) {
+template <int R> void mix(const Attention &a, int n, float (*weights)[PART], const float *fade) {
     int d = 0;
     for (; d + COLUMNS * LANES <= a.head_dim; d += COLUMNS * LANES)
-        mix_columns<R, COLUMNS>(a, d, begin, n, weights, fade);
-    for (; d < a.head_dim; d += LANES) mix_columns<R, 1>(a, d, begin, n, weights, fade);
+        mix_columns<R, COLUMNS>(a, d, n, weights, fade);
+    for (; d < a.head_dim; d += LANES) mix_columns<R, 1>(a, d, n, weights, fade);
 }
 
-// How many of n slots from `begin` on are left without those at the end that no row sees.
-int seen(const Attention &a, int begin, int n) {
+// How many slots are left without those at the end that no row sees.
+int seen(const Attention &a) {
     constexpr uint64_t HIDDEN = 0xff80ff80ff80ff80; // -inf, four times
     int end = 0;
     for (int r = 0; r < a.rows; r++) {
-        const uint16_t *bias = a.bias[r] + begin;
+        const uint16_t *bias = a.bias[r] + a.begin;
         uint64_t four;
-        int last = n;
+        int last = a.end - a.begin;
         for (; last - 4 >= end; last -= 4)
             if (std::memcpy(&four, bias + last - 4, 8), four != HIDDEN) break;
         while (last > end && bias[last - 1] == uint16_t(HIDDEN)) last--;
@@ -150,30 +150,30 @@ int seen(const Attention &a, int begin, int n) {
 // Softmax with a running maximum (arXiv 2112.05682): parts are scored, weighed and mixed in turn.
 template <int R> void attend_rows(const Attention &a) {
     alignas(64) float scores[R][PART];
-    for (int r = 0; r < R; r++) a.top[r] = -INFINITY, a.total[r] = 0;
-    for (int i = 0; i < R * a.head_dim; i++) a.mixed[i] = 0;
-    for (int begin = a.begin; begin < a.end; begin += PART) {
-        const int n = seen(a, begin, begin + PART < a.end ? PART : a.end - begin);
-        if (n == 0) continue;
-        if (a.turned) score_turned<R>(a, begin, n, scores);
-        else score<R>(a, begin, n, scores);
-        float fade[R];
-        for (int r = 0; r < R; r++) {
-            const float top_here = add_bias(a.bias[r] + begin, n, scores[r]);
-            const float top = top_here > a.top[r] ? top_here : a.top[r];
-            fade[r] = a.top[r] == -INFINITY ? 0.0f : std::exp(a.top[r] - top);
-            V total = v_zero(), shift = v_set(top == -INFINITY ? 0.0f : top);
-            for (int s = 0; s < PART; s += LANES) {
-                V x = v_sub(v_load(scores[r] + s), shift);
-                V weight = v_and_above(v_exp(x), x);
-                v_store(scores[r] + s, weight);
-                total = v_add(total, weight);
-            }
-            a.total[r] = a.total[r] * fade[r] + v_sum(total);
-            a.top[r] = top;
-        }
-        mix<R>(a, begin, n, scores, fade);
+    if (!a.resumes) {
+        for (int r = 0; r < R; r++) a.top[r] = -INFINITY, a.total[r] = 0;
+        for (int i = 0; i < R * a.head_dim; i++) a.mixed[i] = 0;
     }
+    const int n = seen(a);
+    if (n == 0) return;
+    if (a.turned) score_turned<R>(a, n, scores);
+    else score<R>(a, n, scores);
+    float fade[R];
+    for (int r = 0; r < R; r++) {
+        const float top_here = add_bias(a.bias[r] + a.begin, n, scores[r]);
+        const float top = top_here > a.top[r] ? top_here : a.top[r];
+        fade[r] = a.top[r] == -INFINITY ? 0.0f : std::exp(a.top[r] - top);
+        V total = v_zero(), shift = v_set(top == -INFINITY ? 0.0f : top);
+        for (int s = 0; s < PART; s += LANES) {
+            V x = v_sub(v_load(scores[r] + s), shift);
+            V weight = v_and_above(v_exp(x), x);
+            v_store(scores[r] + s, weight);
+            total = v_add(total, weight);
+        }
+        a.total[r] = a.total[r] * fade[r] + v_sum(total);
+        a.top[r] = top;
+    }
+    mix<R>(a, n, scores, fade);
 }
 
 void attend(const Attention &a) {

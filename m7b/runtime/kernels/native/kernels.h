@@ -41,7 +41,7 @@ struct Tile {
     const int32_t *offsets; // -8 times the sum of the 32 quants, where they have 8 bits: Q4_0 stores value + 8
 };
 
-// Some rows of queries that share a kv head, over slots [begin, end) of its ring; `begin` starts a part.
+// Some rows of queries that share a kv head, over slots [begin, end) of its ring, at most a part, which `begin` starts.
 struct Attention {
     const float *queries;    // (rows, D), scaled by 1 / sqrt(D)
     const uint16_t *keys;    // (S, D) bfloat16
@@ -49,6 +49,7 @@ struct Attention {
     const uint16_t *values;  // (S, D) bfloat16
     const uint16_t *bias[MAX_ROWS]; // (S,) bfloat16 per row: 0 or -inf
     int rows, head_dim, begin, end;
+    bool resumes; // what was found in earlier parts stands below
     float *top, *total, *mixed; // (rows,), (rows,), (rows, D): largest score, sum of weights, weighted values
 };
 

@@ -370,12 +370,14 @@ void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Ar
 }
 
 // Few queries are shared out over slots as well as heads, a part at a time; the split depends on the shapes alone,
-// so the number of threads changes no result. Many share keys that are turned for them once.
+// so the number of threads changes no result. Many share keys that are turned for them once, and go through the parts
+// in groups, for which a part stays in the cache.
 void attend(Array queries, const uint16_t *keys, const uint16_t *values, const uint16_t *bias, Shape s,
             Array out, int n_threads) {
-    constexpr int FEW = 8;
+    constexpr int FEW = 8, GROUP = 8;
     const bool are_few = s.T <= FEW;
     const int G = s.H / s.K, n_rows = s.T * G, n_tiles = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
+    const int group = are_few ? 1 : GROUP, n_groups = (n_tiles + group - 1) / group;
     const int n_parts = (s.S + PART - 1) / PART, n_splits = are_few ? n_parts : 1;
     const size_t stride = MAX_ROWS * (s.D + 2); // the mixed values of the rows, then their tops and totals
     const float scale = 1.0f / std::sqrt(float(s.D));
@@ -392,29 +394,38 @@ void attend(Array queries, const uint16_t *keys, const uint16_t *values, const u
                  &turned[size_t(item) * PART * s.D]);
         });
     }
-    parallel(n_threads, s.K * n_tiles * n_splits, [&](int item) {
+    parallel(n_threads, s.K * n_groups * n_splits, [&](int item) {
         static thread_local std::vector<float> rows;
-        const int part = item % n_splits, tile = item / n_splits % n_tiles, k = item / n_splits / n_tiles;
-        const int first = tile * MAX_ROWS;
-        Attention work = {};
-        work.rows = std::min(MAX_ROWS, n_rows - first);
-        rows.resize(size_t(MAX_ROWS) * s.D);
-        for (int r = 0; r < work.rows; r++) {
-            load_floats(queries, row_at(k, first + r), s.D, &rows[size_t(r) * s.D]);
-            work.bias[r] = bias + size_t((first + r) / G) * s.S;
+        const int split = item % n_splits, first = item / n_splits % n_groups * group, k = item / n_splits / n_groups;
+        const int n = std::min(group, n_tiles - first);
+        Attention tiles[GROUP] = {};
+        rows.resize(size_t(n) * MAX_ROWS * s.D);
+        for (int i = 0; i < n; i++) {
+            Attention &tile = tiles[i];
+            tile.rows = std::min(MAX_ROWS, n_rows - (first + i) * MAX_ROWS);
+            float *row = &rows[size_t(i) * MAX_ROWS * s.D];
+            tile.queries = row;
+            for (int r = 0; r < tile.rows; r++, row += s.D) {
+                const int of_head = (first + i) * MAX_ROWS + r;
+                load_floats(queries, row_at(k, of_head), s.D, row);
+                for (int d = 0; d < s.D; d++) row[d] *= scale;
+                tile.bias[r] = bias + size_t(of_head / G) * s.S;
+            }
+            tile.keys = keys + k * s.kv_stride;
+            tile.turned = are_few ? nullptr : &turned[size_t(k) * n_parts * PART * s.D];
+            tile.values = values + k * s.kv_stride;
+            tile.head_dim = s.D;
+            tile.mixed = &results[((size_t(k) * n_tiles + first + i) * n_splits + split) * stride];
+            tile.top = tile.mixed + MAX_ROWS * s.D;
+            tile.total = tile.top + MAX_ROWS;
         }
-        for (float &value : rows) value *= scale;
-        work.queries = rows.data();
-        work.keys = keys + k * s.kv_stride;
-        work.turned = are_few ? nullptr : &turned[size_t(k) * n_parts * PART * s.D];
-        work.values = values + k * s.kv_stride;
-        work.head_dim = s.D;
-        work.begin = part * PART;
-        work.end = are_few ? std::min(s.S, work.begin + PART) : s.S;
-        work.mixed = &results[item * stride];
-        work.top = work.mixed + MAX_ROWS * s.D;
-        work.total = work.top + MAX_ROWS;
-        kernels().attend(work);
+        const int last = are_few ? split + 1 : n_parts;
+        for (int part = are_few ? split : 0; part < last; part++)
+            for (int i = 0; i < n; i++) {
+                tiles[i].begin = part * PART, tiles[i].end = std::min(s.S, (part + 1) * PART);
+                kernels().attend(tiles[i]);
+                tiles[i].resumes = true;
+            }
     });
     parallel(are_few ? 1 : n_threads, s.K * n_tiles, [&](int item) {
         const int tile = item % n_tiles, k = item / n_tiles, n = std::min(MAX_ROWS, n_rows - tile * MAX_ROWS);
