@@ -12,6 +12,7 @@ from torch import Tensor
 
 from m7b.runtime import attention, kernels, rope
 
+
 @dataclass(frozen=True, slots=True)
 class Primitives:
     """Shapes: T tokens, S slots, H heads, K kv heads, D head_dim.

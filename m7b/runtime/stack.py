@@ -12,7 +12,7 @@ from m7b.runtime.model import Transformer, TransformerBlock
 
 
 def make_stack(model: Transformer, cache: RollingKVCache) -> LayerStack | None:
-    """The stack of a model in bfloat16 whose layers are all blocks, or all dense, for the kernels; else None."""
+    """The stack of a bfloat16 model whose layers are all blocks for the kernels, or all dense; None else."""
     linears = {type(layer) for layer in model.layers.modules() if isinstance(layer, PackedLinear)}
     if linears not in ({BlockLinear}, {DenseLinear}) or model.norm.rms_norm is not kernels.rms_norm:
         return None

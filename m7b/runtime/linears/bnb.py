@@ -29,13 +29,17 @@ class FourBitLinear(PackedLinear):
         return partial(cls, quant_type=quant_type, dtype=dtype)
 
     def take(self, weight: Tensor | Blocks) -> None:
-        """Quantize the weight where it is, and put it into the order that this processor multiplies fastest."""
+        """Quantize the weight where it is, and put it into the order that the processor likes best."""
         from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
         assert isinstance(weight, Tensor)
         kind = {"compress_statistics": False, "quant_type": self._quant_type}
         self._layer: Any = Linear4bit(
-            *(self.in_features, self.out_features), bias=False, compute_dtype=self._dtype, device="meta", **kind
+            *(self.in_features, self.out_features),
+            bias=False,
+            compute_dtype=self._dtype,
+            device="meta",
+            **kind,
         )
         weight = weight.to(self._dtype).contiguous()
         self._layer.weight = Params4bit(weight, requires_grad=False, blocksize=BLOCK, **kind)

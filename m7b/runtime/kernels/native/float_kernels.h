@@ -64,6 +64,8 @@ template <int R> void score(const Attention &a, int n, float (*scores)[PART]) {
     const int D = a.head_dim;
     for (int s = 0; s < n; s++) {
         const uint16_t *key = a.keys + size_t(a.begin + s) * D;
+        const uint16_t *value = a.values + size_t(a.begin + s) * D; // comes while its key is scored
+        for (int d = 0; d < D; d += 32) __builtin_prefetch(value + d);
         V sums[R];
         for (int r = 0; r < R; r++) sums[r] = v_zero();
         for (int d = 0; d < D; d += LANES) {
@@ -125,9 +127,9 @@ void mix_columns(const Attention &a, int d, int n, float (*weights)[PART], const
 }
 
 template <int R> void mix(const Attention &a, int n, float (*weights)[PART], const float *fade) {
+    constexpr int W = R <= 4 ? 2 * COLUMNS : COLUMNS;
     int d = 0;
-    for (; d + COLUMNS * LANES <= a.head_dim; d += COLUMNS * LANES)
-        mix_columns<R, COLUMNS>(a, d, n, weights, fade);
+    for (; d + W * LANES <= a.head_dim; d += W * LANES) mix_columns<R, W>(a, d, n, weights, fade);
     for (; d < a.head_dim; d += LANES) mix_columns<R, 1>(a, d, n, weights, fade);
 }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 #if defined(__linux__)
@@ -12,6 +11,7 @@
 #include <cpuid.h>
 #endif
 
+#include "arrays.h"
 #include "numbers.h"
 #include "pool.h"
 
@@ -59,22 +59,6 @@ const Kernels *best() {
 }
 
 const Kernels *chosen = nullptr;
-
-void load_floats(Array x, size_t at, size_t n, float *out) {
-    if (x.dtype == F32) {
-        std::memcpy(out, static_cast<const float *>(x.data) + at, 4 * n);
-    } else {
-        kernels().widen(static_cast<const uint16_t *>(x.data) + at, n, out);
-    }
-}
-
-void store_floats(const float *x, size_t n, Array y, size_t at) {
-    if (y.dtype == F32) {
-        std::memcpy(static_cast<float *>(y.data) + at, x, 4 * n);
-    } else {
-        kernels().narrow(x, n, static_cast<uint16_t *>(y.data) + at);
-    }
-}
 
 // Tokens are worked on 16, 4 or 1 at a time.
 int tile_size(int n_left) { return n_left >= 16 ? 16 : n_left >= 4 ? 4 : 1; }
@@ -183,29 +167,6 @@ void pack_block(int type, const uint8_t *block, int row, uint8_t *quants, uint8_
     std::memcpy(scales + 2 * row, block, 2);
     if (type == Q4_1) std::memcpy(scales + 2 * PANEL + 2 * row, block + 2, 2);
     for (int j = 0; j < n_words; j++) std::memcpy(quants + 64 * j + 4 * row, block + head + 4 * j, 4);
-}
-
-// The keys of one part of one head with the slots side by side: (n, D) to (D, PART).
-void turn(const uint16_t *keys, int n, int D, uint16_t *turned) {
-    for (int d = 0; d < D; d++)
-        for (int s = 0; s < n; s++) turned[size_t(d) * PART + s] = keys[size_t(s) * D + d];
-}
-
-// Brings the splits of one row under one maximum, and stores their sum divided by the total weight.
-void merge(const float *results, int n_splits, size_t stride, int D, int row, Array out, size_t at) {
-    static thread_local std::vector<float> sum;
-    float top = -INFINITY, total = 0;
-    for (int i = 0; i < n_splits; i++) top = std::max(top, results[i * stride + MAX_ROWS * D + row]);
-    sum.assign(D, 0.0f);
-    for (int i = 0; i < n_splits; i++) {
-        const float *result = results + i * stride, its_top = result[MAX_ROWS * D + row];
-        if (its_top == -INFINITY) continue;
-        const float weight = std::exp(its_top - top);
-        total += weight * result[MAX_ROWS * D + MAX_ROWS + row];
-        for (int d = 0; d < D; d++) sum[d] += weight * result[row * D + d];
-    }
-    for (float &value : sum) value /= total > 0 ? total : 1.0f;
-    store_floats(sum.data(), D, out, at);
 }
 
 // Some panels times one token. AT_ONCE of them are read side by side, and each of these streams runs on through
@@ -366,72 +327,6 @@ void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Ar
         const int begin = item * n_rows, end = std::min(n_out, begin + n_rows), n_each = (end - begin) / ROWS;
         for (int row = begin; row < begin + n_each; row++) multiply(row, n_each);
         for (int row = begin + n_each * ROWS; row < end; row++) multiply(row, 0);
-    });
-}
-
-// Few queries are shared out over slots as well as heads, a part at a time; the split depends on the shapes alone,
-// so the number of threads changes no result. Many share keys that are turned for them once, and go through the parts
-// in groups, for which a part stays in the cache.
-void attend(Array queries, const uint16_t *keys, const uint16_t *values, const uint16_t *bias, Shape s,
-            Array out, int n_threads) {
-    constexpr int FEW = 8, GROUP = 8;
-    const bool are_few = s.T <= FEW;
-    const int G = s.H / s.K, n_rows = s.T * G, n_tiles = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
-    const int group = are_few ? 1 : GROUP, n_groups = (n_tiles + group - 1) / group;
-    const int n_parts = (s.S + PART - 1) / PART, n_splits = are_few ? n_parts : 1;
-    const size_t stride = MAX_ROWS * (s.D + 2); // the mixed values of the rows, then their tops and totals
-    const float scale = 1.0f / std::sqrt(float(s.D));
-    // Row r of a kv head is head r % G of token r / G.
-    const auto row_at = [&](int k, int r) { return (size_t(r / G) * s.H + size_t(k) * G + r % G) * s.D; };
-    static std::vector<float> results;
-    static std::vector<uint16_t> turned;
-    results.resize(size_t(s.K) * n_tiles * n_splits * stride);
-    if (!are_few) {
-        turned.resize(size_t(s.K) * n_parts * PART * s.D);
-        parallel(n_threads, s.K * n_parts, [&](int item) {
-            const int k = item / n_parts, begin = item % n_parts * PART;
-            turn(keys + k * s.kv_stride + size_t(begin) * s.D, std::min(PART, s.S - begin), s.D,
-                 &turned[size_t(item) * PART * s.D]);
-        });
-    }
-    parallel(n_threads, s.K * n_groups * n_splits, [&](int item) {
-        static thread_local std::vector<float> rows;
-        const int split = item % n_splits, first = item / n_splits % n_groups * group, k = item / n_splits / n_groups;
-        const int n = std::min(group, n_tiles - first);
-        Attention tiles[GROUP] = {};
-        rows.resize(size_t(n) * MAX_ROWS * s.D);
-        for (int i = 0; i < n; i++) {
-            Attention &tile = tiles[i];
-            tile.rows = std::min(MAX_ROWS, n_rows - (first + i) * MAX_ROWS);
-            float *row = &rows[size_t(i) * MAX_ROWS * s.D];
-            tile.queries = row;
-            for (int r = 0; r < tile.rows; r++, row += s.D) {
-                const int of_head = (first + i) * MAX_ROWS + r;
-                load_floats(queries, row_at(k, of_head), s.D, row);
-                for (int d = 0; d < s.D; d++) row[d] *= scale;
-                tile.bias[r] = bias + size_t(of_head / G) * s.S;
-            }
-            tile.keys = keys + k * s.kv_stride;
-            tile.turned = are_few ? nullptr : &turned[size_t(k) * n_parts * PART * s.D];
-            tile.values = values + k * s.kv_stride;
-            tile.head_dim = s.D;
-            tile.mixed = &results[((size_t(k) * n_tiles + first + i) * n_splits + split) * stride];
-            tile.top = tile.mixed + MAX_ROWS * s.D;
-            tile.total = tile.top + MAX_ROWS;
-        }
-        const int last = are_few ? split + 1 : n_parts;
-        for (int part = are_few ? split : 0; part < last; part++)
-            for (int i = 0; i < n; i++) {
-                tiles[i].begin = part * PART, tiles[i].end = std::min(s.S, (part + 1) * PART);
-                kernels().attend(tiles[i]);
-                tiles[i].resumes = true;
-            }
-    });
-    parallel(are_few ? 1 : n_threads, s.K * n_tiles, [&](int item) {
-        const int tile = item % n_tiles, k = item / n_tiles, n = std::min(MAX_ROWS, n_rows - tile * MAX_ROWS);
-        for (int r = 0; r < n; r++)
-            merge(&results[size_t(item) * n_splits * stride], n_splits, stride, s.D, r, out,
-                  row_at(k, tile * MAX_ROWS + r));
     });
 }
 
