@@ -30,19 +30,16 @@ class FourBitLinear(PackedLinear):
 
     def take(self, weight: Tensor | Blocks) -> None:
         """Quantize the weight where it is, and put it into the order that the processor likes best."""
-        from bitsandbytes.nn.modules import Linear4bit, Params4bit
+        import bitsandbytes
 
         assert isinstance(weight, Tensor)
+        layers: Any = bitsandbytes.nn
         kind = {"compress_statistics": False, "quant_type": self._quant_type}
-        self._layer: Any = Linear4bit(
-            *(self.in_features, self.out_features),
-            bias=False,
-            compute_dtype=self._dtype,
-            device="meta",
-            **kind,
+        self._layer = layers.Linear4bit(
+            self.in_features, self.out_features, bias=False, compute_dtype=self._dtype, device="meta", **kind
         )
         weight = weight.to(self._dtype).contiguous()
-        self._layer.weight = Params4bit(weight, requires_grad=False, blocksize=BLOCK, **kind)
+        self._layer.weight = layers.Params4bit(weight, requires_grad=False, blocksize=BLOCK, **kind)
         if self._dtype != torch.bfloat16 or self.out_features % _PANEL or self.in_features % BLOCK:
             self._layer.support_avx512bf16_for_cpu = False  # its order is for bfloat16 and whole panels
         self._layer.to(weight.device).eval()  # the move quantizes
