@@ -186,6 +186,18 @@ def test_norm_rotation_and_swiglu_equal_torch(dim, dtype):
     torch.testing.assert_close(turned, TORCH.rotate(heads, angles.cos(), angles.sin()), **close)
 
 
+def test_results_are_rounded_to_bfloat16_as_torch_rounds_them():
+    """Many products lie half way between two numbers; among the rest are infinities and a NaN."""
+    from m7b.runtime.primitives import TORCH
+
+    x = torch.randn(40, 3, 34).bfloat16()
+    x[0, 0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    x[1, 0, :2] = torch.tensor([3.3895314e38, 1e-40])  # the largest, and one that is not normal
+    cos, sin = 1 + torch.randint(512, (40, 1, 17)) / 512, torch.zeros(40, 1, 17)
+    found, expected = kernels.rotate(x, cos, sin), TORCH.rotate(x, cos, sin)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_the_number_of_threads_changes_no_bit():
     weight = kernels.pack(BlockType.Q4_0, kernels.quantize(BlockType.Q4_0, torch.randn(500, 512)))
     x, q = torch.randn(20, 512), torch.randn(1, 8, 64)

@@ -11,7 +11,7 @@ from m7b.runtime.checkpoints import Blocks, open_checkpoint
 from m7b.runtime.kernels import BlockType
 from m7b.runtime.linears import plan_linears
 from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear, dequantized
-from m7b.runtime.linears.bnb import Int8Linear
+from m7b.runtime.linears.bnb import FourBitLinear, Int8Linear
 from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
 from tests.checkpoints import engine, logits, mistral, write_gguf, write_hf
 
@@ -181,6 +181,34 @@ def test_layers_that_other_processors_choose_multiply_as_well(layer):
     made.take(weight)
     tolerance = {PrepackedLinear: 1e-5, Int8Linear: 0.03}[layer]
     assert distance(made(x).float(), x @ weight.T) < tolerance
+
+
+@pytest.mark.parametrize("type", ["nf4", "fp4"])
+@pytest.mark.parametrize(
+    ("n_out", "n_in", "dtype"),
+    [
+        (64, 128, torch.bfloat16),
+        (48, 128, torch.bfloat16),
+        (64, 96, torch.bfloat16),
+        (64, 128, torch.float32),
+    ],
+    ids=str,
+)
+def test_four_bits_of_bitsandbytes_multiply_in_either_order(n_out, n_in, dtype, type):
+    """bitsandbytes has an order of its own for whole panels in bfloat16, where the processor suits it."""
+    from bitsandbytes.functional import dequantize_4bit, has_avx512bf16, quantize_4bit
+
+    torch.manual_seed(0)
+    weight, x = torch.randn(n_out, n_in).to(dtype), torch.randn(6, n_in).to(dtype)
+    made = FourBitLinear(n_in, n_out, type, dtype)
+    made.take(weight)
+    is_ordered = getattr(made._layer.weight.quant_state, "packing_format_for_cpu", False)
+    assert is_ordered == (has_avx512bf16() and (n_out, n_in, dtype) == (64, 128, torch.bfloat16))
+    exact = dequantize_4bit(*quantize_4bit(weight, blocksize=64, quant_type=type)).float()
+    tolerance = 1e-5 if dtype == torch.float32 else 0.01
+    assert distance(made(x).float(), x.float() @ exact.T) < tolerance
+    assert distance(made(x[:1]).float(), x[:1].float() @ exact.T) < tolerance
+    assert made.n_bytes < n_out * n_in * 0.6
 
 
 @pytest.mark.parametrize(
