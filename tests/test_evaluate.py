@@ -144,9 +144,14 @@ def test_rounding_to_4_bits_loses_no_more_than_llama_cpps_own_quantizer(files, t
     assert 0.01 < ours.mean_kl <= others.mean_kl
 
 
-def test_importance_is_the_mean_square_of_what_a_linear_is_given(tmp_path):
-    folder = write_hf(mistral(vocab_size=300, window=None), tmp_path / "model")
-    running = engine(folder, prefill_chunk=8)
+@pytest.mark.parametrize(
+    "options", [{}, {"dtype": "bfloat16"}, {"quant": "q8_0", "dtype": "bfloat16"}], ids=str
+)
+def test_importance_is_the_mean_square_of_what_a_linear_is_given(tmp_path, options):
+    shape = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 16}  # which the native kernels take
+    folder = write_hf(mistral(vocab_size=300, window=None, **shape), tmp_path / "model")
+    running = engine(folder, prefill_chunk=8, **options)
+    stack = running.model.stack
     given = []
     hook = running.model.layers[1].feed_forward.w2.register_forward_pre_hook(
         lambda layer, inputs: given.append(inputs[0])
@@ -154,7 +159,8 @@ def test_importance_is_the_mean_square_of_what_a_linear_is_given(tmp_path):
     ids = [(7 * i) % 290 + 1 for i in range(50)]
     found = drained(column_importance(running, ids, 20))
     hook.remove()
-    mean = torch.cat(given).square().mean(0)
+    assert running.model.stack is stack
+    mean = torch.cat(given).float().square().mean(0)
     assert torch.cat(given).shape[0] == 50
     torch.testing.assert_close(
         found["layers.1.feed_forward.w2.weight"], mean + 1e-3 * mean.mean(), rtol=1e-4, atol=1e-6

@@ -29,12 +29,14 @@ def column_importance(
         for name, layer in engine.model.named_modules()
         if isinstance(layer, Linear | PackedLinear)
     ]
+    stack, engine.model.stack = engine.model.stack, None  # whose layers are not called one by one
     try:
         for start in range(0, len(ids), ctx_size):
             for rows in engine.logits(ids[start : start + ctx_size]):
                 start += len(rows)
                 yield start
     finally:
+        engine.model.stack = stack
         for hook in hooks:
             hook.remove()
     means = {name: total / len(ids) for name, total in sums.items()}
