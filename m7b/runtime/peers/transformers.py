@@ -145,7 +145,11 @@ def _quantized(weight: Tensor, task: Task) -> nn.Module:
         layer.weight = layers.Params4bit(
             weight, requires_grad=False, quant_type=task.quant, compress_statistics=False
         )
-    on_cpu: nn.Module = layer.to("cpu")  # which quantizes
+    on_cpu: nn.Module = layer.to("cpu").eval()  # which quantizes
+    with torch.inference_mode():
+        on_cpu(
+            torch.zeros(1, columns, dtype=task.dtype)
+        )  # the first call may put the weight into another order
     return on_cpu
 
 
