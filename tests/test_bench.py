@@ -155,9 +155,7 @@ def test_a_token_reads_every_weight_but_the_embedding(tied):
 
 @pytest.mark.parametrize(("quant", "bits"), [("q8_0", 8.5), ("q4_0", 4.5), ("nf4", None)])
 def test_a_quantized_model_reads_what_its_format_takes(quant, bits):
-    if (
-        bits is None
-    ):  # the scales of bitsandbytes have 16 bits where the processor multiplies bfloat16, else 32
+    if bits is None:  # scales of 16 bits where the processor multiplies bfloat16, else of 32
         bits = 4.25 if has_avx512bf16() else 4.5
     config = replace(SMALL, vocab_size=128)  # rows in panels of 16
     n_norm = (2 * config.n_layers + 1) * config.dim

@@ -235,8 +235,7 @@ class LayerStack:
 
     def __init__(self, layers: Sequence[LayerArrays], eps: float) -> None:
         self._layers = layers  # kept, for their addresses are
-        self._addresses = [array("q", layer.addresses()) for layer in layers]
-        self._all_addresses = array("q", [number for each in self._addresses for number in each])
+        self._addresses = array("q", [number for layer in layers for number in layer.addresses()])
         first, self._eps = layers[0], eps
         K, capacity, D = first.keys.shape
         q_dim, dim, hidden_dim = (
@@ -256,10 +255,11 @@ class LayerStack:
         Keys and values go to the ring from `slot` on; `bias` bfloat16 begins with T rows of `filled` slots.
         """
         # One token goes through all layers in a call; many stop after each, where they can be interrupted.
-        one = h.shape[0] == 1
-        for addresses in [self._all_addresses] if one else self._addresses:
+        n_layers, (address, length) = len(self._layers), self._addresses.buffer_info()
+        n_at_once = n_layers if h.shape[0] == 1 else 1
+        for first in range(0, n_layers, n_at_once):
             _native.forward(
-                *(addresses.buffer_info()[0], len(self._layers) if one else 1, *self._sizes),
+                *(address + first * length // n_layers * self._addresses.itemsize, n_at_once, *self._sizes),
                 *(h.data_ptr(), h.shape[0], cos.data_ptr(), sin.data_ptr(), bias.data_ptr()),
                 *(slot, filled, torch.get_num_threads(), self._eps),
             )

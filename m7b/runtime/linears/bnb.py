@@ -43,8 +43,9 @@ class FourBitLinear(PackedLinear):
         if self._dtype != torch.bfloat16 or self.out_features % _PANEL or self.in_features % BLOCK:
             self._layer.support_avx512bf16_for_cpu = False  # its order is for bfloat16 and whole panels
         self._layer.to(weight.device).eval()  # the move quantizes
-        with torch.inference_mode():
-            self(weight.new_zeros(1, self.in_features))  # the first call puts it into order
+        if self._layer.support_avx512bf16_for_cpu:
+            with torch.inference_mode():
+                self(weight.new_zeros(1, self.in_features))  # the first call puts it into order
 
     @property
     def n_bytes(self) -> int:

@@ -146,10 +146,9 @@ def _quantized(weight: Tensor, task: Task) -> nn.Module:
             weight, requires_grad=False, quant_type=task.quant, compress_statistics=False
         )
     on_cpu: nn.Module = layer.to("cpu").eval()  # which quantizes
-    with torch.inference_mode():
-        on_cpu(
-            torch.zeros(1, columns, dtype=task.dtype)
-        )  # the first call may put the weight into another order
+    if getattr(on_cpu, "support_avx512bf16_for_cpu", False):
+        with torch.inference_mode():
+            on_cpu(torch.zeros(1, columns, dtype=task.dtype))  # the first call reorders the weight
     return on_cpu
 
 

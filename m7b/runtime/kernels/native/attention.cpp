@@ -44,7 +44,7 @@ void attend(Array queries, const uint16_t *keys, const uint16_t *values, const u
     const bool are_few = s.T <= FEW;
     const int G = s.H / s.K, n_rows = s.T * G, n_tiles = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
     const int group = are_few ? 1 : GROUP, n_groups = (n_tiles + group - 1) / group;
-    const int n_parts = (s.S + PART - 1) / PART, n_splits = are_few ? n_parts : 1;
+    const int n_parts = (s.S + PART - 1) / PART, n_splits = are_few ? n_parts : 1, n_each = n_parts / n_splits;
     const size_t stride = MAX_ROWS * (s.D + 2); // the mixed values of the rows, then their tops and totals
     const float scale = 1.0f / std::sqrt(float(s.D));
     // Row r of a kv head is head r % G of token r / G.
@@ -85,8 +85,7 @@ void attend(Array queries, const uint16_t *keys, const uint16_t *values, const u
             tile.top = tile.mixed + MAX_ROWS * s.D;
             tile.total = tile.top + MAX_ROWS;
         }
-        const int last = are_few ? split + 1 : n_parts;
-        for (int part = are_few ? split : 0; part < last; part++)
+        for (int part = split * n_each; part < (split + 1) * n_each; part++)
             for (int i = 0; i < n; i++) {
                 tiles[i].begin = part * PART, tiles[i].end = std::min(s.S, (part + 1) * PART);
                 kernels().attend(tiles[i]);

@@ -169,6 +169,12 @@ void pack_block(int type, const uint8_t *block, int row, uint8_t *quants, uint8_
     for (int j = 0; j < n_words; j++) std::memcpy(quants + 64 * j + 4 * row, block + head + 4 * j, 4);
 }
 
+// The results (PANEL,) of one panel and one token, without those of rows that only fill the panel.
+void store_panel(const float *out, const Weight &weight, int panel, int t, int dtype) {
+    const int row = panel * PANEL;
+    store_floats(out, std::min(PANEL, weight.n_out - row), {weight.y, dtype}, size_t(t) * weight.n_out + row);
+}
+
 // Some panels times one token. AT_ONCE of them are read side by side, and each of these streams runs on through
 // several, for its start is slow.
 void linear_1(const Weight &weight, int first, int n_panels, int n_blocks, const Quantized &tokens, int, int dtype) {
@@ -178,10 +184,7 @@ void linear_1(const Weight &weight, int first, int n_panels, int n_blocks, const
     const int n_each = n_panels / AT_ONCE;
     const auto multiply = [&](int panel, int n, int distance) {
         kernels().linear_1(weight.type, weight.panels + panel * size, n, distance * size, n_blocks, tile, out);
-        for (int i = 0; i < n; i++) {
-            const int row = (panel + i * distance) * PANEL;
-            store_floats(out + PANEL * i, std::min(PANEL, weight.n_out - row), {weight.y, dtype}, row);
-        }
+        for (int i = 0; i < n; i++) store_panel(out + PANEL * i, weight, panel + i * distance, 0, dtype);
     };
     for (int i = 0; i < n_each; i++) multiply(first + i, AT_ONCE, n_each);
     for (int i = n_each * AT_ONCE; i < n_panels; i++) multiply(first + i, 1, 0);
@@ -200,11 +203,7 @@ void linear_panels(const Weight &weight, int first, int n_panels, int n_blocks, 
         for (int p = 0; p < n_panels; p++)
             kernels().linear(weight.type, weight.panels + (first + p) * size, n_blocks, tile, n, out[p]);
         for (int i = 0; i < n; i++)
-            for (int p = 0; p < n_panels; p++) {
-                const int row = (first + p) * PANEL;
-                store_floats(out[p] + PANEL * i, std::min(PANEL, weight.n_out - row), {weight.y, dtype},
-                             size_t(t + i) * weight.n_out + row);
-            }
+            for (int p = 0; p < n_panels; p++) store_panel(out[p] + PANEL * i, weight, first + p, t + i, dtype);
     }
 }
 
@@ -220,11 +219,8 @@ void linear_tiles(const Weight &weight, int first, int n_panels, int n_blocks, c
     const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.offsets.data()};
     kernels().linear_tiles(weight.type, panels, n_panels, n_blocks, tile, tiles(T), unpacked.data(), out.data());
     for (int t = 0; t < T; t++)
-        for (int p = 0; p < n_panels; p++) {
-            const int row = (first + p) * PANEL;
-            store_floats(&out[(p * n_tokens + t) * PANEL], std::min(PANEL, weight.n_out - row), {weight.y, dtype},
-                         size_t(t) * weight.n_out + row);
-        }
+        for (int p = 0; p < n_panels; p++)
+            store_panel(&out[(p * n_tokens + t) * PANEL], weight, first + p, t, dtype);
 }
 
 constexpr size_t PIECE = 4096;

@@ -30,7 +30,8 @@ struct Weight {
 void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int n_threads);
 // x (T, n_in) to y (T, n_out).
 void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Array y, int n_threads);
-// queries (T, H, D), which may be where `out` goes, keys and values (K, S, D) with `kv_stride` values from head to head, bias (T, S).
+// queries (T, H, D), which may be where `out` goes, keys and values (K, S, D) with `kv_stride` values from head to
+// head, bias (T, S).
 struct Shape {
     int T, H, K, S, D;
     size_t kv_stride;
