@@ -130,7 +130,9 @@ def test_a_token_gets_the_same_bits_whatever_is_beside_it(type, dtype):
     assert torch.equal(kernels.linear(x, weight), alone)
 
 
-@pytest.mark.parametrize(("T", "n_out", "n_in"), [(1, 64, 96), (5, 70, 100), (4, 3, 40), (9, 1, 33)])
+@pytest.mark.parametrize(
+    ("T", "n_out", "n_in"), [(1, 64, 96), (5, 70, 100), (4, 3, 40), (8, 1, 33), (9, 1, 33), (31, 131, 1100)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_bfloat16_linear_equals_float64(T, n_out, n_in, dtype):
     w, x = torch.randn(n_out, n_in).bfloat16(), torch.randn(T, n_in).to(dtype)

@@ -50,8 +50,7 @@ class BlockType(IntEnum):
 
 
 _DENSE = 4  # beside the block types: rows of bfloat16
-FEW_TOKENS = 8
-"""Up to here reading a bfloat16 weight takes longer than multiplying by it."""
+_FEW_TOKENS = 8  # up to here reading a bfloat16 weight takes longer than multiplying by it
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -140,8 +139,18 @@ def linear(x: Tensor, weight: PackedWeight) -> Tensor:
     return y
 
 
+def torch_multiplies_bf16() -> bool:
+    """Whether oneDNN multiplies bfloat16 on this processor, not float32 in its place."""
+    return torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def takes_bf16(T: int) -> bool:
+    """Whether the kernels are faster than torch at `T` tokens times a bfloat16 weight."""
+    return T <= _FEW_TOKENS or not (torch_multiplies_bf16() or instruction_set() == "portable")
+
+
 def linear_bf16(weight: Tensor, x: Tensor) -> Tensor:
-    """`x` (T, in) float32 or bfloat16 times `weight` (out, in) bfloat16: (T, out), for few tokens."""
+    """`x` (T, in) float32 or bfloat16 times `weight` (out, in) bfloat16: (T, out), summed in float32."""
     x = x.contiguous()
     y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
     _native.linear_bf16(
@@ -243,11 +252,11 @@ class LayerStack:
             for each in (first.wq, first.wo, first.w1)
         )
         self._sizes = (dim, q_dim // D, K, D, hidden_dim, capacity)
-        self._most_tokens = FEW_TOKENS if isinstance(first.wq, Tensor) else None
+        self._is_dense = isinstance(first.wq, Tensor)
 
     def takes(self, T: int) -> bool:
-        """Whether this is the way for `T` tokens: many times bfloat16 are for torch."""
-        return self._most_tokens is None or self._most_tokens >= T
+        """Whether this is the way for `T` tokens: many times bfloat16 may be for torch."""
+        return not self._is_dense or takes_bf16(T)
 
     def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, slot: int, filled: int) -> Tensor:
         """`h` (T, dim) bfloat16 after all layers: the same tensor, changed.

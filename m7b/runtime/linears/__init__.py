@@ -14,7 +14,7 @@ from m7b.runtime.checkpoints import Checkpoint
 from m7b.runtime.kernels import BLOCK
 from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear, type_named
 from m7b.runtime.linears.bnb import FourBitLinear, Int8Linear
-from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear, can_prepack
+from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
 from m7b.runtime.linears.packed import PackedLinear
 from m7b.runtime.model import Linear, LinearFactory
 
@@ -102,4 +102,4 @@ def _dense(device: str, dtype: torch.dtype) -> LinearFactory:
         return Linear
     if kernels.instruction_set():
         return DenseLinear
-    return PrepackedLinear if can_prepack() else Linear
+    return PrepackedLinear if kernels.torch_multiplies_bf16() else Linear

@@ -11,11 +11,6 @@ from m7b.runtime.linears.packed import PackedLinear
 _TILE_ROWS = 512
 
 
-def can_prepack() -> bool:
-    """Whether oneDNN multiplies bfloat16 on this CPU."""
-    return torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 class PrepackedLinear(PackedLinear):
     """A weight in the order that oneDNN likes best: twice as fast in decode as torch's own."""
 
@@ -36,7 +31,7 @@ class PrepackedLinear(PackedLinear):
 
 
 class DenseLinear(PackedLinear):
-    """A weight as it is stored, mapped where the file is: our kernel for few tokens, torch for many.
+    """A weight as it is stored, mapped where the file is: our kernel, or torch where that is faster at many tokens.
 
     Torch multiplies tiles in float32 where the CPU has no bfloat16 arithmetic.
     """
@@ -53,9 +48,9 @@ class DenseLinear(PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out)."""
-        if x.shape[0] <= kernels.FEW_TOKENS:
+        if kernels.takes_bf16(x.shape[0]):
             return kernels.linear_bf16(self.weight, x)
-        if can_prepack():
+        if kernels.torch_multiplies_bf16():
             return F.linear(x, self.weight)
         wide = x.to(torch.float32)
         tiles = torch.split(self.weight, _TILE_ROWS)

@@ -40,8 +40,8 @@ void merge(const float *results, int n_splits, size_t stride, int D, int row, Ar
 // in groups, for which a part stays in the cache.
 void attend(Array queries, const uint16_t *keys, const uint16_t *values, const uint16_t *bias, Shape s,
             Array out, int n_threads) {
-    constexpr int FEW = 8, GROUP = 8;
-    const bool are_few = s.T <= FEW;
+    constexpr int GROUP = 8;
+    const bool are_few = s.T <= FEW_TOKENS;
     const int G = s.H / s.K, n_rows = s.T * G, n_tiles = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
     const int group = are_few ? 1 : GROUP, n_groups = (n_tiles + group - 1) / group;
     const int n_parts = (s.S + PART - 1) / PART, n_splits = are_few ? n_parts : 1, n_each = n_parts / n_splits;

@@ -123,20 +123,25 @@ template <int TYPE> void block_dots(const uint8_t *quants, const int8_t *tokens,
 }
 
 template <> void block_dots<Q8_0>(const uint8_t *quants, const int8_t *tokens, const int32_t *, Dots &dots) {
-    for (int part = 0; part < 2; part++)
-        for (int half = 0; half < 2; half++) {
-            __m256i w[8];
-            for (int j = 0; j < 4; j++) {
-                const __m256i v = weight_word(quants, 4 * half + j, part);
-                w[2 * j] = even_bytes(v), w[2 * j + 1] = odd_bytes(v);
+    for (int quarter = 0; quarter < 4; quarter++) {
+        __m256i w[2][4];
+        for (int j = 0; j < 2; j++)
+            for (int part = 0; part < 2; part++) {
+                const __m256i v = weight_word(quants, 2 * quarter + j, part);
+                w[part][2 * j] = even_bytes(v), w[part][2 * j + 1] = odd_bytes(v);
             }
-            for (int i = 0; i < 16; i++) {
-                __m256i total = half ? dots[i][part] : _mm256_setzero_si256();
-                for (int j = 0; j < 8; j++)
-                    total = _mm256_add_epi32(total, _mm256_madd_epi16(w[j], word(tokens + 2 * BLOCK * i, 8 * half + j)));
-                dots[i][part] = total;
+        for (int i = 0; i < 16; i++) {
+            __m256i x = word(tokens + 2 * BLOCK * i, 4 * quarter);
+            __m256i a = _mm256_madd_epi16(w[0][0], x), b = _mm256_madd_epi16(w[1][0], x);
+            for (int j = 1; j < 4; j++) {
+                x = word(tokens + 2 * BLOCK * i, 4 * quarter + j);
+                a = _mm256_add_epi32(a, _mm256_madd_epi16(w[0][j], x));
+                b = _mm256_add_epi32(b, _mm256_madd_epi16(w[1][j], x));
             }
+            if (quarter) a = _mm256_add_epi32(a, dots[i][0]), b = _mm256_add_epi32(b, dots[i][1]);
+            dots[i][0] = a, dots[i][1] = b;
         }
+    }
 }
 
 template <> void block_dots<INT8>(const uint8_t *quants, const int8_t *tokens, const int32_t *, Dots &dots) {
@@ -183,12 +188,13 @@ template <int TYPE> void linear_16(const uint8_t *panel, int n_blocks, const Til
 #define M7B_UNROLL_TOKENS
 #define M7B_OWN_LINEAR_16
 #include "float_kernels.h"
+#include "dense_kernel.h"
 #include "linear_kernel.h"
 
 namespace m7b {
 const Kernels avx2_kernels = {"avx2",
-    widen, narrow, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, add,
-    swiglu, sum_bytes, nullptr};
+    widen, narrow, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, linear_dense, DENSE_TOKENS,
+    attend, rms_norm, add, swiglu, sum_bytes, nullptr};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

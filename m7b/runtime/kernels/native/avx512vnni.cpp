@@ -68,12 +68,13 @@ template <> struct Weights<Q8_0> {
 
 #define M7B_UNROLL_TOKENS _Pragma("GCC unroll 16")
 #include "float_kernels.h"
+#include "dense_kernel.h"
 #include "linear_kernel.h"
 
 namespace m7b {
 const Kernels avx512vnni_kernels = {"avx512vnni",
-    widen, narrow, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, attend, rms_norm, add,
-    swiglu, sum_bytes, nullptr};
+    widen, narrow, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, linear_dense, DENSE_TOKENS,
+    attend, rms_norm, add, swiglu, sum_bytes, nullptr};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

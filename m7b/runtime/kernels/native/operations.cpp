@@ -223,6 +223,36 @@ void linear_tiles(const Weight &weight, int first, int n_panels, int n_blocks, c
             store_panel(&out[(p * n_tokens + t) * PANEL], weight, first + p, t, dtype);
 }
 
+// Some columns of some rows of the weight stay in the cache, widened, while all tokens pass.
+void linear_dense(const uint16_t *weight, Array x, int T, int n_in, int n_out, Array y, int n_threads) {
+    static std::vector<float> tiles; // for each DENSE_DEPTH columns (n_tiles, DENSE_DEPTH, n)
+    const int n = kernels().dense_tokens, n_tiles = (T + n - 1) / n;
+    const size_t n_tokens = size_t(n_tiles) * n;
+    tiles.resize(n_tokens * n_in);
+    parallel(n_threads, n_tiles, [&](int tile) {
+        static thread_local std::vector<float> row;
+        for (int i = 0; i < n; i++) {
+            row.assign(n_in, 0.0f);
+            if (tile * n + i < T) load_floats(x, size_t(tile * n + i) * n_in, n_in, row.data());
+            for (int first = 0; first < n_in; first += DENSE_DEPTH) {
+                const int depth = std::min(DENSE_DEPTH, n_in - first);
+                float *to = &tiles[first * n_tokens + size_t(tile) * depth * n + i];
+                for (int k = 0; k < depth; k++) to[k * n] = row[first + k];
+            }
+        }
+    });
+    parallel(n_threads, (n_out + DENSE_ROWS - 1) / DENSE_ROWS, [&](int item) {
+        static thread_local std::vector<float> out;
+        out.assign(n_tokens * DENSE_ROWS, 0.0f);
+        const int row = item * DENSE_ROWS, n_rows = std::min(DENSE_ROWS, n_out - row);
+        for (int first = 0; first < n_in; first += DENSE_DEPTH)
+            kernels().linear_dense(weight + size_t(row) * n_in + first, n_in, n_rows, std::min(DENSE_DEPTH, n_in - first),
+                                   &tiles[first * n_tokens], n_tiles, out.data());
+        for (int t = 0; t < T; t++)
+            store_floats(&out[size_t(t) * DENSE_ROWS], n_rows, y, size_t(t) * n_out + row);
+    });
+}
+
 constexpr size_t PIECE = 4096;
 
 // Calls work(at, size) for pieces of n values, by several threads where there are many.
@@ -302,6 +332,7 @@ void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int 
 }
 
 void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Array y, int n_threads) {
+    if (T > FEW_TOKENS && kernels().linear_dense) return linear_dense(weight, x, T, n_in, n_out, y, n_threads);
     static std::vector<float> values;
     values.resize(size_t(T) * n_in);
     load_floats(x, 0, size_t(T) * n_in, values.data());
