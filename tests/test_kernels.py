@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from gguf import GGMLQuantizationType, quants
 
 from m7b.runtime import kernels
@@ -138,6 +139,19 @@ def test_a_bfloat16_linear_equals_float64(T, n_out, n_in, dtype):
     w, x = torch.randn(n_out, n_in).bfloat16(), torch.randn(T, n_in).to(dtype)
     y = kernels.linear_bf16(w, x)
     assert relative_error(y, x.double() @ w.double().T) < (1e-6 if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize(
+    ("T", "n_out", "n_in"), [(1, 64, 128), (5, 70, 64), (8, 3, 640), (9, 1, 64), (31, 131, 1088)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("levels", ["nf4", "fp4"])
+def test_a_linear_of_16_levels_is_that_of_bitsandbytes(T, n_out, n_in, dtype, levels):
+    w, x = torch.randn(n_out, n_in).bfloat16(), torch.randn(T, n_in).to(dtype)
+    quants, state = quantize_4bit(w, blocksize=64, quant_type=levels)
+    y = kernels.linear_levels(x, kernels.LevelWeight(quants, state.absmax, state.code), n_out)
+    widened = dequantize_4bit(quants, state)
+    assert relative_error(y, x.double() @ widened.double().T) < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
 def attention(q, k, v, seen):

@@ -11,7 +11,7 @@ from m7b.runtime.checkpoints import Blocks, open_checkpoint
 from m7b.runtime.kernels import BlockType
 from m7b.runtime.linears import plan_linears
 from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear, dequantized
-from m7b.runtime.linears.bnb import FourBitLinear, Int8Linear
+from m7b.runtime.linears.bnb import FourBitLinear, Int8Linear, LevelLinear, four_bit_factory
 from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
 from tests.checkpoints import engine, logits, mistral, write_gguf, write_hf
 
@@ -209,6 +209,29 @@ def test_four_bits_of_bitsandbytes_multiply_in_either_order(n_out, n_in, dtype, 
     assert distance(made(x).float(), x.float() @ exact.T) < tolerance
     assert distance(made(x[:1]).float(), x[:1].float() @ exact.T) < tolerance
     assert made.n_bytes < n_out * n_in * 0.6
+
+
+@NATIVE
+@pytest.mark.parametrize("type", ["nf4", "fp4"])
+def test_four_bits_are_ours_where_bitsandbytes_has_no_kernel(type, monkeypatch):
+    from bitsandbytes import functional
+
+    torch.manual_seed(0)
+    weight, x = torch.randn(48, 128).bfloat16(), torch.randn(6, 128).bfloat16()
+    theirs = FourBitLinear(128, 48, type, torch.bfloat16)
+    monkeypatch.setattr(functional, "has_avx512bf16", lambda: False)
+    ours = four_bit_factory(type, "cpu", torch.bfloat16)(128, 48)
+    for layer in (theirs, ours):
+        layer.take(weight)
+    assert isinstance(ours, LevelLinear)
+    assert distance(ours(x).float(), theirs(x).float()) < 0.01
+    assert ours.n_bytes == theirs.n_bytes
+    for device, dtype, n_in in (
+        ("cuda", torch.bfloat16, 128),
+        ("cpu", torch.float32, 128),
+        ("cpu", torch.bfloat16, 96),
+    ):
+        assert isinstance(four_bit_factory(type, device, dtype)(n_in, 48), FourBitLinear)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,33 @@ def linear_bf16(weight: Tensor, x: Tensor) -> Tensor:
     return y
 
 
+LEVELS_BLOCK = 64
+"""Values of a `LevelWeight` that share a scale."""
+
+
+class LevelWeight(NamedTuple):
+    """A weight (out, in) of 16 `levels` float32, in whole blocks of 64, as bitsandbytes holds it.
+
+    `quants` (out * in / 2) uint8 has the first of two values in its high half; `scales` (out * in / 64) is
+    float32.
+    """
+
+    quants: Tensor
+    scales: Tensor
+    levels: Tensor
+
+
+def linear_levels(x: Tensor, weight: LevelWeight, n_out: int) -> Tensor:
+    """`x` (T, in) float32 or bfloat16 times `weight` (out, in) in bfloat16: (T, out), summed in float32."""
+    x = x.contiguous()
+    y = torch.empty(x.shape[0], n_out, dtype=x.dtype)
+    _native.linear_levels(
+        *(part.data_ptr() for part in weight),
+        *(*_array(x), *x.shape, n_out, *_array(y), torch.get_num_threads()),
+    )
+    return y
+
+
 def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     """Softmax attention of `queries` (T, H, D) over bfloat16 `keys` and `values` (K, S, D).
 

@@ -13,7 +13,7 @@ from m7b.runtime import kernels
 from m7b.runtime.checkpoints import Checkpoint
 from m7b.runtime.kernels import BLOCK
 from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear, type_named
-from m7b.runtime.linears.bnb import FourBitLinear, Int8Linear
+from m7b.runtime.linears.bnb import Int8Linear, four_bit_factory
 from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
 from m7b.runtime.linears.packed import PackedLinear
 from m7b.runtime.model import Linear, LinearFactory
@@ -68,7 +68,7 @@ def plan_linears(
         case Quant.NONE:
             return LinearPlan(_dense(device, dtype), bits)
         case Quant.NF4 | Quant.FP4:
-            return LinearPlan(FourBitLinear.factory(wanted, dtype), 4.5)
+            return LinearPlan(four_bit_factory(wanted, device, dtype), 4.5)
         case Quant.INT8 if device != "cpu":
             return LinearPlan(Int8Linear, 8.0)
     if device != "cpu":

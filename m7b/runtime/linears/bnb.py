@@ -6,14 +6,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m7b.runtime import kernels
 from m7b.runtime.checkpoints import Blocks
 from m7b.runtime.linears.packed import PackedLinear
 from m7b.runtime.model import LinearFactory
 
 _OUTLIER = 6.0  # activations beyond it are not quantized: section 3.2 of LLM.int8(), transformers' default
-BLOCK = 64
+BLOCK = kernels.LEVELS_BLOCK
 """Weights under one scale, the default of bitsandbytes."""
 _PANEL = 32  # rows that bitsandbytes interleaves on a CPU with AVX-512 and bfloat16
+
+
+def four_bit_factory(quant_type: str, device: str, dtype: torch.dtype) -> LinearFactory:
+    """Layers of `nf4` or `fp4` in `dtype`: bitsandbytes', or ours on a CPU that it has no kernel for."""
+    theirs = partial(FourBitLinear, quant_type=quant_type, dtype=dtype)
+    if device != "cpu" or dtype != torch.bfloat16 or not kernels.instruction_set():
+        return theirs
+
+    def make(in_features: int, out_features: int) -> PackedLinear:
+        from bitsandbytes.functional import has_avx512bf16
+
+        if has_avx512bf16() or in_features % BLOCK:  # type: ignore[no-untyped-call]
+            return theirs(in_features, out_features)
+        return LevelLinear(in_features, out_features, quant_type)
+
+    return make
+
+
+class LevelLinear(PackedLinear):
+    """NF4 or FP4 in bfloat16 by our kernel: bitsandbytes would widen the whole weight for every token."""
+
+    def __init__(self, in_features: int, out_features: int, quant_type: str) -> None:
+        super().__init__(in_features, out_features)
+        self._quant_type = quant_type
+
+    def take(self, weight: Tensor | Blocks) -> None:
+        """Quantize the weight as bitsandbytes does."""
+        from bitsandbytes.functional import quantize_4bit
+
+        assert isinstance(weight, Tensor)
+        quants, state = quantize_4bit(
+            weight.to(torch.bfloat16).contiguous(), blocksize=BLOCK, quant_type=self._quant_type
+        )
+        self._weight = kernels.LevelWeight(quants, state.absmax, state.code)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the quants and the scales."""
+        return self._weight.quants.nbytes + self._weight.scales.nbytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, in) to (T, out)."""
+        return kernels.linear_levels(x, self._weight, self.out_features)
 
 
 class FourBitLinear(PackedLinear):
@@ -22,11 +66,6 @@ class FourBitLinear(PackedLinear):
     def __init__(self, in_features: int, out_features: int, quant_type: str, dtype: torch.dtype) -> None:
         super().__init__(in_features, out_features)
         self._quant_type, self._dtype = quant_type, dtype
-
-    @classmethod
-    def factory(cls, quant_type: str, dtype: torch.dtype) -> LinearFactory:
-        """Layers of one type that compute in `dtype`."""
-        return partial(cls, quant_type=quant_type, dtype=dtype)
 
     def take(self, weight: Tensor | Blocks) -> None:
         """Quantize the weight where it is, and put it into the order that the processor likes best."""

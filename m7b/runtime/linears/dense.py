@@ -31,7 +31,7 @@ class PrepackedLinear(PackedLinear):
 
 
 class DenseLinear(PackedLinear):
-    """A weight as it is stored, mapped where the file is: our kernel, or torch where that is faster at many tokens.
+    """A weight as it is stored, mapped where the file is: our kernel, or torch where that is faster.
 
     Torch multiplies tiles in float32 where the CPU has no bfloat16 arithmetic.
     """

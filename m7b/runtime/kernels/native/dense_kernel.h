@@ -63,7 +63,7 @@ void add_tile(const float *turned, const float *tile, int depth, float *out) {
 
 void linear_dense(const uint16_t *weight, size_t stride, int n_rows, int depth, const float *tiles, int n_tiles,
                   float *out) {
-    alignas(64) float turned[DENSE_ROWS * DENSE_DEPTH];
+    alignas(64) static thread_local float turned[DENSE_ROWS * DENSE_DEPTH];
     turn_rows(weight, stride, n_rows, depth, turned);
     for (int t = 0; t < n_tiles; t++, tiles += DENSE_TOKENS * depth, out += DENSE_TOKENS * DENSE_ROWS)
         for (int first = 0; first < DENSE_ROWS; first += SIDE_BY_SIDE)

@@ -6,6 +6,8 @@
 namespace m7b {
 
 constexpr int BLOCK = 32;      // values that share a scale, as in GGUF
+constexpr int LEVELS = 16;     // of a weight as bitsandbytes holds it, whose scale is that of LEVELS_BLOCK values
+constexpr int LEVELS_BLOCK = 64;
 constexpr int PANEL = 16;      // rows of a weight that are interleaved, one 32-bit lane each
 constexpr int MAX_TOKENS = 16; // tokens that one panel kernel works on
 constexpr int AT_ONCE = 4;     // panels that one token is multiplied by at once, each a stream of its own
@@ -61,6 +63,8 @@ struct Kernels {
     // n values from bfloat16 and to it.
     void (*widen)(const uint16_t *x, size_t n, float *out);
     void (*narrow)(const float *x, size_t n, uint16_t *out);
+    // LEVELS_BLOCK values, the first of two in the high half of a byte, to bfloat16.
+    void (*widen_levels)(const uint8_t *quants, float scale, const float *levels, uint16_t *out);
     // 32 values to quants, scale and the sum of the quants.
     void (*quantize_block)(const float *x, int8_t *quants, float *scale, int32_t *sum);
     void (*quantize_block_16)(const float *x, int16_t *quants, float *scale);

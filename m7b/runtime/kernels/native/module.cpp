@@ -158,6 +158,17 @@ PyObject *py_prefer_large_pages(PyObject *, PyObject *const *args, Py_ssize_t n)
     return run(a, [&] { prefer_large_pages(memory, size); });
 }
 
+PyObject *py_linear_levels(PyObject *, PyObject *const *args, Py_ssize_t n) {
+    Arguments a(args, n);
+    LevelWeight weight;
+    weight.quants = a.address<uint8_t>(), weight.scales = a.address<float>(), weight.levels = a.address<float>();
+    Array x = a.array();
+    int T = a.size(), n_in = a.size(), n_out = a.size();
+    Array y = a.array();
+    int n_threads = a.size();
+    return run(a, [&] { linear_levels(weight, x, T, n_in, n_out, y, n_threads); });
+}
+
 PyObject *py_sum_bytes(PyObject *, PyObject *const *args, Py_ssize_t n) {
     Arguments a(args, n);
     const uint8_t *bytes = a.address<uint8_t>();
@@ -189,8 +200,8 @@ PyObject *py_use(PyObject *, PyObject *name) {
 
 #define FAST(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {
-    FAST(quantize), FAST(pack), FAST(linear), FAST(linear_bf16), FAST(attend), FAST(rms_norm), FAST(rotate),
-    FAST(swiglu), FAST(forward), FAST(prefer_large_pages), FAST(sum_bytes), FAST(panel_bytes),
+    FAST(quantize), FAST(pack), FAST(linear), FAST(linear_bf16), FAST(linear_levels), FAST(attend), FAST(rms_norm),
+    FAST(rotate), FAST(swiglu), FAST(forward), FAST(prefer_large_pages), FAST(sum_bytes), FAST(panel_bytes),
     {"instruction_set", py_instruction_set, METH_NOARGS, nullptr},
     {"use", py_use, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},

@@ -223,8 +223,14 @@ void linear_tiles(const Weight &weight, int first, int n_panels, int n_blocks, c
             store_panel(&out[(p * n_tokens + t) * PANEL], weight, first + p, t, dtype);
 }
 
-// Some columns of some rows of the weight stay in the cache, widened, while all tokens pass.
-void linear_dense(const uint16_t *weight, Array x, int T, int n_in, int n_out, Array y, int n_threads) {
+struct Rows {
+    const uint16_t *at;
+    size_t stride;
+};
+
+// Some columns of some rows of the weight stay in the cache, widened, while all tokens pass. find(row, n_rows, first,
+// depth) says where these are.
+template <class Find> void linear_dense(Find find, Array x, int T, int n_in, int n_out, Array y, int n_threads) {
     static std::vector<float> tiles; // for each DENSE_DEPTH columns (n_tiles, DENSE_DEPTH, n)
     const int n = kernels().dense_tokens, n_tiles = (T + n - 1) / n;
     const size_t n_tokens = size_t(n_tiles) * n;
@@ -245,12 +251,35 @@ void linear_dense(const uint16_t *weight, Array x, int T, int n_in, int n_out, A
         static thread_local std::vector<float> out;
         out.assign(n_tokens * DENSE_ROWS, 0.0f);
         const int row = item * DENSE_ROWS, n_rows = std::min(DENSE_ROWS, n_out - row);
-        for (int first = 0; first < n_in; first += DENSE_DEPTH)
-            kernels().linear_dense(weight + size_t(row) * n_in + first, n_in, n_rows, std::min(DENSE_DEPTH, n_in - first),
-                                   &tiles[first * n_tokens], n_tiles, out.data());
+        for (int first = 0; first < n_in; first += DENSE_DEPTH) {
+            const int depth = std::min(DENSE_DEPTH, n_in - first);
+            const Rows rows = find(row, n_rows, first, depth);
+            kernels().linear_dense(rows.at, rows.stride, n_rows, depth, &tiles[first * n_tokens], n_tiles, out.data());
+        }
         for (int t = 0; t < T; t++)
             store_floats(&out[size_t(t) * DENSE_ROWS], n_rows, y, size_t(t) * n_out + row);
     });
+}
+
+// ROWS rows times few tokens: of the first n_rows, results `distance` apart.
+void multiply_rows(Rows rows, const float *x, int T, int n_in, int n_rows, Array y, int n_out, int row, int distance) {
+    float out[4 * ROWS];
+    for (int t = 0, n; t < T; t += n) {
+        n = std::min(4, T - t);
+        kernels().linear_bf16(rows.at, rows.stride, n_in, x + size_t(t) * n_in, n, out);
+        for (int i = 0; i < n; i++)
+            for (int r = 0; r < n_rows; r++)
+                store_floats(&out[ROWS * i + r], 1, y, size_t(t + i) * n_out + row + r * distance);
+    }
+}
+
+// Columns [first, first + depth), whole blocks, of some rows.
+void widen_rows(const LevelWeight &weight, int n_in, int row, int n_rows, int first, int depth, uint16_t *out) {
+    for (int r = row; r < row + n_rows; r++)
+        for (int k = first; k < first + depth; k += LEVELS_BLOCK, out += LEVELS_BLOCK) {
+            const size_t at = size_t(r) * n_in + k;
+            kernels().widen_levels(weight.quants + at / 2, weight.scales[at / LEVELS_BLOCK], weight.levels, out);
+        }
 }
 
 constexpr size_t PIECE = 4096;
@@ -332,21 +361,19 @@ void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int 
 }
 
 void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Array y, int n_threads) {
-    if (T > FEW_TOKENS && kernels().linear_dense) return linear_dense(weight, x, T, n_in, n_out, y, n_threads);
+    if (T > FEW_TOKENS && kernels().linear_dense) {
+        const auto find = [&](int row, int, int first, int) -> Rows {
+            return {weight + size_t(row) * n_in + first, size_t(n_in)};
+        };
+        return linear_dense(find, x, T, n_in, n_out, y, n_threads);
+    }
     static std::vector<float> values;
     values.resize(size_t(T) * n_in);
     load_floats(x, 0, size_t(T) * n_in, values.data());
     // ROWS rows at once, `distance` from each other; 0: one row, ROWS times over.
     const auto multiply = [&](int row, int distance) {
-        float out[4 * ROWS];
-        for (int t = 0, n; t < T; t += n) {
-            n = std::min(4, T - t);
-            kernels().linear_bf16(weight + size_t(row) * n_in, size_t(distance) * n_in, n_in, &values[size_t(t) * n_in],
-                                  n, out);
-            for (int i = 0; i < n; i++)
-                for (int r = 0; r < (distance ? ROWS : 1); r++)
-                    store_floats(&out[ROWS * i + r], 1, y, size_t(t + i) * n_out + row + r * distance);
-        }
+        const Rows rows = {weight + size_t(row) * n_in, size_t(distance) * n_in};
+        multiply_rows(rows, values.data(), T, n_in, distance ? ROWS : 1, y, n_out, row, distance);
     };
     // Each of the streams runs on through `most` rows, for its start is slow.
     const int most = std::max(1, std::min(16, n_out / (ROWS * 8 * n_threads))), n_rows = ROWS * most;
@@ -354,6 +381,27 @@ void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Ar
         const int begin = item * n_rows, end = std::min(n_out, begin + n_rows), n_each = (end - begin) / ROWS;
         for (int row = begin; row < begin + n_each; row++) multiply(row, n_each);
         for (int row = begin + n_each * ROWS; row < end; row++) multiply(row, 0);
+    });
+}
+
+void linear_levels(const LevelWeight &weight, Array x, int T, int n_in, int n_out, Array y, int n_threads) {
+    if (T > FEW_TOKENS && kernels().linear_dense) {
+        const auto find = [&](int row, int n_rows, int first, int depth) -> Rows {
+            alignas(64) static thread_local uint16_t rows[DENSE_ROWS * DENSE_DEPTH];
+            widen_rows(weight, n_in, row, n_rows, first, depth, rows);
+            return {rows, size_t(depth)};
+        };
+        return linear_dense(find, x, T, n_in, n_out, y, n_threads);
+    }
+    static std::vector<float> values;
+    values.resize(size_t(T) * n_in);
+    load_floats(x, 0, size_t(T) * n_in, values.data());
+    parallel(n_threads, (n_out + ROWS - 1) / ROWS, [&](int item) {
+        static thread_local std::vector<uint16_t> rows;
+        const int row = item * ROWS, n_rows = std::min(ROWS, n_out - row);
+        rows.resize(size_t(ROWS) * n_in); // of those beyond the last, the products go nowhere
+        widen_rows(weight, n_in, row, n_rows, 0, n_in, rows.data());
+        multiply_rows({rows.data(), size_t(n_in)}, values.data(), T, n_in, n_rows, y, n_out, row, 1);
     });
 }
 

@@ -30,6 +30,12 @@ struct Weight {
 void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int n_threads);
 // x (T, n_in) to y (T, n_out).
 void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Array y, int n_threads);
+// Weights of 16 levels (n_out, n_in) as bitsandbytes holds them, the product of which is that of their bfloat16s.
+struct LevelWeight {
+    const uint8_t *quants;
+    const float *scales, *levels;
+};
+void linear_levels(const LevelWeight &weight, Array x, int T, int n_in, int n_out, Array y, int n_threads);
 // queries (T, H, D), which may be where `out` goes, keys and values (K, S, D) with `kv_stride` values from head to
 // head, bias (T, S).
 struct Shape {

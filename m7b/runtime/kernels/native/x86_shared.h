@@ -1,9 +1,36 @@
-// What AVX-512 has no need to do differently from AVX2.
+// What AVX-512 has no need to do differently from AVX2, over the vector type V that is included before.
 #pragma once
 #include <immintrin.h>
 
+#include "kernels.h"
+
 namespace m7b {
 namespace {
+
+// Two tables of bytes hold the levels under this scale: the low and the high half of each.
+#define M7B_OWN_WIDEN_LEVELS
+void widen_levels(const uint8_t *quants, float scale, const float *levels, uint16_t *out) {
+    alignas(16) uint16_t scaled[LEVELS];
+    for (int i = 0; i < LEVELS; i += LANES) v_store_bf16(scaled + i, v_mul(v_load(levels + i), v_set(scale)));
+    const __m128i a = _mm_load_si128(reinterpret_cast<const __m128i *>(scaled));
+    const __m128i b = _mm_load_si128(reinterpret_cast<const __m128i *>(scaled + 8));
+    const __m128i byte = _mm_set1_epi16(255), nibble = _mm_set1_epi8(15);
+    const __m128i low = _mm_packus_epi16(_mm_and_si128(a, byte), _mm_and_si128(b, byte));
+    const __m128i high = _mm_packus_epi16(_mm_srli_epi16(a, 8), _mm_srli_epi16(b, 8));
+    for (int i = 0; i < LEVELS_BLOCK / 2; i += 16, out += 32) {
+        const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i *>(quants + i));
+        const __m128i even = _mm_and_si128(_mm_srli_epi16(v, 4), nibble), odd = _mm_and_si128(v, nibble);
+        const __m128i even_low = _mm_shuffle_epi8(low, even), even_high = _mm_shuffle_epi8(high, even);
+        const __m128i odd_low = _mm_shuffle_epi8(low, odd), odd_high = _mm_shuffle_epi8(high, odd);
+        const __m128i evens[] = {_mm_unpacklo_epi8(even_low, even_high), _mm_unpackhi_epi8(even_low, even_high)};
+        const __m128i odds[] = {_mm_unpacklo_epi8(odd_low, odd_high), _mm_unpackhi_epi8(odd_low, odd_high)};
+        for (int half = 0; half < 2; half++) {
+            __m128i *to = reinterpret_cast<__m128i *>(out + 16 * half);
+            _mm_storeu_si128(to, _mm_unpacklo_epi16(evens[half], odds[half]));
+            _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(evens[half], odds[half]));
+        }
+    }
+}
 
 struct Rounded {
     __m256i q[4]; // 32 integers from -top to top
