@@ -193,8 +193,8 @@ template <int TYPE> void linear_16(const uint8_t *panel, int n_blocks, const Til
 
 namespace m7b {
 const Kernels avx2_kernels = {"avx2",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, linear_dense, DENSE_TOKENS,
-    attend, rms_norm, add, swiglu, sum_bytes, nullptr};
+    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16,
+    linear_dense, DENSE_TOKENS, attend, rms_norm, add, swiglu, sum_bytes, nullptr};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -73,8 +73,8 @@ template <> struct Weights<Q8_0> {
 
 namespace m7b {
 const Kernels avx512vnni_kernels = {"avx512vnni",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16, linear_dense, DENSE_TOKENS,
-    attend, rms_norm, add, swiglu, sum_bytes, nullptr};
+    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16,
+    linear_dense, DENSE_TOKENS, attend, rms_norm, add, swiglu, sum_bytes, nullptr};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

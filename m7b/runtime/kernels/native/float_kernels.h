@@ -35,7 +35,8 @@ void narrow(const float *x, size_t n, uint16_t *out) {
 void widen_levels(const uint8_t *quants, float scale, const float *levels, uint16_t *out) {
     uint16_t scaled[LEVELS];
     for (int i = 0; i < LEVELS; i++) scaled[i] = to_bf16(levels[i] * scale);
-    for (int i = 0; i < LEVELS_BLOCK / 2; i++) out[2 * i] = scaled[quants[i] >> 4], out[2 * i + 1] = scaled[quants[i] & 15];
+    for (int i = 0; i < LEVELS_BLOCK / 2; i++, out += 2)
+        out[0] = scaled[quants[i] >> 4], out[1] = scaled[quants[i] & 15];
 }
 #endif
 

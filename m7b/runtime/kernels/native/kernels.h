@@ -13,7 +13,7 @@ constexpr int MAX_TOKENS = 16; // tokens that one panel kernel works on
 constexpr int AT_ONCE = 4;     // panels that one token is multiplied by at once, each a stream of its own
 constexpr int ROWS = 8;        // rows of a bfloat16 weight that one kernel reads at once, each a stream of its own
 constexpr int FEW_TOKENS = 8;  // up to here reading weights and keys takes longer than multiplying by them
-constexpr int DENSE_ROWS = 64; // the same for many tokens: widened and turned, DENSE_DEPTH columns of them stay in the cache
+constexpr int DENSE_ROWS = 64; // for many tokens: DENSE_DEPTH columns of them stay in the cache, widened and turned
 constexpr int DENSE_DEPTH = 512;
 constexpr int MAX_ROWS = 8;    // queries that one attention kernel works on
 constexpr int PART = 128;      // slots that it scores before it weighs their values
@@ -77,8 +77,8 @@ struct Kernels {
                      float *out);
     // ROWS rows of bfloat16 weights, `stride` apart, times x (n, in), n at most 4: out is (n, ROWS).
     void (*linear_bf16)(const uint16_t *weight, size_t stride, int in, const float *x, int n, float *out);
-    // Null, or for many tokens: at most DENSE_ROWS such rows times tiles of dense_tokens tokens, each (depth, dense_tokens),
-    // for at most DENSE_DEPTH columns: added to out (n_tiles * dense_tokens, DENSE_ROWS).
+    // Null, or for many tokens: at most DENSE_ROWS such rows times tiles of dense_tokens tokens, each
+    // (depth, dense_tokens), for at most DENSE_DEPTH columns: added to out (n_tiles * dense_tokens, DENSE_ROWS).
     void (*linear_dense)(const uint16_t *weight, size_t stride, int n_rows, int depth, const float *tiles, int n_tiles,
                          float *out);
     int dense_tokens;
