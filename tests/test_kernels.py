@@ -21,6 +21,8 @@ SETS = [
     for name in ("amx", "avx512vnni", "avx2", "portable")
     if kernels._native and kernels._native.use(name)
 ]
+if SETS:
+    kernels._native.use(SETS[0])  # asking chose the last, which other tests would run on
 TYPES = list(BlockType)
 SHAPES = [(16, 32), (1, 32), (17, 64), (33, 96), (96, 576), (250, 1536)]
 
