@@ -16,13 +16,14 @@ from m7b.runtime import kernels
 from m7b.runtime.kernels import BlockType
 
 pytestmark = pytest.mark.skipif(kernels.instruction_set() is None, reason="the kernels were not built")
+CHOSEN = kernels.instruction_set()
 SETS = [
     name
     for name in ("amx", "avx512vnni", "avx2", "portable")
     if kernels._native and kernels._native.use(name)
 ]
-if SETS:
-    kernels._native.use(SETS[0])  # asking chose the last, which other tests would run on
+if CHOSEN:
+    kernels._native.use(CHOSEN)  # asking chose the last, which other tests would run on
 TYPES = list(BlockType)
 SHAPES = [(16, 32), (1, 32), (17, 64), (33, 96), (96, 576), (250, 1536)]
 
@@ -31,7 +32,7 @@ SHAPES = [(16, 32), (1, 32), (17, 64), (33, 96), (96, 576), (250, 1536)]
 def instruction_set(request):
     kernels._native.use(request.param)
     yield request.param
-    kernels._native.use(SETS[0])
+    kernels._native.use(CHOSEN)
 
 
 @pytest.fixture(autouse=True)

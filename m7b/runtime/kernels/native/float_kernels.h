@@ -31,15 +31,6 @@ void narrow(const float *x, size_t n, uint16_t *out) {
     for (; i < n; i++) out[i] = to_bf16(x[i]);
 }
 
-#ifndef M7B_OWN_WIDEN_LEVELS
-void widen_levels(const uint8_t *quants, float scale, const float *levels, uint16_t *out) {
-    uint16_t scaled[LEVELS];
-    for (int i = 0; i < LEVELS; i++) scaled[i] = to_bf16(levels[i] * scale);
-    for (int i = 0; i < LEVELS_BLOCK / 2; i++, out += 2)
-        out[0] = scaled[quants[i] >> 4], out[1] = scaled[quants[i] & 15];
-}
-#endif
-
 // ROWS of a weight times N tokens, R rows at once as registers allow.
 template <int R, int N> void rows_bf16(const uint16_t *w, size_t stride, int in, const float *x, float *out) {
     for (int first = 0; first < ROWS; first += R, w += R * stride) {

@@ -261,6 +261,14 @@ template <class Find> void linear_dense(Find find, Array x, int T, int n_in, int
     });
 }
 
+// A whole array, until the next call; one operation runs at a time.
+const float *all_floats(Array x, size_t n) {
+    static std::vector<float> values;
+    values.resize(n);
+    load_floats(x, 0, n, values.data());
+    return values.data();
+}
+
 // ROWS rows times few tokens: of the first n_rows, results `distance` apart.
 void multiply_rows(Rows rows, const float *x, int T, int n_in, int n_rows, Array y, int n_out, int row, int distance) {
     float out[4 * ROWS];
@@ -367,13 +375,11 @@ void linear_bf16(const uint16_t *weight, Array x, int T, int n_in, int n_out, Ar
         };
         return linear_dense(find, x, T, n_in, n_out, y, n_threads);
     }
-    static std::vector<float> values;
-    values.resize(size_t(T) * n_in);
-    load_floats(x, 0, size_t(T) * n_in, values.data());
+    const float *values = all_floats(x, size_t(T) * n_in);
     // ROWS rows at once, `distance` from each other; 0: one row, ROWS times over.
     const auto multiply = [&](int row, int distance) {
         const Rows rows = {weight + size_t(row) * n_in, size_t(distance) * n_in};
-        multiply_rows(rows, values.data(), T, n_in, distance ? ROWS : 1, y, n_out, row, distance);
+        multiply_rows(rows, values, T, n_in, distance ? ROWS : 1, y, n_out, row, distance);
     };
     // Each of the streams runs on through `most` rows, for its start is slow.
     const int most = std::max(1, std::min(16, n_out / (ROWS * 8 * n_threads))), n_rows = ROWS * most;
@@ -393,27 +399,23 @@ void linear_levels(const LevelWeight &weight, Array x, int T, int n_in, int n_ou
         };
         return linear_dense(find, x, T, n_in, n_out, y, n_threads);
     }
-    static std::vector<float> values;
-    values.resize(size_t(T) * n_in);
-    load_floats(x, 0, size_t(T) * n_in, values.data());
+    const float *values = all_floats(x, size_t(T) * n_in);
     parallel(n_threads, (n_out + ROWS - 1) / ROWS, [&](int item) {
         static thread_local std::vector<uint16_t> rows;
         const int row = item * ROWS, n_rows = std::min(ROWS, n_out - row);
         rows.resize(size_t(ROWS) * n_in); // of those beyond the last, the products go nowhere
         widen_rows(weight, n_in, row, n_rows, 0, n_in, rows.data());
-        multiply_rows({rows.data(), size_t(n_in)}, values.data(), T, n_in, n_rows, y, n_out, row, 1);
+        multiply_rows({rows.data(), size_t(n_in)}, values, T, n_in, n_rows, y, n_out, row, 1);
     });
 }
 
 void rms_norm(Array x, Array weight, int T, int dim, float eps, Array y, int n_threads) {
-    static std::vector<float> weights;
-    weights.resize(dim);
-    load_floats(weight, 0, dim, weights.data());
+    const float *weights = all_floats(weight, dim);
     parallel(T > 8 ? n_threads : 1, T, [&](int t) {
         static thread_local std::vector<float> row;
         row.resize(2 * size_t(dim));
         load_floats(x, size_t(t) * dim, dim, row.data());
-        kernels().rms_norm(row.data(), weights.data(), dim, eps, y.dtype == BF16, &row[dim]);
+        kernels().rms_norm(row.data(), weights, dim, eps, y.dtype == BF16, &row[dim]);
         store_floats(&row[dim], dim, y, size_t(t) * dim);
     });
 }

@@ -68,6 +68,13 @@ template <int TYPE> struct Weights {
     }
 };
 
+void widen_levels(const uint8_t *quants, float scale, const float *levels, uint16_t *out) {
+    uint16_t scaled[LEVELS];
+    for (int i = 0; i < LEVELS; i++) scaled[i] = to_bf16(levels[i] * scale);
+    for (int i = 0; i < LEVELS_BLOCK / 2; i++, out += 2)
+        out[0] = scaled[quants[i] >> 4], out[1] = scaled[quants[i] & 15];
+}
+
 // The scale under which the largest of 32 values becomes `top`.
 float block_scale(const float *x, float top, float *inverse) {
     float largest = 0;

@@ -8,7 +8,6 @@ namespace m7b {
 namespace {
 
 // Two tables of bytes hold the levels under this scale: the low and the high half of each.
-#define M7B_OWN_WIDEN_LEVELS
 void widen_levels(const uint8_t *quants, float scale, const float *levels, uint16_t *out) {
     alignas(16) uint16_t scaled[LEVELS];
     for (int i = 0; i < LEVELS; i += LANES) v_store_bf16(scaled + i, v_mul(v_load(levels + i), v_set(scale)));
