@@ -17,7 +17,10 @@ from m7b.runtime.primitives import TORCH, Primitives
 from m7b.runtime.rope import rotation
 
 LinearFactory = Callable[[int, int], nn.Module]
-"""Makes the layer that maps (T, in) to (T, out) without a bias."""
+"""Makes the layer that maps (T, in) to (T, out) without a bias, in the dtype of what it is given.
+
+That is the model's, but float32 for the output, whose sums should not be rounded where the layer can help it.
+"""
 
 
 class Linear(nn.Module):
@@ -28,8 +31,8 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, in) to (T, out)."""
-        return F.linear(x, self.weight)
+        """(T, in) to (T, out) in the dtype of `x`, multiplied in the weight's."""
+        return F.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
 
 
 class Embedding(nn.Module):
@@ -154,4 +157,4 @@ class Transformer(nn.Module):
             for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
                 h = layer(h, cos, sin, bias, cache=layer_cache, span=span)
         cache.commit(span)
-        return self.output(self.norm(h[-1:] if last_only else h)).to(torch.float32)
+        return self.output(self.norm(h[-1:] if last_only else h).to(torch.float32))

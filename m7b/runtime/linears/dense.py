@@ -26,14 +26,16 @@ class PrepackedLinear(PackedLinear):
         return self._n_bytes
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, in) to (T, out)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
+        """(T, in) to (T, out) in the dtype of `x`, rounded to the weight's."""
+        y = torch.ops.mkldnn._linear_pointwise(x.to(self._packed.dtype), self._packed, None, "none", [], "")
+        return y.to(x.dtype)
 
 
 class DenseLinear(PackedLinear):
     """A weight as it is stored, mapped where the file is: our kernel, or torch where that is faster.
 
-    Torch multiplies tiles in float32 where the CPU has no bfloat16 arithmetic.
+    Torch multiplies tiles in float32 where the CPU has no bfloat16 arithmetic, or would round sums that are
+    wanted in float32.
     """
 
     def take(self, weight: Tensor | Blocks) -> None:
@@ -50,7 +52,7 @@ class DenseLinear(PackedLinear):
         """(T, in) to (T, out)."""
         if kernels.takes_bf16(x.shape[0]):
             return kernels.linear_bf16(self.weight, x)
-        if kernels.torch_multiplies_bf16():
+        if x.dtype == torch.bfloat16 and kernels.torch_multiplies_bf16():
             return F.linear(x, self.weight)
         wide = x.to(torch.float32)
         tiles = torch.split(self.weight, _TILE_ROWS)
