@@ -527,7 +527,7 @@ def large(tmp_path_factory) -> Path:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize(
     ("name", "dtype", "in_flight"),
-    # Dequantizing holds the stored bytes and two float32 arrays inside gguf.quants.
+    # Blocks are held beside their numbers, and not all that is freed is used again.
     [("hf", "float32", 1), ("hf", "bfloat16", 1), ("q8.gguf", "float32", 3), ("q8.gguf", "bfloat16", 3)],
 )
 def test_loading_takes_the_model_and_about_one_tensor_of_memory(large, name, dtype, in_flight):

@@ -10,7 +10,7 @@ from m7b.runtime import kernels
 from m7b.runtime.checkpoints import Blocks, open_checkpoint
 from m7b.runtime.kernels import BlockType
 from m7b.runtime.linears import plan_linears
-from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear, dequantized
+from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear
 from m7b.runtime.linears.bnb import FourBitLinear, Int8Linear, LevelLinear, four_bit_factory
 from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
 from tests.checkpoints import engine, logits, mistral, write_gguf, write_hf
@@ -132,9 +132,8 @@ def test_blocks_of_a_gguf_file_reach_the_kernel_untouched(model, tmp_path, type)
         blocks = checkpoint.read_blocks(name)
         assert blocks.type == type
         # The rows of q and k are put into canonical order, and their blocks are whole.
-        assert torch.equal(
-            dequantized(BlockType[type], blocks.data, torch.float32), checkpoint.read(name).float()
-        )
+        expected = quants.dequantize(blocks.data.numpy(), GGMLQuantizationType[type])
+        assert torch.equal(torch.from_numpy(expected), checkpoint.read(name))
 
 
 @NATIVE
@@ -260,7 +259,7 @@ def test_rows_that_are_no_whole_blocks_are_refused_by_name(tmp_path, quant):
 def test_the_stock_layer_and_the_kernel_hold_the_same_weight(type):
     torch.manual_seed(0)
     weight, x = torch.randn(40, 96), torch.randn(3, 96)
-    blocks = Blocks(type.name, kernels.quantize(type, weight))
+    blocks = Blocks(type.stored, kernels.quantize(type, weight))
     native, stock = BlockLinear(96, 40, type), StockBlockLinear(96, 40, type)
     native.take(blocks)
     stock.take(blocks)

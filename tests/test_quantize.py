@@ -20,9 +20,8 @@ from m7b.cli import main
 from m7b.errors import DamagedCheckpoint, ExitCode, M7bError
 from m7b.generation import QuantizeTarget, SamplingParams, Step
 from m7b.runtime import kernels
-from m7b.runtime.checkpoints import open_checkpoint
+from m7b.runtime.checkpoints import Blocks, open_checkpoint
 from m7b.runtime.kernels import BlockType
-from m7b.runtime.linears.blocks import dequantized
 from m7b.runtime.quantize import Settings, quantize
 from m7b.runtime.quantize.rounding import best_blocks
 from m7b.tokenizer import OfficialVocabulary, TokenizerJson, load_tokenizer, official_file, to_gguf
@@ -188,7 +187,7 @@ def test_searched_scales_leave_less_error_than_those_that_span_the_values(kind):
     plain = torch.from_numpy(quants.quantize(weight.numpy(), GGMLQuantizationType.Q4_0))
 
     def error(blocks):
-        missed = dequantized(BlockType.Q4_0, blocks, torch.float32) - weight
+        missed = Blocks("Q4_0", blocks).numbers(torch.float32) - weight
         return (missed.square() * importance).sum(1)
 
     found = best_blocks(BlockType.Q4_0, weight, importance)
@@ -204,7 +203,7 @@ def test_the_search_of_the_kernel_is_that_of_torch(monkeypatch):
     monkeypatch.setattr(kernels, "_native", None)
     twin = best_blocks(BlockType.Q4_0, weight, importance)
     assert (native == twin).float().mean() > 0.99  # sums of another order pick another of two equal scales
-    assert not dequantized(BlockType.Q4_0, twin, torch.float32)[3].any()
+    assert not Blocks("Q4_0", twin).numbers(torch.float32)[3].any()
 
 
 # Tokenizers.

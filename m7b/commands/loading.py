@@ -65,11 +65,11 @@ def open_chosen(
     variant: VariantName | None, model: Path | None, *, window_given: bool
 ) -> "tuple[str, Checkpoint]":
     """The chosen checkpoint, not yet loaded, and what to call it."""
-    from m7b.runtime.checkpoints import open_checkpoint
-
     name = chosen_variant(variant, model) or _hub_id(model)
     path = hub.locate(name) if name else model
     assert path is not None
+    from m7b.runtime.checkpoints import open_checkpoint
+
     return name or path.resolve().name, open_checkpoint(path, window_given=window_given)
 
 
@@ -205,9 +205,9 @@ def load_model(
     status = Status()
     status.show("loading…")
     try:
+        name, checkpoint = open_chosen(variant, model, window_given=window is not None)
         from m7b.runtime.loader import EngineOptions, load_engine
 
-        name, checkpoint = open_chosen(variant, model, window_given=window is not None)
         if checkpoint.note:
             status.clear()
             note(checkpoint.note)

@@ -11,6 +11,10 @@ from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
 from m7b.runtime.config import ModelConfig
 from m7b.tokenizer import TokenizerSource
 
+BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+"""The types of `Blocks`, by GGUF's name, and the bytes that 32 values take."""
+_ROWS = 256  # of a weight that are turned into numbers at a time, while they are in the cache
+
 
 class Format(StrEnum):
     """How a checkpoint is laid out on disk."""
@@ -37,6 +41,25 @@ class Blocks:
 
     type: str
     data: torch.Tensor
+
+    def numbers(self, dtype: torch.dtype) -> torch.Tensor:
+        """The values (out, in) that the blocks stand for. (Layout: ggml-common.h.)"""
+        size = BLOCK_BYTES[self.type]
+        n_rows, n_bytes = self.data.shape
+        values = torch.empty(n_rows, n_bytes // size, 32, dtype=dtype)
+        stored = self.data.view(n_rows, -1, size)  # (out, n_blocks, bytes)
+        for blocks, to in zip(torch.split(stored, _ROWS), torch.split(values, _ROWS), strict=True):
+            scale = blocks[:, :, :2].contiguous().view(torch.float16).to(torch.float32)
+            if self.type == "Q8_0":
+                to.copy_(blocks[:, :, 2:].view(torch.int8) * scale)
+                continue
+            nibbles = blocks[:, :, -16:]
+            quants = torch.cat((nibbles & 15, nibbles >> 4), dim=-1)
+            if self.type == "Q4_0":
+                to.copy_((quants.to(torch.int8) - 8) * scale)
+            else:
+                to.copy_(quants * scale + blocks[:, :, 2:4].contiguous().view(torch.float16))
+        return values.flatten(1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,14 @@ import numpy as np
 import torch
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
-from m7b.runtime.checkpoints.checkpoint import Blocks, Checkpoint, Format, StoredTensor, match_tensors
+from m7b.runtime.checkpoints.checkpoint import (
+    BLOCK_BYTES,
+    Blocks,
+    Checkpoint,
+    Format,
+    StoredTensor,
+    match_tensors,
+)
 from m7b.runtime.checkpoints.fields import MAX_DIM, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, Fields, head_dim_of
 from m7b.runtime.checkpoints.gguf_header import MAGIC, Header, HeaderError, read_header
 from m7b.runtime.config import ModelConfig
@@ -207,9 +214,12 @@ def _dequantized(tensor: StoredTensor, offset: int) -> torch.Tensor:
     stored = _bytes(tensor, offset)
     if tensor.dtype in ("F32", "F16", "BF16"):
         return torch.from_numpy(stored).view(_DTYPES[tensor.dtype]).view(tensor.shape)
+    rows = stored.reshape(*tensor.shape[:-1], -1)
+    if tensor.dtype in BLOCK_BYTES:  # without the gguf package, which takes its time to import
+        blocks = Blocks(tensor.dtype, torch.from_numpy(rows).view(-1, rows.shape[-1]))
+        return blocks.numbers(torch.float32).view(tensor.shape)
     from gguf import GGMLQuantizationType, quants
 
-    rows = stored.reshape(*tensor.shape[:-1], -1)
     return torch.from_numpy(quants.dequantize(rows, GGMLQuantizationType[tensor.dtype]))
 
 

@@ -62,17 +62,17 @@ class StockBlockLinear(BlockLinear):
         """Round or keep the weight."""
         blocks = in_blocks(weight, self._wanted)
         self.block_type = self._wanted or BlockType[blocks.type]
-        self._blocks = blocks.data
+        self._blocks = blocks
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the blocks."""
-        return self._blocks.nbytes
+        return self._blocks.data.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out)."""
-        tiles = torch.split(self._blocks, _TILE_ROWS)
-        return torch.cat([F.linear(x, dequantized(self.block_type, tile, x.dtype)) for tile in tiles], dim=-1)
+        tiles = (Blocks(self._blocks.type, rows) for rows in torch.split(self._blocks.data, _TILE_ROWS))
+        return torch.cat([F.linear(x, tile.numbers(x.dtype)) for tile in tiles], dim=-1)
 
 
 def in_blocks(weight: Tensor | Blocks, type: BlockType | None) -> Blocks:
@@ -80,7 +80,7 @@ def in_blocks(weight: Tensor | Blocks, type: BlockType | None) -> Blocks:
     if isinstance(weight, Blocks):
         if type is None or weight.type == type.stored:
             return weight
-        weight = dequantized(BlockType[weight.type], weight.data, torch.float32)
+        weight = weight.numbers(torch.float32)
     type = BlockType.Q8_0 if type is None else type
     assert weight.shape[1] % BLOCK == 0, "rows of every model here are whole blocks"
     if kernels.instruction_set():
@@ -91,19 +91,3 @@ def in_blocks(weight: Tensor | Blocks, type: BlockType | None) -> Blocks:
 
     rows = quants.quantize(weight.to(torch.float32).numpy(), GGMLQuantizationType[type.stored])
     return Blocks(type.stored, torch.from_numpy(np.ascontiguousarray(rows)))
-
-
-def dequantized(type: BlockType, blocks: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers (out, in) that `blocks` (out, bytes) stand for. (Layout: ggml-common.h.)"""
-    rows = blocks.view(blocks.shape[0], -1, type.n_bytes)  # (out, n_blocks, bytes)
-    scale = rows[:, :, :2].contiguous().view(torch.float16).to(torch.float32)
-    if type.stored == "Q8_0":
-        values = rows[:, :, 2:].contiguous().view(torch.int8) * scale
-    else:
-        nibbles = rows[:, :, -16:]
-        values = torch.cat((nibbles & 15, nibbles >> 4), dim=-1) * scale
-        if type is BlockType.Q4_0:
-            values -= 8 * scale
-        else:
-            values += rows[:, :, 2:4].contiguous().view(torch.float16).to(torch.float32)
-    return values.to(dtype).flatten(1)

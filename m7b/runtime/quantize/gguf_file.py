@@ -18,11 +18,10 @@ from gguf import (
 )
 
 from m7b.errors import UsageError
-from m7b.runtime.checkpoints import Checkpoint, gguf
+from m7b.runtime.checkpoints import Blocks, Checkpoint, gguf
 from m7b.runtime.checkpoints.checkpoint import translated
 from m7b.runtime.config import ModelConfig
 from m7b.runtime.kernels import BLOCK, BlockType
-from m7b.runtime.linears.blocks import dequantized
 from m7b.runtime.quantize.rounding import best_blocks
 from m7b.runtime.quantize.writing import ROWS, Written, relative_error
 from m7b.runtime.rope import native_rows
@@ -125,7 +124,7 @@ class Plan:
             data = best_blocks(block_type, weight, (self.settings.importance or {}).get(name))
             pieces = zip(
                 torch.split(weight, ROWS),
-                (dequantized(block_type, rows, torch.float32) for rows in torch.split(data, ROWS)),
+                (Blocks(block_type.stored, rows).numbers(torch.float32) for rows in torch.split(data, ROWS)),
                 strict=True,
             )
         error = relative_error(pieces)
