@@ -98,24 +98,33 @@ def test_a_peer_has_our_logits(name, changes, dtype, tolerance):
 
 
 @pytest.mark.parametrize(
-    ("name", "quant"),
+    ("name", "quant", "theirs_is"),
     [
-        (TRANSFORMERS, "nf4"),
-        (TRANSFORMERS, "fp4"),
-        (TRANSFORMERS, "int8"),
-        (LLAMA_CPP, "q8_0"),
-        (LLAMA_CPP, "q4_0"),
+        (TRANSFORMERS, "nf4", "nf4"),
+        (TRANSFORMERS, "fp4", "fp4"),
+        (TRANSFORMERS, "int8", "int8"),
+        (LLAMA_CPP, "q8_0", "q8_0"),
+        (LLAMA_CPP, "int8", "q8_0"),
+        (LLAMA_CPP, "q4_0", "q4_0"),
     ],
 )
-def test_a_quantized_peer_has_our_logits_but_for_rounding(name, quant):
+def test_a_quantized_peer_has_our_logits_but_for_rounding(name, quant, theirs_is):
     installed(name)
     task = task_of(dtype=torch.bfloat16, quant=quant)
     ours, dense = engine_of(task)._forward(IDS)[-1], engine_of(task_of())._forward(IDS)[-1]
     with open_peer(name, task) as runner:
         theirs = logits_of(runner, IDS)
-    assert runner.reads.weights.startswith(quant)
+    assert runner.reads.weights.startswith(theirs_is)
     assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > 0.97
     assert not torch.equal(theirs, dense)
+
+
+def test_transformers_runs_its_nf4_beside_q4_0():
+    with open_peer(TRANSFORMERS, task_of(dtype=torch.bfloat16, quant="nf4")) as runner:
+        expected = logits_of(runner, IDS)
+    with open_peer(TRANSFORMERS, task_of(dtype=torch.bfloat16, quant="q4_0")) as runner:
+        assert runner.reads.weights == "nf4"
+        assert torch.equal(logits_of(runner, IDS), expected)
 
 
 @pytest.mark.parametrize("quant", ["nf4", "fp4", None])
@@ -235,7 +244,7 @@ def test_a_llama_cpp_that_has_to_sleep_while_it_waits_is_told_of(monkeypatch, po
 
 @pytest.mark.parametrize(
     ("name", "quant"),
-    [(TRANSFORMERS, "q4_0"), (TRANSFORMERS, "q8_0"), (LLAMA_CPP, "nf4"), (LLAMA_CPP, "fp4")],
+    [(TRANSFORMERS, "q8_0"), (LLAMA_CPP, "nf4"), (LLAMA_CPP, "fp4")],
 )
 def test_a_peer_without_a_quantization_is_refused(name, quant):
     with pytest.raises(UsageError, match=f"--peer {name} knows no {quant}"):

@@ -14,9 +14,10 @@ from m7b.runtime.peers.task import Task
 __all__ = ["PeerName", "Task", "check_peer", "open_peer"]
 
 
+# What a peer runs for a quantization of ours: the same, or where it knows none, what it has of as many bits.
 _QUANTS = {
-    PeerName.TRANSFORMERS: (None, "none", "int8", "nf4", "fp4"),
-    PeerName.LLAMA_CPP: (None, "none", "q4_0", "q8_0", "int8"),
+    PeerName.TRANSFORMERS: {"none": "none", "int8": "int8", "nf4": "nf4", "fp4": "fp4", "q4_0": "nf4"},
+    PeerName.LLAMA_CPP: {"none": "none", "q4_0": "q4_0", "q8_0": "q8_0", "int8": "q8_0"},
 }
 _INSTALL = {
     PeerName.TRANSFORMERS: ("transformers", "pip install 'm7b[peers]'"),
@@ -34,8 +35,8 @@ def check_peer(name: PeerName, quant: str | None) -> None:
     Raises:
         UsageError: it is not installed, or does not know weights quantized as `quant`.
     """
-    if quant not in _QUANTS[name]:
-        known = ", ".join(quant for quant in _QUANTS[name] if quant)
+    if quant is not None and quant not in _QUANTS[name]:
+        known = ", ".join(_QUANTS[name])
         raise UsageError(f"--peer {name} knows no {quant}", hint=f"--quant can be {known}")
     module, command = _INSTALL[name]
     if find_spec(module) is None:
@@ -49,6 +50,8 @@ def open_peer(name: PeerName, task: Task) -> Iterator[Runner]:
     Raises:
         OutOfResources: memory or disk do not suffice, which is checked before allocating.
     """
+    if task.quant is not None:
+        task = replace(task, quant=_QUANTS[name][task.quant])
     match name:
         case PeerName.TRANSFORMERS:
             from m7b.runtime.peers.transformers import TransformersRunner
@@ -57,8 +60,6 @@ def open_peer(name: PeerName, task: Task) -> Iterator[Runner]:
         case PeerName.LLAMA_CPP:
             from m7b.runtime.peers.llama_cpp import open_llama_cpp
 
-            if task.quant == "int8":  # Q8_0 times activations of 8 bits, which is what theirs is
-                task = replace(task, quant="q8_0")
             with open_llama_cpp(task) as runner:
                 yield runner
         case _:
