@@ -1,11 +1,11 @@
 // x86 with AVX2, FMA and F16C: 8 rows a vector, products of 8-bit integers by vpmaddubsw.
 #include "kernels.h"
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
 #include <cmath>
 #include <cstring>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#elif defined(__GNUC__)
+#else
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #include "vector_avx2.h"

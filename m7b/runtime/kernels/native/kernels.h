@@ -96,7 +96,7 @@ struct Kernels {
 };
 
 extern const Kernels portable_kernels;
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512vnni_kernels;
 #endif
