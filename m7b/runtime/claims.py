@@ -1,5 +1,6 @@
 """The architecture's claims, measured: a model with an idea of it and without. Weights are random."""
 
+import gc
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -90,6 +91,7 @@ def measure_claims(
     claims = []
     for one in shapes:
         tps = yield from _decoded(one, n_layers, work, repetitions, options)
+        gc.collect()  # models that accelerate has spread out refer to themselves
         claims.append(_claim(one, options.prefill_chunk, *tps))
     return tuple(claims)
 

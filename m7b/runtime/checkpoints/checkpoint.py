@@ -45,9 +45,9 @@ class Blocks:
     def numbers(self, dtype: torch.dtype) -> torch.Tensor:
         """The values (out, in) that the blocks stand for. (Layout: ggml-common.h.)"""
         size = BLOCK_BYTES[self.type]
-        n_rows, n_bytes = self.data.shape
-        values = torch.empty(n_rows, n_bytes // size, 32, dtype=dtype)
-        stored = self.data.view(n_rows, -1, size)  # (out, n_blocks, bytes)
+        n_rows, n_blocks = self.data.shape[0], self.data.shape[1] // size
+        stored = self.data.view(n_rows, n_blocks, size)
+        values = torch.empty(n_rows, n_blocks, 32, dtype=dtype)
         for blocks, to in zip(torch.split(stored, _ROWS), torch.split(values, _ROWS), strict=True):
             scale = blocks[:, :, :2].contiguous().view(torch.float16).to(torch.float32)
             if self.type == "Q8_0":

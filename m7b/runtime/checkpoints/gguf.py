@@ -49,13 +49,13 @@ _DTYPES = {
 
 
 # The commonest types by their number: name, values in a block, bytes of a block. The gguf package knows all,
-# and takes a third of a second to import. (Layout: ggml.h.)
+# and takes its time to import. (Layout: ggml.h.)
 _TYPES = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    8: ("Q8_0", 32, 34),
+    2: ("Q4_0", 32, BLOCK_BYTES["Q4_0"]),
+    3: ("Q4_1", 32, BLOCK_BYTES["Q4_1"]),
+    8: ("Q8_0", 32, BLOCK_BYTES["Q8_0"]),
     30: ("BF16", 1, 2),
 }
 
@@ -215,7 +215,7 @@ def _dequantized(tensor: StoredTensor, offset: int) -> torch.Tensor:
     if tensor.dtype in ("F32", "F16", "BF16"):
         return torch.from_numpy(stored).view(_DTYPES[tensor.dtype]).view(tensor.shape)
     rows = stored.reshape(*tensor.shape[:-1], -1)
-    if tensor.dtype in BLOCK_BYTES:  # without the gguf package, which takes its time to import
+    if tensor.dtype in BLOCK_BYTES:
         blocks = Blocks(tensor.dtype, torch.from_numpy(rows).view(-1, rows.shape[-1]))
         return blocks.numbers(torch.float32).view(tensor.shape)
     from gguf import GGMLQuantizationType, quants

@@ -118,5 +118,5 @@ class Int8Linear(PackedLinear):
         return self._layer.weight.nbytes + 4 * self.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, in) to (T, out)."""
-        return self._layer(x)
+        """(T, in) to (T, out) in the dtype of `x`, multiplied in float16 as the method is."""
+        return self._layer(x.to(torch.float16)).to(x.dtype)

@@ -34,8 +34,8 @@ class PrepackedLinear(PackedLinear):
 class DenseLinear(PackedLinear):
     """A weight as it is stored, mapped where the file is: our kernel, or torch where that is faster.
 
-    Torch multiplies tiles in float32 where the CPU has no bfloat16 arithmetic, or would round sums that are
-    wanted in float32.
+    Torch multiplies tiles in float32 where the CPU has no bfloat16 arithmetic, and where `x` is float32: its
+    own bfloat16 arithmetic would round the sums.
     """
 
     def take(self, weight: Tensor | Blocks) -> None:

@@ -17,7 +17,7 @@ constexpr int MAX_WORKERS = 255;
 constexpr int MAX_ITEMS = (1 << 20) - 1;
 
 void pause_briefly() {
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
     __builtin_ia32_pause();
 #else
     std::this_thread::yield();
