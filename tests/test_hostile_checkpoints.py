@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import struct
-import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from m7b.errors import DamagedCheckpoint, M7bError, UnsupportedCheckpoint
 from m7b.runtime.checkpoints import open_checkpoint
 from m7b.tokenizer import load_tokenizer
 from tests.checkpoints import _gguf_name, mistral, native_tensors, write_hf, write_native
+from tests.memory import peak_of
 
 MODEL = mistral(
     hidden_size=8,
@@ -34,34 +34,33 @@ NAN, INF, HUGE = float("nan"), float("inf"), 10**400
 
 def measured(path: Path) -> int:
     """Open `path` and read all of it; returns the peak of Python's allocations."""
-    tracemalloc.start()
-    try:
+
+    def read() -> None:
         checkpoint = open_checkpoint(path)
         for name, tensor in checkpoint.tensors.items():
             assert tuple(checkpoint.read(name).shape) == tensor.shape
         if checkpoint.tokenizer:
             load_tokenizer(checkpoint.tokenizer)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+
+    return peak_of(read)
 
 
 def assert_refused(path: Path, *words: object, kind: type[M7bError] = DamagedCheckpoint) -> str:
     """`path` is refused as `kind`, in one short line with `words`, at no cost in memory."""
-    tracemalloc.start()
-    try:
+    refusals = []
+
+    def read() -> None:
         with pytest.raises(M7bError) as caught:
             open_checkpoint(path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    text = str(caught.value)
-    assert type(caught.value) is kind, text
+        refusals.append(caught.value)
+
+    assert peak_of(read) < 4 << 20
+    text = str(refusals[0])
+    assert type(refusals[0]) is kind, text
     assert text.isprintable()
     assert len(text) < 800
     for word in (path, *words):
         assert str(word) in text
-    assert peak < 4 << 20
     return text
 
 

@@ -6,13 +6,13 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 import uuid
 
 import pytest
 
 from m7b.errors import UsageError
 from m7b.tools import Toolbox
+from tests.memory import peak_of
 from tests.tool_files import MARK, marked, value_of, wait_until, write, write_json
 
 IDLE = '''
@@ -180,12 +180,7 @@ def test_a_tool_may_leave_mess_behind_and_answer(body, act):
 
 
 def test_what_a_tool_prints_does_not_fill_our_memory(act):
-    tracemalloc.start()
-    try:
-        act("while True: os.write(1, b'x' * 1_000_000)")
-        assert tracemalloc.get_traced_memory()[1] < 2_000_000
-    finally:
-        tracemalloc.stop()
+    assert peak_of(lambda: act("while True: os.write(1, b'x' * 1_000_000)")) < 2_000_000
 
 
 def test_nothing_that_a_tool_prints_reaches_our_terminal(act, capfd):
