@@ -145,30 +145,33 @@ def test_rounding_to_4_bits_loses_no_more_than_llama_cpps_own_quantizer(files, t
     assert 0.01 < ours.mean_kl <= others.mean_kl
 
 
-@pytest.mark.skipif(kernels.instruction_set() is None, reason="torch rounds the logits of bfloat16")
 def test_bfloat16_and_8_bits_stay_close_over_20_kilobytes_of_english(files):
-    """What the documentation states: 98 % of float32's tokens, and half a percent of perplexity."""
+    """What the documentation states: 98 % of float32's tokens, and half a percent of perplexity.
+
+    Without the kernels torch rounds the logits, as the references do: 97 %.
+    """
     text = english_text()
     assert len(text) >= 20_000
     ids = load_tokenizer(open_checkpoint(files / "bf16.gguf").tokenizer).encode(text, bos=False)
 
     def read(file, dtype):
         """The likeliest token after each, and the perplexity, in parts of 512 tokens read one by one."""
-        running, tokens, losses = engine(files / file, dtype=dtype, ctx_size=512, prefill_chunk=512), [], []
+        running, tokens, missed = engine(files / file, dtype=dtype, ctx_size=512, prefill_chunk=512), [], []
         for at in range(0, len(ids), 512):
             part = ids[at : at + 512]
             (rows,) = running.logits(part)
             tokens.append(rows.argmax(-1))
-            losses.append(
+            missed.append(
                 torch.nn.functional.cross_entropy(rows[:-1], torch.tensor(part[1:]), reduction="none")
             )
-        return torch.cat(tokens), torch.cat(losses).mean().exp()
+        return torch.cat(tokens), torch.cat(missed).mean().exp()
 
     (exact, _), (rounded, of_16_bits), (_, of_8_bits) = (
         read(file, dtype)
         for file, dtype in (("bf16.gguf", "float32"), ("bf16.gguf", None), ("q8_0.gguf", None))
     )
-    assert 0.98 <= (exact == rounded).float().mean() < 1
+    least = 0.98 if kernels.instruction_set() else 0.97
+    assert least <= (exact == rounded).float().mean() < 1
     assert of_8_bits <= 1.005 * of_16_bits
 
 

@@ -60,9 +60,7 @@ class StockBlockLinear(BlockLinear):
 
     def take(self, weight: Tensor | Blocks) -> None:
         """Round or keep the weight."""
-        blocks = in_blocks(weight, self._wanted)
-        self.block_type = self._wanted or BlockType[blocks.type]
-        self._blocks = blocks
+        self._blocks = in_blocks(weight, self._wanted)
 
     @property
     def n_bytes(self) -> int:
