@@ -14,7 +14,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
     T, H, D = queries.shape
     K = keys.shape[0]
     # The query heads that share a kv head become rows of one longer query: no key is copied.
-    grouped = queries.view(T, K, H // K, D).permute(1, 2, 0, 3).reshape(1, K, H // K * T, D)
+    grouped = queries.reshape(T, K, H // K, D).permute(1, 2, 0, 3).reshape(1, K, H // K * T, D)
     mixed = F.scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=bias)
     return mixed.view(K, H // K, T, D).permute(2, 0, 1, 3).reshape(T, H, D)
 

@@ -1,4 +1,4 @@
-"""The rolling KV cache: one ring of slots per layer, one rule for what a query may see.
+"""The rolling KV cache: a ring of slots for each sequence, one rule for what a query may see.
 
 Knows positions and slots; knows nothing about heads' meaning, text or weights.
 
@@ -13,82 +13,47 @@ and so every later one, no longer sees.
 
 Worked example, window 3, chunk 2, capacity 4, after 6 tokens: slots hold positions [4, 5, 2, 3];
 the query at position 6 is written to slot 2 and sees 4, 5 and 6.
+
+Each sequence has a row of the cache, a ring in every layer, as long as that sequence may need. What a row
+holds can be copied to another, so that sequences with one beginning read it once.
 """
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from m7b.runtime.batch import Span
 from m7b.runtime.config import ModelConfig
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSpan:
-    """Where one chunk goes: its first slot, its length, and how many slots are filled after it."""
-
-    slot: int
-    length: int
-    filled: int
-
-
-class LayerCache:
-    """The keys and values of one layer, each (K, S, D)."""
-
-    def __init__(
-        self, n_kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: str
-    ) -> None:
-        shape = (n_kv_heads, capacity, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
-
-    def write(self, span: CacheSpan, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store `keys` and `values` (K, T, D); returns views of all filled slots, each (K, S, D)."""
-        head = min(span.length, self.keys.shape[1] - span.slot)
-        tail = span.length - head
-        for ring, chunk in ((self.keys, keys), (self.values, values)):
-            ring[:, span.slot : span.slot + head] = chunk[:, :head]
-            if tail:
-                ring[:, :tail] = chunk[:, head:]
-        return self.keys[:, : span.filled], self.values[:, : span.filled]
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes allocated for the layer."""
-        return self.keys.nbytes + self.values.nbytes
-
-
-class RollingKVCache:
-    """Keys and values of one sequence, and the position that every slot holds.
+class CacheRow:
+    """The keys and values of one sequence.
 
     Args:
-        config: gives layers, heads and the window.
-        ctx_size: the most tokens the sequence may have.
-        prefill_chunk: the most tokens one forward pass may add.
+        shape: kv heads K, slots S and head_dim D of each ring.
+        window: as the configuration has it.
         dtype: of keys and values.
         devices: the device of each layer, as a string that torch understands.
+
+    Attributes:
+        keys: of each layer, (K, S, D).
+        values: the same.
+        capacity: S.
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        ctx_size: int,
-        prefill_chunk: int,
-        dtype: torch.dtype,
-        devices: Sequence[str],
+        self, shape: tuple[int, int, int], window: int | None, dtype: torch.dtype, devices: Sequence[str]
     ) -> None:
-        self.window = config.sliding_window
-        self.prefill_chunk = prefill_chunk
-        self.capacity = config.cache_slots(ctx_size, prefill_chunk)
-        self.layers = [
-            LayerCache(config.n_kv_heads, self.capacity, config.head_dim, dtype, device) for device in devices
-        ]
-        self._slot_positions = torch.full((self.capacity,), -1)  # (S,), -1: never written
+        self.window, self.capacity = window, shape[1]
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
+        # Where the kernels find each layer's keys and values.
+        self.addresses = array("q", [ring.data_ptr() for pair in self._rings() for ring in pair])
         self._length = 0
         self._reserved = 0  # one past the highest position whose slot may have been overwritten
-        self._filled = 0  # one past the highest position that every layer has written
+        self._oldest = 0  # the first position that was ever written here: a copy leaves out what rolled out
 
     @property
     def length(self) -> int:
@@ -98,31 +63,39 @@ class RollingKVCache:
     @property
     def n_bytes(self) -> int:
         """Bytes allocated for keys and values."""
-        return sum(layer.n_bytes for layer in self.layers)
+        return sum(ring.nbytes for pair in self._rings() for ring in pair)
 
-    def reserve(self, length: int) -> tuple[CacheSpan, Tensor, Tensor]:
-        """Slots for the next `length` tokens, their positions (T,) and what each may see (T, S).
+    def reserve(self, span: Span) -> None:
+        """Expect the tokens of `span`, the next of the sequence. Nothing counts as written until `commit`."""
+        assert span.first == self._length, "tokens follow those that the row holds"
+        assert self.window is not None or span.end <= self.capacity, "the engine checks the context length"
+        self._reserved = max(self._reserved, span.end)
 
-        Nothing counts as written until `commit`, so a forward pass may be interrupted anywhere.
-        """
-        assert 0 < length <= self.prefill_chunk, (
-            "a chunk longer than prefill_chunk could overwrite visible keys"
-        )
-        start, end = self._length, self._length + length
-        assert self.window is not None or end <= self.capacity, "the engine checks the context length"
-        span = CacheSpan(start % self.capacity, length, min(max(end, self._filled), self.capacity))
-        positions = torch.arange(start, end)
-        self._slot_positions[positions % self.capacity] = positions
-        self._reserved = max(self._reserved, end)
-        return span, positions, visible(positions, self._slot_positions[: span.filled], self.window)
-
-    def commit(self, span: CacheSpan) -> None:
+    def commit(self, span: Span) -> None:
         """Count the tokens of `span` as part of the sequence: every layer has written them."""
-        self._length += span.length
-        self._filled = max(self._filled, self._length)
+        self._length = span.end
 
-    def can_rewind(self, length: int) -> bool:
-        """Whether the cache can drop back to `length` tokens and still hold all that the next may see.
+    def write(self, layer: int, span: Span, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store `keys` and `values` (K, T, D) of `span`; returns views of filled slots, each (K, S, D)."""
+        slot = span.first % self.capacity
+        head = min(span.n, self.capacity - slot)
+        for ring, chunk in ((self.keys[layer], keys), (self.values[layer], values)):
+            ring[:, slot : slot + head] = chunk[:, :head]
+            if head < span.n:
+                ring[:, : span.n - head] = chunk[:, head:]
+        n_filled = min(span.end, self.capacity)
+        return self.keys[layer][:, :n_filled], self.values[layer][:, :n_filled]
+
+    def slot_positions(self, end: int) -> Tensor:
+        """The position that each filled slot holds, (S,), once all positions below `end` are written.
+
+        After a rewind a slot may hold a later one: then the position told here has left every window.
+        """
+        slots = torch.arange(min(end, self.capacity))
+        return end - 1 - (end - 1 - slots) % self.capacity
+
+    def holds(self, length: int) -> bool:
+        """Whether the row has all that the token behind the first `length` may see.
 
         After L tokens the ring holds positions L-capacity to L-1. A query at position n needs n-window+1 on.
         """
@@ -130,19 +103,106 @@ class RollingKVCache:
             return True
         if length > self._length:
             return False
-        oldest = max(0, self._reserved - self.capacity)
+        oldest = max(self._oldest, self._reserved - self.capacity)
         first_seen = 0 if self.window is None else max(0, length - self.window + 1)
         return first_seen >= min(oldest, length)  # a window of 1 needs no key at all
 
     def rewind(self, length: int) -> None:
-        """Drop back to `length` tokens. Only legal where `can_rewind` says so."""
-        assert self.can_rewind(length)
+        """Drop back to `length` tokens. Only legal where `holds` says so."""
+        assert self.holds(length)
         self._length = length
         if length == 0 or self._reserved <= self.capacity:
-            # Nothing has rolled out: forget the slots past it, and whatever they hold.
-            self._slot_positions[length:] = -1
-            self._reserved = self._filled = length
+            # Nothing has rolled out: what slots past it hold is never looked at again.
+            self._reserved = length
+            self._oldest = min(self._oldest, length)
         # Else they hold later positions, which no query sees before they are written again.
+
+    def copy_prefix(self, source: "CacheRow", length: int) -> None:
+        """Take over the first `length` tokens of `source`, as many of them as this ring has slots for."""
+        assert source.holds(length)
+        positions = torch.arange(max(0, length - self.capacity), length)
+        mine, theirs = positions % self.capacity, positions % source.capacity
+        for ring, other in zip(self._rings(), source._rings(), strict=True):
+            for to, of in zip(ring, other, strict=True):
+                to[:, mine.to(to.device)] = of[:, theirs.to(of.device)]
+        self._length = self._reserved = length
+        self._oldest = max(
+            int(positions[0]) if length else 0, source._reserved - source.capacity, source._oldest
+        )
+
+    def _rings(self) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(self.keys, self.values, strict=True))
+
+
+class RollingKVCache:
+    """The rows of all sequences of one model.
+
+    Args:
+        config: gives layers, heads and the window.
+        prefill_chunk: the most tokens of one sequence that a forward pass may add.
+        dtype: of keys and values.
+        devices: the device of each layer, as a string that torch understands.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, prefill_chunk: int, dtype: torch.dtype, devices: Sequence[str]
+    ) -> None:
+        self.config, self.prefill_chunk = config, prefill_chunk
+        self._dtype, self._devices = dtype, devices
+        self._rows: dict[int, CacheRow] = {}
+        self._next = 0
+
+    def like(self) -> "RollingKVCache":
+        """An empty cache for the same model."""
+        return RollingKVCache(
+            self.config, prefill_chunk=self.prefill_chunk, dtype=self._dtype, devices=self._devices
+        )
+
+    def __getitem__(self, row: int) -> CacheRow:
+        return self._rows[row]
+
+    @property
+    def window(self) -> int | None:
+        """As the configuration has it."""
+        return self.config.sliding_window
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes allocated for keys and values of all rows."""
+        return sum(row.n_bytes for row in self._rows.values())
+
+    def add_row(self, n_tokens: int) -> int:
+        """Make room for a sequence of `n_tokens`; returns the number of its row.
+
+        The system hands memory out as it is written, so a row costs what it holds.
+        """
+        capacity = self.config.cache_slots(n_tokens, self.prefill_chunk)
+        shape = (self.config.n_kv_heads, capacity, self.config.head_dim)
+        row, self._next = self._next, self._next + 1
+        self._rows[row] = CacheRow(shape, self.window, self._dtype, self._devices)
+        return row
+
+    def remove_row(self, row: int) -> None:
+        """Give the memory of a row back."""
+        del self._rows[row]
+
+    def row_bytes(self, n_tokens: int) -> int:
+        """Bytes that a row for a sequence of `n_tokens` takes when it is full."""
+        slots = self.config.cache_slots(n_tokens, self.prefill_chunk)
+        return slots * self.config.cache_bytes_per_token(self._dtype.itemsize)
+
+    def reserve(self, spans: Sequence[Span]) -> None:
+        """Expect the tokens of a batch. A pass may be interrupted anywhere before `commit`."""
+        for span in spans:
+            assert 0 < span.n <= self.prefill_chunk, (
+                "a chunk longer than prefill_chunk could overwrite visible keys"
+            )
+            self._rows[span.row].reserve(span)
+
+    def commit(self, spans: Sequence[Span]) -> None:
+        """Count the tokens of a batch as part of their sequences."""
+        for span in spans:
+            self._rows[span.row].commit(span)
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:

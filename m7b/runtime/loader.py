@@ -11,10 +11,12 @@ import torch
 from accelerate import dispatch_model, init_empty_weights
 from accelerate.utils import offload_weight, save_offload_index, set_module_tensor_to_device
 
+from m7b.runtime.backends import Backend, choose_backend
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Blocks, Checkpoint
 from m7b.runtime.engine import Engine
-from m7b.runtime.linears import LinearPlan, PackedLinear, plan_linears, type_named
+from m7b.runtime.linears import PackedLinear
+from m7b.runtime.linears.blocks import type_named
 from m7b.runtime.model import Transformer
 from m7b.runtime.placement import (
     DISK,
@@ -27,9 +29,7 @@ from m7b.runtime.placement import (
     memory_errors,
     plan_devices,
 )
-from m7b.runtime.primitives import choose_primitives
 from m7b.runtime.processor import physical_cores
-from m7b.runtime.stack import make_stack
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """The dtypes a model can run in, by name."""
@@ -49,7 +49,7 @@ class EngineOptions:
 
     `dtype` None is the checkpoint's own, but bfloat16 for float16, which CPUs multiply slowly.
     `window` None is the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own.
-    `quant` is as `plan_linears` takes it. `threads` None is one for each physical core. `max_memory`
+    `quant` is as `choose_backend` takes it. `threads` None is one for each physical core. `max_memory`
     (bytes by device) is for `device` auto.
     """
 
@@ -77,38 +77,35 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
     ctx_size = options.ctx_size or config.max_seq_len
     n_slots = config.cache_slots(ctx_size, options.prefill_chunk)
     cache_bytes = n_slots * config.cache_bytes_per_token(dtype.itemsize)
-    plan = plan_linears(
+    backend = choose_backend(
         checkpoint, options.quant, options.device, dtype, dtype_given=options.dtype is not None
     )
     with init_empty_weights():
-        primitives = choose_primitives(options.device, dtype, config.head_dim)
-        model = Transformer(config, plan.make, primitives, plan.make_output)
+        model = Transformer(config, backend.linear, backend.output, backend.operations)
         model.to(dtype)
     device_map = plan_devices(model, options.device, dtype, cache_bytes, options.max_memory)
     what = f"{checkpoint.path.name} at {ctx_size} tokens"
-    _check_room(checkpoint, plan, dtype, device_map, cache_bytes, what)
+    _check_room(checkpoint, backend, dtype, device_map, cache_bytes, what)
     with memory_errors():
         yield from place_weights(model, checkpoint, device_map)
         cache = RollingKVCache(
             config,
-            ctx_size=ctx_size,
             prefill_chunk=options.prefill_chunk,
             dtype=dtype,
             devices=layer_devices(device_map, config.n_layers),
         )
-        model.stack = make_stack(model, cache)
-    return Engine(model, cache, ctx_size, execution_device(device_map))
+        return Engine(model, backend, cache, ctx_size, execution_device(device_map))
 
 
 def _check_room(
     checkpoint: Checkpoint,
-    plan: LinearPlan,
+    backend: Backend,
     dtype: torch.dtype,
     device_map: DeviceMap,
     cache_bytes: int,
     what: str,
 ) -> None:
-    """Compare what the plan puts into memory and on disk with what is free there."""
+    """Compare what the backend puts into memory and on disk with what is free there."""
     shapes = checkpoint.config.tensor_shapes()
     on_disk = sum(
         math.prod(shape) * dtype.itemsize
@@ -118,18 +115,18 @@ def _check_room(
     check_disk(on_disk, what)
     if execution_device(device_map) == "cpu":
         is_planned = len(device_map) > 1 or on_disk > 0  # then accelerate has weighed the weights
-        check_memory(cache_bytes + (0 if is_planned else _weight_bytes(checkpoint, plan, dtype)), what)
+        check_memory(cache_bytes + (0 if is_planned else _weight_bytes(checkpoint, backend, dtype)), what)
 
 
-def _weight_bytes(checkpoint: Checkpoint, plan: LinearPlan, dtype: torch.dtype) -> int:
+def _weight_bytes(checkpoint: Checkpoint, backend: Backend, dtype: torch.dtype) -> int:
     """Bytes that the weights will take; an embedding that serves as output too is held twice if packed."""
     config = checkpoint.config
     n_embeddings = config.vocab_size * config.dim
-    if plan.bits is None:
+    if backend.bits is None:
         return checkpoint.n_bytes + n_embeddings * dtype.itemsize
-    is_packed = plan.bits != 8 * dtype.itemsize
+    is_packed = backend.bits != 8 * dtype.itemsize
     n_linear = config.n_params - n_embeddings * (not (config.tied_embeddings and is_packed))
-    return int(n_linear * plan.bits / 8) + n_embeddings * dtype.itemsize
+    return int(n_linear * backend.bits / 8) + n_embeddings * dtype.itemsize
 
 
 def run_dtype(stored: torch.dtype, wanted: str | None) -> torch.dtype:

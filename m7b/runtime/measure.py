@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from m7b.bench.results import Reads, Sample, Work
 from m7b.generation import PromptProgress, SamplingParams, Step
+from m7b.runtime.batch import Span
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints.random import cut
-from m7b.runtime.config import ModelConfig
 from m7b.runtime.engine import Engine
 from m7b.runtime.kernels import BlockType
 from m7b.runtime.linears.blocks import BlockLinear
@@ -71,21 +71,22 @@ class EngineRunner:
         self._engine, self._depth = engine, 0
         cache = engine.cache
         self.reads = Reads(
-            weights=kept_as(engine._model, quant),
-            weight_bytes=weight_bytes(engine._model),
+            weights=kept_as(engine.model, quant),
+            weight_bytes=weight_bytes(engine.model),
             kv_bytes=cache.n_bytes,
-            kv_bytes_per_token=cache.n_bytes // cache.capacity,
+            kv_bytes_per_token=cache.config.cache_bytes_per_token(engine.model.norm.weight.element_size()),
             window=cache.window,
         )
 
     def prepare(self, depth: int) -> None:
         """Bring the cache to `depth` tokens, by going back to them or with random keys and values."""
-        self._depth, cache = depth, self._engine.cache
-        if depth and cache.can_rewind(depth):
-            cache.rewind(depth)
+        self._depth, rows = depth, self._engine.rows
+        if depth and self._engine.cache[rows.main].holds(depth):
+            rows.rewind(rows.main, depth)
         else:
-            fill(cache, self._engine._model.config, depth)
-        self._engine.pretend([_TOKEN] * depth)
+            rows.rewind(rows.main, 0)
+            fill(self._engine.cache, rows.main, depth)
+            self._engine.pretend(rows.main, [_TOKEN] * depth)
 
     def prefill(self, n: int) -> tuple[float, float]:
         """Read `n` tokens: seconds to the last logits, and to the token chosen by them."""
@@ -131,22 +132,22 @@ def repeat(runner: Runner, work: Work) -> Sample:
 
 
 @torch.inference_mode()
-def fill(cache: RollingKVCache, config: ModelConfig, depth: int) -> None:
-    """Leave `cache` as a prompt of `depth` tokens would, its keys and values random instead of computed.
+def fill(cache: RollingKVCache, row: int, depth: int) -> None:
+    """Leave an empty `row` as a prompt of `depth` tokens would, with random keys and values.
 
     Which values they are changes no speed, and computing 4096 positions of a 7B takes minutes.
     """
-    cache.rewind(0)
     block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0))
     drawn = 0  # values taken from the block
     for at in range(0, depth, cache.prefill_chunk):
-        span, _, _ = cache.reserve(min(cache.prefill_chunk, depth - at))
-        shape = torch.Size((config.n_kv_heads, span.length, config.head_dim))  # (K, T, D)
-        for layer in cache.layers:
+        span = Span(row, at, min(cache.prefill_chunk, depth - at))
+        cache.reserve([span])
+        shape = torch.Size((cache.config.n_kv_heads, span.n, cache.config.head_dim))  # (K, T, D)
+        for layer in range(cache.config.n_layers):
             starts = (drawn, drawn + shape.numel())
-            layer.write(span, *(cut(block, shape.numel(), start).view(shape) for start in starts))
+            cache[row].write(layer, span, *(cut(block, shape.numel(), start).view(shape) for start in starts))
             drawn += 2 * shape.numel()
-        cache.commit(span)
+        cache.commit([span])
 
 
 def weight_bytes(model: Transformer) -> int:

@@ -7,7 +7,7 @@ be called. Knows tensors; knows nothing about models. `M7B_KERNELS` may name a l
 
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ class BlockType(IntEnum):
 
 _DENSE = 4  # beside the block types: rows of bfloat16
 _FEW_TOKENS = 8  # up to here reading a bfloat16 weight takes longer than multiplying by it
+_FEW_AT_ONCE = 16  # tokens that go through all layers without a stop
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -186,25 +187,51 @@ def linear_levels(x: Tensor, weight: LevelWeight, n_out: int) -> Tensor:
     return y
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Softmax attention of `queries` (T, H, D) over bfloat16 `keys` and `values` (K, S, D).
+class RingSpan(NamedTuple):
+    """`n` tokens of one sequence, at positions [first, first + n), and the rings that they go to.
 
-    `bias` is bfloat16, its first T rows (S,) are those of the tokens. D is a multiple of 16.
+    `rings` are the addresses of each layer's keys and values, both (K, capacity, D) bfloat16; whoever makes
+    this keeps them alive. `window` 0 is full attention. `is_prompt` tokens are read, not generated.
     """
-    queries, bias = queries.contiguous(), bias.contiguous()
-    T, H, D = queries.shape
-    K, S, _ = keys.shape
-    assert keys.stride() == values.stride()
-    assert keys.stride()[1:] == (D, 1)
+
+    rings: "array[int]"
+    capacity: int
+    first: int
+    n: int
+    window: int
+    is_prompt: bool
+
+
+class RingSpans:
+    """The spans of a batch, one behind the other, as the kernels read them."""
+
+    def __init__(self, spans: Iterable[RingSpan]) -> None:
+        self._spans = tuple(spans)  # kept, for their addresses are
+        self._numbers = array("q")
+        for span in self._spans:
+            self._numbers.extend((span.rings.buffer_info()[0], *map(int, span[1:])))  # struct Span
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @property
+    def address(self) -> int:
+        """Where the array of struct `Span` of operations.h begins."""
+        return self._numbers.buffer_info()[0]
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, spans: RingSpans, layer: int) -> Tensor:
+    """Write `keys` and `values` (N, K, D) bfloat16 to the rings of `layer`; softmax attention, (N, H, D).
+
+    Each of the N tokens of the spans sees its own sequence, as far back as the window. `queries` are
+    (N, H, D) float32 or bfloat16; D is a multiple of 16.
+    """
+    queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
+    _, H, D = queries.shape
     out = torch.empty_like(queries)
     _native.attend(
-        *_array(queries),
-        keys.data_ptr(),
-        values.data_ptr(),
-        bias.data_ptr(),
-        *(T, H, K, S, D, keys.stride(0)),
-        *_array(out),
-        torch.get_num_threads(),
+        *(*_array(queries), keys.data_ptr(), values.data_ptr(), spans.address, len(spans), layer),
+        *(H, keys.shape[1], D, *_array(out), torch.get_num_threads()),
     )
     return out
 
@@ -236,10 +263,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 class LayerArrays(NamedTuple):
-    """One layer: its norms (dim,) and its cache (K, capacity, D), both bfloat16, and its weights.
-
-    A weight that is a tensor (out, in) has bfloat16 too.
-    """
+    """One layer: its norms (dim,) bfloat16 and its weights. So are those that are tensors (out, in)."""
 
     attention_norm: Tensor
     ffn_norm: Tensor
@@ -250,8 +274,6 @@ class LayerArrays(NamedTuple):
     w1: PackedWeight | Tensor
     w2: PackedWeight | Tensor
     w3: PackedWeight | Tensor
-    keys: Tensor
-    values: Tensor
 
     def addresses(self) -> Iterator[int]:
         """The struct `Layer` of layers.h."""
@@ -267,37 +289,38 @@ class LayerStack:
 
     What Python takes between two operations is longer than the operations of a small model, and 3 % of
     a 7B's; and what lies between them stays in memory that is not asked for again and again.
+
+    Args:
+        layers: all of one model.
+        eps: of the norms.
+        head_dim: D.
     """
 
-    def __init__(self, layers: Sequence[LayerArrays], eps: float) -> None:
+    def __init__(self, layers: Sequence[LayerArrays], eps: float, head_dim: int) -> None:
         self._layers = layers  # kept, for their addresses are
         self._addresses = array("q", [number for layer in layers for number in layer.addresses()])
         first, self._eps = layers[0], eps
-        K, capacity, D = first.keys.shape
-        q_dim, dim, hidden_dim = (
+        q_dim, kv_dim, dim, hidden_dim = (
             each.n_out if isinstance(each, PackedWeight) else each.shape[0]
-            for each in (first.wq, first.wo, first.w1)
+            for each in (first.wq, first.wk, first.wo, first.w1)
         )
-        self._sizes = (dim, q_dim // D, K, D, hidden_dim, capacity)
+        self._sizes = (dim, hidden_dim, q_dim // head_dim, kv_dim // head_dim, head_dim)
         self._is_dense = isinstance(first.wq, Tensor)
 
-    def takes(self, T: int) -> bool:
-        """Whether this is the way for `T` tokens: many times bfloat16 may be for torch."""
-        return not self._is_dense or takes_bf16(T)
+    def takes(self, n_tokens: int) -> bool:
+        """Whether this is the way for `n_tokens`: many times bfloat16 may be for torch."""
+        return not self._is_dense or takes_bf16(n_tokens)
 
-    def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, slot: int, filled: int) -> Tensor:
-        """`h` (T, dim) bfloat16 after all layers: the same tensor, changed.
-
-        Keys and values go to the ring from `slot` on; `bias` bfloat16 begins with T rows of `filled` slots.
-        """
-        # One token goes through all layers in a call; many stop after each, where they can be interrupted.
-        n_layers, (address, length) = len(self._layers), self._addresses.buffer_info()
-        n_at_once = n_layers if h.shape[0] == 1 else 1
+    def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, spans: RingSpans) -> Tensor:
+        """`h` (N, dim) bfloat16, the tokens of `spans`, after all layers: the same tensor, changed."""
+        # Few tokens go through all layers in a call; many stop after each, where they can be interrupted.
+        n_layers, n_tokens = len(self._layers), h.shape[0]
+        n_at_once = n_layers if n_tokens <= _FEW_AT_ONCE else 1
         for first in range(0, n_layers, n_at_once):
             _native.forward(
-                *(address + first * length // n_layers * self._addresses.itemsize, n_at_once, *self._sizes),
-                *(h.data_ptr(), h.shape[0], cos.data_ptr(), sin.data_ptr(), bias.data_ptr()),
-                *(slot, filled, torch.get_num_threads(), self._eps),
+                *(self._addresses.buffer_info()[0], first, first + n_at_once, *self._sizes),
+                *(h.data_ptr(), n_tokens, cos.data_ptr(), sin.data_ptr(), spans.address, len(spans)),
+                *(torch.get_num_threads(), self._eps),
             )
         return h
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from m7b.runtime import kernels
 from m7b.runtime.checkpoints import Blocks
 from m7b.runtime.linears.packed import PackedLinear
-from m7b.runtime.model import LinearFactory
+from m7b.runtime.operations import LinearFactory
 
 _OUTLIER = 6.0  # activations beyond it are not quantized: section 3.2 of LLM.int8(), transformers' default
 BLOCK = kernels.LEVELS_BLOCK
@@ -17,10 +17,10 @@ BLOCK = kernels.LEVELS_BLOCK
 _PANEL = 32  # rows that bitsandbytes interleaves on a CPU with AVX-512 and bfloat16
 
 
-def four_bit_factory(quant_type: str, device: str, dtype: torch.dtype) -> LinearFactory:
-    """Layers of `nf4` or `fp4` in `dtype`: bitsandbytes', or ours on a CPU that it has no kernel for."""
+def make_four_bit_factory(quant_type: str, dtype: torch.dtype, *, has_kernels: bool) -> LinearFactory:
+    """Layers of `nf4` or `fp4` in `dtype`: bitsandbytes', or ours where it has none for the processor."""
     theirs = partial(FourBitLinear, quant_type=quant_type, dtype=dtype)
-    if device != "cpu" or dtype != torch.bfloat16 or not kernels.instruction_set():
+    if dtype != torch.bfloat16 or not has_kernels:
         return theirs
 
     def make(in_features: int, out_features: int) -> PackedLinear:

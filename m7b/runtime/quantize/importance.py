@@ -24,19 +24,18 @@ def column_importance(
         x = inputs[0].to(torch.float32)  # (T, in)
         sums[name] = sums.get(name, 0) + x.square().sum(0)
 
+    plain = engine.unfuse()
     hooks = [
         layer.register_forward_pre_hook(partial(add, f"{name}.weight"))
         for name, layer in engine.model.named_modules()
         if isinstance(layer, Linear | PackedLinear)
     ]
-    stack, engine.model.stack = engine.model.stack, None  # whose layers are not called one by one
     try:
         for start in range(0, len(ids), ctx_size):
-            for rows in engine.logits(ids[start : start + ctx_size]):
+            for rows in plain.logits(ids[start : start + ctx_size]):
                 start += len(rows)
                 yield start
     finally:
-        engine.model.stack = stack
         for hook in hooks:
             hook.remove()
     means = {name: total / len(ids) for name, total in sums.items()}

@@ -1,6 +1,7 @@
-// Attention over the ring of a layer: how queries, heads and slots are shared out among threads.
+// Attention over rings: how spans, heads, queries and slots are shared out among threads.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "arrays.h"
@@ -9,6 +10,81 @@
 
 namespace m7b {
 namespace {
+
+constexpr int GROUP = 8; // tiles of queries that go through the slots side by side
+
+// One span in one layer, and how its work is cut: into tiles of MAX_ROWS queries of a kv head and parts of PART slots.
+//
+// What was generated comes by few tokens: they read keys as they stand, and are shared out over parts as well as
+// heads. A prompt's keys are turned for all its queries at once, and its tiles go through the parts in groups, for
+// which a part stays in the cache. Both depend on the span alone, so a sequence gets the same bits in any batch.
+struct Work {
+    const Span *span;
+    const uint16_t *keys, *values; // (K, capacity, D)
+    int token;                     // the first one's place in the batch
+    int S;                         // slots that are filled once it is written
+    bool is_turned;
+    int n_rows, n_tiles, n_groups, n_parts, n_splits;
+    size_t results, turned; // where its own begin
+
+    int group() const { return is_turned ? GROUP : 1; }
+};
+
+Work plan(const Span &span, int layer, int token, const Heads &heads) {
+    Work work = {};
+    work.span = &span, work.token = token;
+    work.keys = span.rings[2 * layer], work.values = span.rings[2 * layer + 1];
+    work.S = int(std::min(span.first + span.n, span.capacity));
+    work.is_turned = span.is_prompt || span.n > FEW_TOKENS;
+    work.n_rows = int(span.n) * (heads.H / heads.K);
+    work.n_tiles = (work.n_rows + MAX_ROWS - 1) / MAX_ROWS;
+    work.n_groups = (work.n_tiles + work.group() - 1) / work.group();
+    work.n_parts = (work.S + PART - 1) / PART;
+    work.n_splits = work.is_turned ? 1 : work.n_parts;
+    return work;
+}
+
+// Items of all works, counted through: finds the work of an item and the item's number within it.
+class Items {
+public:
+    template <class Count> Items(const std::vector<Work> &works, Count count) {
+        for (const Work &work : works) ends_.push_back(n() + count(work));
+    }
+    int n() const { return ends_.empty() ? 0 : ends_.back(); }
+    size_t find(int &item) const {
+        const size_t i = std::upper_bound(ends_.begin(), ends_.end(), item) - ends_.begin();
+        item -= i ? ends_[i - 1] : 0;
+        return i;
+    }
+
+private:
+    std::vector<int> ends_;
+};
+
+// The rows (n, K, D) of a span to their slots.
+void write(const uint16_t *rows, const Span &span, const Heads &heads, uint16_t *ring) {
+    for (int t = 0; t < span.n; t++)
+        for (int head = 0; head < heads.K; head++)
+            std::memcpy(ring + (size_t(head) * span.capacity + (span.first + t) % span.capacity) * heads.D,
+                        rows + (size_t(t) * heads.K + head) * heads.D, 2 * heads.D);
+}
+
+// The slots that token `t` of a span sees. Once the span is written, slots [0, newest] hold the positions up to its
+// last, and those behind the ones before: window 3, capacity 4, positions 5 and 6 written: slots hold 4 5 6 3, and the
+// token at 5 sees 3 to 5, which is slots [0, 2) and [3, 4).
+Visible visible(const Span &span, int t) {
+    const int64_t position = span.first + t, last = span.first + span.n - 1, newest = last % span.capacity;
+    const int64_t oldest = span.window ? std::max<int64_t>(0, position - span.window + 1) : 0;
+    Visible slots = {};
+    for (int i = 0; i < 2; i++) {
+        const int64_t base = last - newest - i * span.capacity; // the position that slot 0 would hold
+        const int64_t begin = i ? newest + 1 : 0, end = i ? span.capacity : newest + 1;
+        if (i && last < span.capacity) break;
+        slots.from[i] = int(std::max(begin, oldest - base));
+        slots.to[i] = int(std::max<int64_t>(slots.from[i], std::min(end, position - base + 1)));
+    }
+    return slots;
+}
 
 // The keys of one part of one head with the slots side by side: (n, D) to (D, PART).
 void turn(const uint16_t *keys, int n, int D, uint16_t *turned) {
@@ -35,68 +111,86 @@ void merge(const float *results, int n_splits, size_t stride, int D, int row, Ar
 
 } // namespace
 
-// Few queries are shared out over slots as well as heads, a part at a time; the split depends on the shapes alone,
-// so the number of threads changes no result. Many share keys that are turned for them once, and go through the parts
-// in groups, for which a part stays in the cache.
-void attend(Array queries, const uint16_t *keys, const uint16_t *values, const uint16_t *bias, Shape s,
-            Array out, int n_threads) {
-    constexpr int GROUP = 8;
-    const bool are_few = s.T <= FEW_TOKENS;
-    const int G = s.H / s.K, n_rows = s.T * G, n_tiles = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
-    const int group = are_few ? 1 : GROUP, n_groups = (n_tiles + group - 1) / group;
-    const int n_parts = (s.S + PART - 1) / PART, n_splits = are_few ? n_parts : 1, n_each = n_parts / n_splits;
-    const size_t stride = MAX_ROWS * (s.D + 2); // the mixed values of the rows, then their tops and totals
-    const float scale = 1.0f / std::sqrt(float(s.D));
-    // Row r of a kv head is head r % G of token r / G.
-    const auto row_at = [&](int k, int r) { return (size_t(r / G) * s.H + size_t(k) * G + r % G) * s.D; };
+void attend(Array queries, const uint16_t *keys, const uint16_t *values, const Span *spans, int n_spans, int layer,
+            Heads heads, Array out, int n_threads) {
+    const int G = heads.H / heads.K, K = heads.K, D = heads.D;
+    const size_t stride = MAX_ROWS * (D + 2); // the mixed values of the rows, then their tops and totals
+    const float scale = 1.0f / std::sqrt(float(D));
+    static std::vector<Work> works;
     static std::vector<float> results;
     static std::vector<uint16_t> turned;
-    results.resize(size_t(s.K) * n_tiles * n_splits * stride);
-    if (!are_few) {
-        turned.resize(size_t(s.K) * n_parts * PART * s.D);
-        parallel(n_threads, s.K * n_parts, [&](int item) {
-            const int k = item / n_parts, begin = item % n_parts * PART;
-            turn(keys + k * s.kv_stride + size_t(begin) * s.D, std::min(PART, s.S - begin), s.D,
-                 &turned[size_t(item) * PART * s.D]);
-        });
+    works.clear();
+    int n_tokens = 0;
+    size_t n_results = 0, n_turned = 0;
+    for (const Span *span = spans; span < spans + n_spans; span++) {
+        Work work = plan(*span, layer, n_tokens, heads);
+        write(keys + size_t(n_tokens) * K * D, *span, heads, span->rings[2 * layer]);
+        write(values + size_t(n_tokens) * K * D, *span, heads, span->rings[2 * layer + 1]);
+        work.results = n_results, work.turned = n_turned;
+        n_results += size_t(K) * work.n_tiles * work.n_splits * stride;
+        n_turned += work.is_turned ? size_t(K) * work.n_parts * PART * D : 0;
+        n_tokens += int(span->n);
+        works.push_back(work);
     }
-    parallel(n_threads, s.K * n_groups * n_splits, [&](int item) {
+    results.resize(n_results);
+    turned.resize(n_turned);
+    // Row r of a kv head is head r % G of token r / G.
+    const auto row_at = [&](const Work &work, int k, int r) {
+        return (size_t(work.token + r / G) * heads.H + size_t(k) * G + r % G) * D;
+    };
+
+    const Items to_turn(works, [&](const Work &work) { return work.is_turned ? K * work.n_parts : 0; });
+    parallel(n_threads, to_turn.n(), [&](int item) {
+        const Work &work = works[to_turn.find(item)];
+        const int k = item / work.n_parts, begin = item % work.n_parts * PART;
+        turn(work.keys + (size_t(k) * work.span->capacity + begin) * D, std::min(PART, work.S - begin), D,
+             &turned[work.turned + size_t(item) * PART * D]);
+    });
+
+    const Items to_attend(works, [&](const Work &work) { return K * work.n_groups * work.n_splits; });
+    parallel(n_threads, to_attend.n(), [&](int item) {
         static thread_local std::vector<float> rows;
-        const int split = item % n_splits, first = item / n_splits % n_groups * group, k = item / n_splits / n_groups;
-        const int n = std::min(group, n_tiles - first);
+        const Work &work = works[to_attend.find(item)];
+        const int split = item % work.n_splits, k = item / work.n_splits / work.n_groups;
+        const int first = item / work.n_splits % work.n_groups * work.group();
+        const int n = std::min(work.group(), work.n_tiles - first), n_each = work.n_parts / work.n_splits;
+        const size_t head = size_t(k) * work.span->capacity * D;
         Attention tiles[GROUP] = {};
-        rows.resize(size_t(n) * MAX_ROWS * s.D);
+        rows.resize(size_t(n) * MAX_ROWS * D);
         for (int i = 0; i < n; i++) {
             Attention &tile = tiles[i];
-            tile.rows = std::min(MAX_ROWS, n_rows - (first + i) * MAX_ROWS);
-            float *row = &rows[size_t(i) * MAX_ROWS * s.D];
+            tile.rows = std::min(MAX_ROWS, work.n_rows - (first + i) * MAX_ROWS);
+            float *row = &rows[size_t(i) * MAX_ROWS * D];
             tile.queries = row;
-            for (int r = 0; r < tile.rows; r++, row += s.D) {
+            for (int r = 0; r < tile.rows; r++, row += D) {
                 const int of_head = (first + i) * MAX_ROWS + r;
-                load_floats(queries, row_at(k, of_head), s.D, row);
-                for (int d = 0; d < s.D; d++) row[d] *= scale;
-                tile.bias[r] = bias + size_t(of_head / G) * s.S;
+                load_floats(queries, row_at(work, k, of_head), D, row);
+                for (int d = 0; d < D; d++) row[d] *= scale;
+                tile.visible[r] = visible(*work.span, of_head / G);
             }
-            tile.keys = keys + k * s.kv_stride;
-            tile.turned = are_few ? nullptr : &turned[size_t(k) * n_parts * PART * s.D];
-            tile.values = values + k * s.kv_stride;
-            tile.head_dim = s.D;
-            tile.mixed = &results[((size_t(k) * n_tiles + first + i) * n_splits + split) * stride];
-            tile.top = tile.mixed + MAX_ROWS * s.D;
+            tile.keys = work.keys + head, tile.values = work.values + head;
+            tile.turned = work.is_turned ? &turned[work.turned + size_t(k) * work.n_parts * PART * D] : nullptr;
+            tile.head_dim = D;
+            tile.mixed = &results[work.results + ((size_t(k) * work.n_tiles + first + i) * work.n_splits + split) * stride];
+            tile.top = tile.mixed + MAX_ROWS * D;
             tile.total = tile.top + MAX_ROWS;
         }
         for (int part = split * n_each; part < (split + 1) * n_each; part++)
             for (int i = 0; i < n; i++) {
-                tiles[i].begin = part * PART, tiles[i].end = std::min(s.S, (part + 1) * PART);
+                tiles[i].begin = part * PART, tiles[i].end = std::min(work.S, (part + 1) * PART);
                 kernels().attend(tiles[i]);
                 tiles[i].resumes = true;
             }
     });
-    parallel(are_few ? 1 : n_threads, s.K * n_tiles, [&](int item) {
-        const int tile = item % n_tiles, k = item / n_tiles, n = std::min(MAX_ROWS, n_rows - tile * MAX_ROWS);
+
+    const Items to_merge(works, [&](const Work &work) { return K * work.n_tiles; });
+    parallel(n_tokens > FEW_TOKENS ? n_threads : 1, to_merge.n(), [&](int item) {
+        const Work &work = works[to_merge.find(item)];
+        const int tile = item % work.n_tiles, k = item / work.n_tiles;
+        const int n = std::min(MAX_ROWS, work.n_rows - tile * MAX_ROWS);
         for (int r = 0; r < n; r++)
-            merge(&results[size_t(item) * n_splits * stride], n_splits, stride, s.D, r, out,
-                  row_at(k, tile * MAX_ROWS + r));
+            merge(&results[work.results + size_t(item) * work.n_splits * stride], work.n_splits, stride, D, r, out,
+                  row_at(work, k, tile * MAX_ROWS + r));
     });
 }
 

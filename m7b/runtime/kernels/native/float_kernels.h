@@ -97,10 +97,16 @@ template <int R> void score_turned(const Attention &a, int n, float (*scores)[PA
     }
 }
 
-// Adds the biases to a row of n scores, hides those behind, and returns the largest.
-float add_bias(const uint16_t *bias, int n, float *scores) {
-    for (int s = 0; s < n; s++) scores[s] += from_bf16(bias[s]);
-    for (int s = n; s < PART; s++) scores[s] = -INFINITY;
+// Hides from a row of scores what its query does not see, of n slots from `begin` on, and returns the largest.
+float hide(const Visible &visible, int begin, int n, float *scores) {
+    int hidden = 0; // from here on, up to the next interval
+    for (int i = 0; i < 2; i++) {
+        const int from = larger(hidden, visible.from[i] - begin), to = smaller(n, visible.to[i] - begin);
+        if (from >= to) continue;
+        for (int s = hidden; s < from; s++) scores[s] = -INFINITY;
+        hidden = to;
+    }
+    for (int s = hidden; s < PART; s++) scores[s] = -INFINITY;
     V tops = v_load(scores);
     for (int s = LANES; s < PART; s += LANES) tops = v_max(tops, v_load(scores + s));
     float lanes[LANES], top = -INFINITY;
@@ -133,20 +139,16 @@ template <int R> void mix(const Attention &a, int n, float (*weights)[PART], con
     for (; d < a.head_dim; d += LANES) mix_columns<R, 1>(a, d, n, weights, fade);
 }
 
-// How many slots are left without those at the end that no row sees.
+// How many slots of the part are left without those at its end that no row sees.
 int seen(const Attention &a) {
-    constexpr uint64_t HIDDEN = 0xff80ff80ff80ff80; // -inf, four times
-    int end = 0;
-    for (int r = 0; r < a.rows; r++) {
-        const uint16_t *bias = a.bias[r] + a.begin;
-        uint64_t four;
-        int last = a.end - a.begin;
-        for (; last - 4 >= end; last -= 4)
-            if (std::memcpy(&four, bias + last - 4, 8), four != HIDDEN) break;
-        while (last > end && bias[last - 1] == uint16_t(HIDDEN)) last--;
-        end = last > end ? last : end;
-    }
-    return end;
+    int end = a.begin;
+    for (int r = 0; r < a.rows; r++)
+        for (int i = 0; i < 2; i++) {
+            const Visible &visible = a.visible[r];
+            const int last = smaller(a.end, visible.to[i]);
+            if (larger(a.begin, visible.from[i]) < last) end = larger(end, last);
+        }
+    return end - a.begin;
 }
 
 // Softmax with a running maximum (arXiv 2112.05682): parts are scored, weighed and mixed in turn.
@@ -162,7 +164,7 @@ template <int R> void attend_rows(const Attention &a) {
     else score<R>(a, n, scores);
     float fade[R];
     for (int r = 0; r < R; r++) {
-        const float top_here = add_bias(a.bias[r] + a.begin, n, scores[r]);
+        const float top_here = hide(a.visible[r], a.begin, n, scores[r]);
         const float top = top_here > a.top[r] ? top_here : a.top[r];
         fade[r] = a.top[r] == -INFINITY ? 0.0f : std::exp(a.top[r] - top);
         V total = v_zero(), shift = v_set(top == -INFINITY ? 0.0f : top);

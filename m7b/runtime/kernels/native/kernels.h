@@ -46,13 +46,18 @@ struct Tile {
     const int32_t *offsets; // -8 times the sum of the 32 quants, where they have 8 bits: Q4_0 stores value + 8
 };
 
+// Which slots of a ring a query sees: [from[0], to[0]) and, where it goes on behind the end, [from[1], to[1]) above.
+struct Visible {
+    int from[2], to[2];
+};
+
 // Some rows of queries that share a kv head, over slots [begin, end) of its ring, at most a part, which `begin` starts.
 struct Attention {
     const float *queries;    // (rows, D), scaled by 1 / sqrt(D)
     const uint16_t *keys;    // (S, D) bfloat16
     const uint16_t *turned;  // null, or the keys as (S / PART, D, PART), for many queries
     const uint16_t *values;  // (S, D) bfloat16
-    const uint16_t *bias[MAX_ROWS]; // (S,) bfloat16 per row: 0 or -inf
+    Visible visible[MAX_ROWS];
     int rows, head_dim, begin, end;
     bool resumes; // what was found in earlier parts stands below
     float *top, *total, *mixed; // (rows,), (rows,), (rows, D): largest score, sum of weights, weighted values

@@ -9,21 +9,20 @@ struct Matrix {
     int64_t type; // a BlockType, or DENSE
 };
 
-// The bfloat16 norms, the weights and the cache of a layer: 18 numbers of 64 bits, as Python writes them.
+// The bfloat16 norms and the weights of a layer: 16 numbers of 64 bits, as Python writes them.
 struct Layer {
     void *attention_norm, *ffn_norm;
     Matrix wq, wk, wv, wo, w1, w2, w3;
-    uint16_t *keys, *values; // (K, capacity, D)
 };
 
 struct Sizes {
-    int n_layers, dim, H, K, D, hidden_dim, capacity;
+    int dim, hidden_dim;
+    Heads heads;
     float eps;
 };
 
-// h (T, dim) bfloat16 is changed in place; keys and values go to the ring from `slot` on, and the tokens see slots
-// [0, S) under `bias` (T, S).
-void forward(const Layer *layers, const Sizes &sizes, uint16_t *h, int T, const float *cos, const float *sin,
-             const uint16_t *bias, int slot, int S, int n_threads);
+// The tokens of the spans through layers [first, end) of the model: h (N, dim) bfloat16 is changed in place.
+void forward(const Layer *layers, int first, int end, const Sizes &sizes, uint16_t *h, int N, const float *cos,
+             const float *sin, const Span *spans, int n_spans, int n_threads);
 
 } // namespace m7b

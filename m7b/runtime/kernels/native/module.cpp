@@ -98,13 +98,14 @@ PyObject *py_linear_bf16(PyObject *, PyObject *const *args, Py_ssize_t n) {
 PyObject *py_attend(PyObject *, PyObject *const *args, Py_ssize_t n) {
     Arguments a(args, n);
     Array queries = a.array();
-    const uint16_t *keys = a.address<uint16_t>(), *values = a.address<uint16_t>(), *bias = a.address<uint16_t>();
-    Shape shape = {};
-    shape.T = a.size(), shape.H = a.size(), shape.K = a.size(), shape.S = a.size(), shape.D = a.size();
-    shape.kv_stride = size_t(a.integer());
+    const uint16_t *keys = a.address<uint16_t>(), *values = a.address<uint16_t>();
+    const Span *spans = a.address<Span>();
+    int n_spans = a.size(), layer = a.size();
+    Heads heads = {};
+    heads.H = a.size(), heads.K = a.size(), heads.D = a.size();
     Array out = a.array();
     int n_threads = a.size();
-    return run(a, [&] { attend(queries, keys, values, bias, shape, out, n_threads); });
+    return run(a, [&] { attend(queries, keys, values, spans, n_spans, layer, heads, out, n_threads); });
 }
 
 PyObject *py_rms_norm(PyObject *, PyObject *const *args, Py_ssize_t n) {
@@ -139,16 +140,17 @@ PyObject *py_swiglu(PyObject *, PyObject *const *args, Py_ssize_t n) {
 PyObject *py_forward(PyObject *, PyObject *const *args, Py_ssize_t n) {
     Arguments a(args, n > 0 ? n - 1 : 0);
     const Layer *layers = a.address<Layer>();
+    int first = a.size(), end = a.size();
     Sizes s = {};
-    s.n_layers = a.size(), s.dim = a.size(), s.H = a.size(), s.K = a.size(), s.D = a.size();
-    s.hidden_dim = a.size(), s.capacity = a.size();
+    s.dim = a.size(), s.hidden_dim = a.size();
+    s.heads.H = a.size(), s.heads.K = a.size(), s.heads.D = a.size();
     uint16_t *h = a.address<uint16_t>();
-    int T = a.size();
+    int N = a.size();
     const float *cos = a.address<float>(), *sin = a.address<float>();
-    const uint16_t *bias = a.address<uint16_t>();
-    int slot = a.size(), S = a.size(), n_threads = a.size();
+    const Span *spans = a.address<Span>();
+    int n_spans = a.size(), n_threads = a.size();
     s.eps = n > 0 ? float(PyFloat_AsDouble(args[n - 1])) : 0;
-    return run(a, [&] { forward(layers, s, h, T, cos, sin, bias, slot, S, n_threads); });
+    return run(a, [&] { forward(layers, first, end, s, h, N, cos, sin, spans, n_spans, n_threads); });
 }
 
 PyObject *py_prefer_large_pages(PyObject *, PyObject *const *args, Py_ssize_t n) {

@@ -1,9 +1,13 @@
-// Conversions between float32, float16 and bfloat16. Static, so that no instruction set leaks into another.
+// Conversions between float32, float16 and bfloat16, and the smaller of two numbers. Static, so that no instruction
+// set leaks into another, as it could through std::min.
 #pragma once
 #include <cstdint>
 #include <cstring>
 
 namespace m7b {
+
+static inline int smaller(int a, int b) { return a < b ? a : b; }
+static inline int larger(int a, int b) { return a > b ? a : b; }
 
 static inline float from_bits(uint32_t bits) {
     float value;

@@ -36,14 +36,20 @@ struct LevelWeight {
     const float *scales, *levels;
 };
 void linear_levels(const LevelWeight &weight, Array x, int T, int n_in, int n_out, Array y, int n_threads);
-// queries (T, H, D), which may be where `out` goes, keys and values (K, S, D) with `kv_stride` values from head to
-// head, bias (T, S).
-struct Shape {
-    int T, H, K, S, D;
-    size_t kv_stride;
+// `n` tokens of one sequence, at positions [first, first + n): six numbers of 64 bits, as Python writes them.
+struct Span {
+    uint16_t *const *rings; // of each layer, the keys and the values (K, capacity, D) bfloat16; position p is in slot p % capacity
+    int64_t capacity, first, n;
+    int64_t window;    // a token sees itself and window - 1 before it; 0: all before it
+    int64_t is_prompt; // these are read, not generated
 };
-void attend(Array queries, const uint16_t *keys, const uint16_t *values, const uint16_t *bias, Shape shape,
-            Array out, int n_threads);
+struct Heads {
+    int H, K, D;
+};
+// Writes keys and values (N, K, D) bfloat16 of all tokens of the spans, one span behind the other, into the rings of
+// `layer`, and lets each token attend to what it sees. Queries are (N, H, D) and may be where `out` goes.
+void attend(Array queries, const uint16_t *keys, const uint16_t *values, const Span *spans, int n_spans, int layer,
+            Heads heads, Array out, int n_threads);
 void rms_norm(Array x, Array weight, int T, int dim, float eps, Array y, int n_threads);
 // x (T, heads, D) turned by cos and sin (T, D / 2) float32, pair i being values i and i + D / 2.
 void rotate(Array x, const float *cos, const float *sin, int T, int heads, int D, Array y, int n_threads);

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from m7b.generation import Constraint
-from m7b.runtime.sampling import Sampler
+from m7b.runtime.engine.sampling import Sampler
 
 
 class Choices:

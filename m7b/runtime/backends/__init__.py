@@ -1,0 +1,174 @@
+"""How the arithmetic of a model is done: one choice, made once, for all of it.
+
+Nobody else asks for the device, the dtype, the instruction set or the kind of weights to find that out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from m7b.errors import UsageError
+from m7b.generation import Quant
+from m7b.runtime import kernels
+from m7b.runtime.backends.cpu import KERNELS, FusedTransformer
+from m7b.runtime.backends.eager import TORCH
+from m7b.runtime.batch import Batch
+from m7b.runtime.cache import RollingKVCache
+from m7b.runtime.checkpoints import Checkpoint
+from m7b.runtime.kernels import BLOCK
+from m7b.runtime.linears import PackedLinear
+from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear, type_named
+from m7b.runtime.linears.bnb import Int8Linear, make_four_bit_factory
+from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
+from m7b.runtime.model import Linear, Transformer
+from m7b.runtime.operations import LinearFactory, Operations
+
+Forward = Callable[[Batch, RollingKVCache], Tensor]
+"""A model, ready to run: the wanted logits (M, V) float32 of a batch over a cache."""
+
+
+class Batching(Enum):
+    """What one pass may mix, so that each sequence is computed as it would be alone.
+
+    EXACT: every number depends on the token's own sequence alone, whatever is beside it and however its
+    prompt is cut. APART: it also depends on how many tokens are multiplied at once, so a long span goes
+    alone, and few tokens beside few. MIXED: the same, but nobody asks for the last bits.
+    """
+
+    EXACT = "exact"
+    APART = "apart"
+    MIXED = "mixed"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The parts that a model is built of, and what they promise.
+
+    `bits` is what a weight of the linears takes, None: as stored. `fuses` says that layers may be run whole,
+    where hooks on their parts see nothing.
+    """
+
+    linear: LinearFactory
+    output: LinearFactory
+    operations: Operations
+    batching: Batching
+    bits: float | None
+    fuses: bool = True
+
+    def bind(self, model: Transformer) -> Forward:
+        """The fastest way through `model`, which is loaded and stays as it is."""
+        kinds = {type(layer) for layer in model.layers.modules() if isinstance(layer, PackedLinear)}
+        if self.fuses and self.operations is KERNELS and kinds in ({BlockLinear}, {DenseLinear}):
+            return FusedTransformer(model)
+        return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """The linears that hold the weights, their bits, and the output's linear where it is of another kind.
+
+    `is_exact`: what a token is multiplied to never depends on the tokens beside it.
+    """
+
+    linear: LinearFactory
+    bits: float | None
+    output: LinearFactory | None = None
+    is_exact: bool = False
+
+
+def choose_backend(
+    checkpoint: Checkpoint, quant: str | None, device: str, dtype: torch.dtype, *, dtype_given: bool = False
+) -> Backend:
+    """Choose for `checkpoint`. `quant` None keeps the blocks of a GGUF file where kernels multiply them.
+
+    A `dtype` that the user has given asks for weights in it, unless a `quant` says otherwise.
+
+    Raises:
+        UsageError: there is no such quantization, or none on this device.
+    """
+    has_kernels = device == "cpu" and kernels.instruction_set() is not None
+    weights = _choose_weights(checkpoint, quant, device, dtype, has_kernels, dtype_given=dtype_given)
+    runs_kernels = has_kernels and dtype == torch.bfloat16 and checkpoint.config.head_dim % 16 == 0
+    if runs_kernels and weights.is_exact and weights.output is None:
+        batching = Batching.EXACT
+    else:
+        batching = Batching.APART if device == "cpu" and dtype != torch.float32 else Batching.MIXED
+    return Backend(
+        linear=weights.linear,
+        output=weights.output or weights.linear,
+        operations=KERNELS if runs_kernels else TORCH,
+        batching=batching,
+        bits=weights.bits,
+    )
+
+
+def _choose_weights(
+    checkpoint: Checkpoint,
+    quant: str | None,
+    device: str,
+    dtype: torch.dtype,
+    has_kernels: bool,
+    *,
+    dtype_given: bool = False,
+) -> _Weights:
+    odd = next((name for name, tensor in checkpoint.tensors.items() if tensor.shape[-1] % BLOCK), None)
+    dense = _choose_dense(device, dtype, has_kernels)
+    if quant is None:
+        stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
+        has_blocks = any(type_named(name) is not None for name in stored)
+        if has_blocks and has_kernels and dtype != torch.float16 and odd is None and not dtype_given:
+            return _Weights(BlockLinear.factory(None), None, is_exact=True)
+        if checkpoint.quant and device != "auto":
+            # A folder of LLM.int8() runs as its other readers run it, in blocks where those are asked for.
+            is_int8 = checkpoint.quant == Quant.INT8
+            weights = (
+                _Weights(Int8Linear, 8.0)
+                if is_int8
+                else _choose_weights(checkpoint, checkpoint.quant, device, dtype, has_kernels)
+            )
+            return replace(weights, output=dense)  # which transformers leaves as it is
+        quant = Quant.NONE
+    wanted = _parse_quant(quant)
+    if device == "auto" and wanted is not Quant.NONE:
+        raise UsageError(f"--quant {wanted} with --device auto", hint="name one device, such as cpu or cuda")
+    match wanted:
+        case Quant.NONE:
+            return _Weights(dense, 8.0 * dtype.itemsize)
+        case Quant.NF4 | Quant.FP4:
+            return _Weights(make_four_bit_factory(wanted, dtype, has_kernels=has_kernels), 4.5)
+        case Quant.INT8 if device != "cpu":
+            return _Weights(Int8Linear, 8.0)
+    if device != "cpu":
+        raise UsageError(
+            f"--quant {wanted} runs on the CPU only", hint="nf4, fp4 and int8 run on accelerators"
+        )
+    if dtype == torch.float16:
+        raise UsageError(f"--quant {wanted} does not run in float16", hint="leave out --dtype float16")
+    if odd is not None:
+        raise UsageError(
+            f"--quant {wanted} needs rows of whole blocks of {BLOCK}, "
+            f"{odd} has rows of {checkpoint.tensors[odd].shape[-1]}",
+            hint="nf4 takes rows of any length",
+        )
+    layer = BlockLinear if has_kernels else StockBlockLinear
+    bits = 4.5 if wanted is Quant.Q4_0 else 8.5
+    return _Weights(layer.factory(kernels.BlockType[wanted.name]), bits, is_exact=has_kernels)
+
+
+def _parse_quant(quant: str) -> Quant:
+    try:
+        return Quant(quant)
+    except ValueError:
+        raise UsageError(f"--quant is {quant!r}", hint=f"it can be {', '.join(Quant)}") from None
+
+
+def _choose_dense(device: str, dtype: torch.dtype, has_kernels: bool) -> LinearFactory:
+    """For bfloat16 on the CPU our kernel, without it oneDNN's own order where that works, else torch."""
+    if device != "cpu" or dtype != torch.bfloat16:
+        return Linear
+    if has_kernels:
+        return DenseLinear
+    return PrepackedLinear if kernels.torch_multiplies_bf16() else Linear

@@ -1,0 +1,164 @@
+"""What may be asked of a loaded model: answers, logits and scores. The scheduler does the work."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Ids
+from dataclasses import replace
+
+from torch import Tensor
+
+from m7b.errors import ContextOverflow, UsageError
+from m7b.generation import PromptProgress, SamplingParams, Step, TokenLogprob
+from m7b.runtime.backends import Backend
+from m7b.runtime.batch import Span
+from m7b.runtime.cache import RollingKVCache
+from m7b.runtime.engine.rows import Rows
+from m7b.runtime.engine.sampling import logprob_of
+from m7b.runtime.engine.scheduler import Scheduler
+from m7b.runtime.engine.sequence import Sequence
+from m7b.runtime.model import Transformer
+
+
+class Engine:
+    """One model, and all the sequences that it works on.
+
+    A call whose ids begin like those in a row of the cache reads only the rest. Closing a generator at any
+    point leaves the engine ready for the next call.
+
+    Args:
+        model: the transformer, loaded.
+        backend: what it was built of.
+        cache: empty, made for `model`.
+        ctx_size: the most tokens, prompt and answer together, that one sequence may hold.
+        device: where the model takes its tokens.
+
+    Attributes:
+        model: as given, to look at.
+        cache: the same.
+        rows: what the rows of the cache hold.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        backend: Backend,
+        cache: RollingKVCache,
+        ctx_size: int,
+        device: str = "cpu",
+    ) -> None:
+        self.model, self.cache = model, cache
+        self._backend, self._ctx_size, self._device = backend, ctx_size, device
+        self.rows = Rows(cache, backend.batching, ctx_size, checks_memory=device == "cpu")
+        self._scheduler = Scheduler(backend.bind(model), self.rows, backend.batching, device)
+
+    def unfuse(self) -> "Engine":
+        """Another engine over the same weights, which runs layers part by part, so that hooks see each."""
+        return Engine(
+            self.model, replace(self._backend, fuses=False), self.cache.like(), self._ctx_size, self._device
+        )
+
+    def pretend(self, row: int, ids: Ids[int]) -> None:
+        """Take `row` to hold `ids`, though it was filled by hand: to measure speed at a depth."""
+        assert len(ids) == self.cache[row].length, "the row was filled to another length"
+        self.rows.take_up(row, ids, is_prompt=False)
+
+    def submit(self, ids: Ids[int], params: SamplingParams, *, is_exact: bool = True) -> Sequence:
+        """Queue `ids` to be continued beside all else; `step` does the work, the sequence tells what comes.
+
+        With `max_tokens` 0 it is done at once. `is_exact` answers do not depend on what was read before, not
+        even by rounding.
+
+        Raises:
+            ContextOverflow: the prompt leaves no room for a token.
+            UsageError: `ids` is empty or not of this vocabulary.
+        """
+        self._check(ids)
+        if len(ids) >= self._ctx_size:
+            raise ContextOverflow(
+                f"the prompt has {len(ids)} tokens and the context holds {self._ctx_size}",
+                hint="shorten it or raise --ctx-size",
+            )
+        budget = min(params.max_tokens, self._ctx_size - len(ids))
+        sequence = Sequence(ids, params, budget, self.model.config.vocab_size, is_exact=is_exact)
+        if budget == 0:
+            sequence.is_done = True
+        else:
+            self._scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> None:
+        """Do the next batch of work for the sequences that were submitted.
+
+        Raises:
+            OutOfResources: memory ran out.
+        """
+        self._scheduler.step()
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Let `sequence` go before its end; does nothing behind it."""
+        self._scheduler.remove(sequence)
+
+    def generate(self, ids: Ids[int], params: SamplingParams) -> Iterator[PromptProgress | Step]:
+        """Continue `ids`: progress while the prompt is read, then one step a token.
+
+        The last step carries the finish reason; with `max_tokens` 0 there is no step at all.
+
+        Raises:
+            ContextOverflow: the prompt leaves no room for a token.
+            OutOfResources: memory ran out.
+            UsageError: `ids` is empty or not of this vocabulary.
+        """
+        sequence = self.submit(ids, params, is_exact=False)
+        try:
+            while sequence.has_events or not sequence.is_done:
+                yield from sequence.take()
+                if not sequence.is_done:
+                    self.step()
+        finally:
+            self.cancel(sequence)
+
+    def forget(self) -> None:
+        """Drop all that earlier calls left: the next answer is that of a new engine, to the last bit.
+
+        A prompt that shares its beginning with the last is read in other chunks than one that does
+        not, which in bfloat16 rounds differently.
+        """
+        self.rows.forget()
+
+    def logits(self, ids: Ids[int]) -> Iterator[Tensor]:
+        """The logits after each of `ids`, chunk by chunk, each (T, V) float32 on the CPU.
+
+        Raises:
+            ContextOverflow: `ids` does not fit the context.
+            UsageError: `ids` is empty or not of this vocabulary.
+        """
+        self._check(ids)
+        if len(ids) > self._ctx_size:
+            raise ContextOverflow(
+                f"the text has {len(ids)} tokens and the context holds {self._ctx_size}",
+                hint="shorten it or raise --ctx-size",
+            )
+        chunk = self.cache.prefill_chunk
+        with self.rows.claim(len(ids)) as row:
+            for start in range(0, len(ids), chunk):
+                part = ids[start : start + chunk]
+                yield self._scheduler.read(Span(row, start, len(part), is_prompt=True), part)
+
+    def score(self, ids: Ids[int], top: int = 0) -> Iterator[TokenLogprob]:
+        """The log-probability of each of `ids[1:]` given all before it, with `top` alternatives.
+
+        Raises: as `logits`.
+        """
+        followers = iter(ids[1:])
+        for rows in self.logits(ids):
+            for row, token in zip(rows, followers, strict=False):
+                yield logprob_of(row, token, top)
+
+    def _check(self, ids: Ids[int]) -> None:
+        if not ids:
+            raise UsageError("the prompt is empty", hint="give at least one token to continue from")
+        vocab_size = self.model.config.vocab_size
+        outside = next((token for token in ids if not 0 <= token < vocab_size), None)
+        if outside is not None:
+            raise UsageError(
+                f"the prompt holds token {outside}", hint=f"ids of this model run from 0 to {vocab_size - 1}"
+            )

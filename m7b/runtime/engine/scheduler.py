@@ -1,0 +1,175 @@
+"""Continuous batching: who runs, and which tokens the next pass works on. Knows no text.
+
+A sequence waits until there is a row for it, reads its prompt chunk by chunk, decodes token by token, and
+leaves. Each step is one pass over a batch: the next tokens of all that decode, and prompts in order of
+arrival up to a budget of tokens. So a long prompt delays those that decode by one chunk at most.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as Ids
+
+import torch
+from torch import Tensor
+
+from m7b.errors import M7bError
+from m7b.runtime.backends import Batching, Forward
+from m7b.runtime.batch import Batch, Span
+from m7b.runtime.engine.rows import Rows
+from m7b.runtime.engine.sequence import Sequence
+from m7b.runtime.placement import memory_errors
+
+_CHUNK_BESIDE = 128  # tokens of prompts beside sequences that decode
+_FEW = 8  # tokens that a backend multiplies like one (`Batching.APART`)
+
+
+class Scheduler:
+    """All sequences of one model.
+
+    Args:
+        forward: the model, ready to run.
+        rows: of its cache.
+        batching: what the backend promises.
+        device: where the model takes its tokens.
+    """
+
+    def __init__(self, forward: Forward, rows: Rows, batching: Batching, device: str) -> None:
+        self._forward, self._rows, self._batching, self._device = forward, rows, batching, device
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is not done."""
+        return bool(self._waiting or self._running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Let `sequence` wait for its turn."""
+        self._waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Let `sequence` go, wherever it is."""
+        sequence.is_done = True
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        if sequence in self._running:
+            self._running.remove(sequence)
+            self._rows.release(sequence)
+
+    def step(self) -> None:
+        """Run one batch, of the sequences whose last events were taken if there are any.
+
+        Whoever does not look at what a sequence says holds up that sequence alone.
+
+        Raises:
+            OutOfResources: memory ran out, or does not suffice for the only sequence there is.
+        """
+        self._admit()
+        ready = [each for each in self._running if not each.has_events] or self._running
+        spans = list(self._choose_spans(ready))
+        for batch in self._cut(spans):
+            self._run(batch)
+
+    def read(self, span: Span, ids: Ids[int]) -> Tensor:
+        """Bring the `ids` of one span into its row at once; the logits after each, (T, V) on the CPU."""
+        logits = self._compute([span], ids, range(len(ids)))
+        self._rows.take_up(span.row, ids, is_prompt=span.is_prompt)
+        return logits
+
+    def _admit(self) -> None:
+        """Give rows to those that wait, first come, first served."""
+        for sequence in list(self._waiting):
+            if self._rows.should_wait(sequence):
+                continue
+            if not self._rows.place(sequence):
+                if not self._running:
+                    self._waiting.remove(sequence)
+                    sequence.fail(self._rows.describe_shortage(sequence.longest))
+                return
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+            if not sequence.reads_prompt:  # all of it was there, and the logits after it
+                self._answer(sequence, 0, self._rows.find_logits(sequence))
+
+    def _choose_spans(self, ready: list[Sequence]) -> Iterator[tuple[Sequence, Span]]:
+        """The next tokens of those that decode, then of prompts while the budget lasts."""
+        chunk = self._rows.cache.prefill_chunk
+        decoding = [each for each in ready if not each.reads_prompt]
+        for sequence in decoding:
+            yield sequence, _next_span(sequence, chunk)
+        left = min(chunk, _CHUNK_BESIDE) if decoding else chunk
+        for sequence in ready:
+            if sequence.reads_prompt and left > 0:
+                # Where rounding depends on it, a prompt is cut as it would be alone.
+                span = _next_span(sequence, min(left, chunk) if self._batching is Batching.EXACT else chunk)
+                left -= span.n
+                yield sequence, span
+
+    def _cut(self, spans: list[tuple[Sequence, Span]]) -> Iterator[list[tuple[Sequence, Span]]]:
+        """The batches that `spans` make: one, or as many as keep each sequence's rounding its own."""
+        if self._batching is not Batching.APART:
+            if spans:
+                yield spans
+            return
+        few: list[tuple[Sequence, Span]] = []
+        n_few = 0
+        for sequence, span in spans:
+            if span.n > _FEW:
+                yield [(sequence, span)]
+                continue
+            if n_few + span.n > _FEW:
+                yield few
+                few, n_few = [], 0
+            few, n_few = [*few, (sequence, span)], n_few + span.n
+        if few:
+            yield few
+
+    def _run(self, batch: list[tuple[Sequence, Span]]) -> None:
+        """One pass, and what comes of it for each sequence."""
+        ids: list[int] = []
+        wanted: list[int] = []  # rows of the batch behind which nothing is left to read
+        for sequence, span in batch:
+            ids += sequence.ids[span.first : span.end]
+            if span.end == len(sequence.ids):
+                wanted.append(len(ids) - 1)
+        logits = iter(self._compute([span for _, span in batch], ids, wanted))
+        for sequence, span in batch:
+            held = self._rows[span.row]
+            self._rows.take_up(span.row, sequence.ids[span.first : span.end], is_prompt=span.is_prompt)
+            row = next(logits) if span.end == len(sequence.ids) else None
+            if span.end == sequence.n_prompt:
+                held.prompt, held.logits = sequence.prompt, row
+            self._answer(sequence, span.n, row)
+
+    def _answer(self, sequence: Sequence, n: int, logits: Tensor | None) -> None:
+        """Let `sequence` go on, and go if it is done. A fault of its own ends it, not the others."""
+        try:
+            sequence.advance(n, logits)
+        except M7bError as error:
+            sequence.fail(error)
+        if sequence.is_done:
+            self.remove(sequence)
+
+    @torch.inference_mode()
+    def _compute(self, spans: list[Span], ids: Ids[int], wanted: Ids[int]) -> Tensor:
+        positions = [position for span in spans for position in range(span.first, span.end)]
+        cache = self._rows.cache
+        with memory_errors():
+            batch = Batch(
+                torch.tensor(ids, device=self._device),
+                torch.tensor(positions, device=self._device),
+                tuple(spans),
+                torch.tensor(wanted, dtype=torch.int64, device=self._device),
+            )
+            cache.reserve(spans)
+            logits = self._forward(batch, cache)
+        cache.commit(spans)
+        return logits.cpu()
+
+
+def _next_span(sequence: Sequence, most: int) -> Span:
+    """The next tokens of `sequence` that are known, at most `most` and all of one kind."""
+    assert sequence.row is not None
+    end = sequence.n_prompt if sequence.reads_prompt else len(sequence.ids)
+    n = min(most, end - sequence.n_read)
+    return Span(sequence.row, sequence.n_read, n, sequence.reads_prompt)

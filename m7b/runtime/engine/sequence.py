@@ -1,0 +1,114 @@
+"""One prompt and its answer on their way through the scheduler. Knows ids; knows no tensors but logits."""
+
+from collections import deque
+from collections.abc import Sequence as Ids
+
+from torch import Tensor
+
+from m7b.errors import M7bError
+from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
+from m7b.runtime.engine.choices import Choices
+from m7b.runtime.engine.sampling import Sampler, logprob_of
+
+
+class Sequence:
+    """What was asked for, how far it is, and what has happened since somebody looked.
+
+    Args:
+        ids: the prompt, within the vocabulary.
+        params: sampling and stops.
+        budget: the most tokens that the answer may have, at least one.
+        vocab_size: V.
+        is_exact: whether the answer must be the same whatever was read before, to the last bit.
+
+    Attributes:
+        ids: the prompt and what was chosen of the answer.
+        n_prompt: how many of them are the prompt.
+        n_read: how many of them the cache holds.
+        row: where it holds them, None while the sequence waits.
+        is_done: whether nothing more will happen.
+
+    Raises:
+        UsageError: `params` name an id outside the vocabulary.
+    """
+
+    def __init__(
+        self, ids: Ids[int], params: SamplingParams, budget: int, vocab_size: int, *, is_exact: bool
+    ) -> None:
+        self.ids = list(ids)
+        self.n_prompt = len(self.ids)
+        self.n_read = 0
+        self.row: int | None = None
+        self.is_done = False
+        self.is_exact = is_exact
+        self.longest = self.n_prompt + budget  # tokens of prompt and answer
+        self._params, self._n_left = params, budget
+        sampler = Sampler(params, self.ids, vocab_size)
+        # In a run there are no logits to report.
+        self._choices = Choices(sampler, params.constraint, longest=budget if params.logprobs is None else 1)
+        self._n_reused = 0
+        self._events: deque[PromptProgress | Step | M7bError] = deque()
+
+    @property
+    def prompt(self) -> list[int]:
+        """The ids before the answer."""
+        return self.ids[: self.n_prompt]
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the next tokens to read are of the prompt."""
+        return self.n_read < self.n_prompt
+
+    @property
+    def has_events(self) -> bool:
+        """Whether something happened that nobody has taken yet."""
+        return bool(self._events)
+
+    def take(self) -> list[PromptProgress | Step]:
+        """What has happened since the last call, in order.
+
+        Raises:
+            M7bError: the sequence failed, once all that came before is taken.
+        """
+        taken: list[PromptProgress | Step] = []
+        while self._events:
+            event = self._events[0]
+            if isinstance(event, M7bError):
+                if taken:
+                    break
+                self._events.clear()
+                raise event
+            taken.append(event)
+            self._events.popleft()
+        return taken
+
+    def start(self, row: int, n_reused: int) -> None:
+        """Begin in `row`, which holds the first `n_reused` ids already."""
+        self.row, self.n_read, self._n_reused = row, n_reused, n_reused
+        self._events.append(PromptProgress(n_reused, self.n_prompt, n_reused))
+
+    def advance(self, n: int, logits: Tensor | None) -> None:
+        """Count `n` more ids as read; the answer goes on by `logits` (V,) where all are."""
+        self.n_read += n
+        if self.n_read <= self.n_prompt and n:
+            self._events.append(PromptProgress(self.n_read, self.n_prompt, self._n_reused))
+        if logits is not None:
+            self._choose(logits)
+
+    def fail(self, error: M7bError) -> None:
+        """End with `error`."""
+        self._events.append(error)
+        self.is_done = True
+
+    def _choose(self, logits: Tensor) -> None:
+        params = self._params
+        for token in self._choices.next(logits)[: self._n_left]:
+            self._n_left -= 1
+            self.ids.append(token)
+            logprob = None if params.logprobs is None else logprob_of(logits, token, params.logprobs)
+            is_stopped = token in params.stop_ids
+            finish = FinishReason.STOP if is_stopped else FinishReason.LENGTH if self._n_left == 0 else None
+            self._events.append(Step(token, logprob, finish))
+            if finish:
+                self.is_done = True
+                return
