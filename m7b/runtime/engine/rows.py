@@ -13,9 +13,7 @@ from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.engine.sequence import Sequence
 from m7b.runtime.machine import free_memory
 
-_WORTH_WAITING = (
-    32  # tokens that another sequence is about to read: waiting is cheaper than reading them twice
-)
+_WORTH_WAITING = 32  # tokens of a common beginning, from which waiting is better than reading it twice
 
 
 @dataclass(slots=True)
@@ -60,7 +58,7 @@ class Rows:
     def should_wait(self, sequence: Sequence) -> bool:
         """Whether another sequence is about to read much of its prompt, which can then be copied."""
         here = max(self._shared(sequence, row) for row in self._held)
-        return self._planned(sequence) >= here + _WORTH_WAITING
+        return self._planned(sequence) > max(here, _WORTH_WAITING)
 
     def place(self, sequence: Sequence) -> bool:
         """Give `sequence` a row and let it start there; False where there is no room."""
@@ -142,7 +140,8 @@ class Rows:
             return None
         promised = kept = 0
         for row, held in self._held.items():
-            whole, written = (self.cache.row_bytes(n) for n in (held.n_tokens, max(1, len(held.ids))))
+            n_wanted = held.user.longest if held.user else held.n_tokens
+            whole, written = (self.cache.row_bytes(n) for n in (n_wanted, max(1, len(held.ids))))
             if not held.is_idle:
                 promised += max(0, whole - written)
             elif row != self.main:

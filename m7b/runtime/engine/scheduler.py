@@ -57,7 +57,7 @@ class Scheduler:
             self._rows.release(sequence)
 
     def step(self) -> None:
-        """Run one batch, of the sequences whose last events were taken if there are any.
+        """Run one batch, of the sequences whose last tokens were taken if there are any.
 
         Whoever does not look at what a sequence says holds up that sequence alone.
 
@@ -65,7 +65,7 @@ class Scheduler:
             OutOfResources: memory ran out, or does not suffice for the only sequence there is.
         """
         self._admit()
-        ready = [each for each in self._running if not each.has_events] or self._running
+        ready = [each for each in self._running if not each.is_ahead] or self._running
         spans = list(self._choose_spans(ready))
         for batch in self._cut(spans):
             self._run(batch)

@@ -64,6 +64,11 @@ class Sequence:
         """Whether something happened that nobody has taken yet."""
         return bool(self._events)
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether there are tokens of the answer that nobody has taken yet."""
+        return bool(self._events) and isinstance(self._events[-1], Step)
+
     def take(self) -> list[PromptProgress | Step]:
         """What has happened since the last call, in order.
 
