@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from m7b.runtime.batch import Span
+from m7b.runtime.cache import CacheRow
 from m7b.runtime.checkpoints import open_checkpoint
 from m7b.runtime.engine import Engine
 from m7b.runtime.loader import EngineOptions, load_engine
@@ -157,9 +159,23 @@ def engine(path: Path, **options: Any) -> Engine:
 
 def logits(engine: Engine, ids: list[int]) -> torch.Tensor:
     """Logits (T, V) at every position of `ids`, read in chunks from an empty cache."""
-    engine._rewind(0)
-    chunk = engine.cache.prefill_chunk
-    return torch.cat([engine._forward(ids[i : i + chunk], every=True) for i in range(0, len(ids), chunk)])
+    return torch.cat(list(engine.logits(ids)))
+
+
+def main_row(engine: Engine) -> CacheRow:
+    """The row of the cache that a lone sequence has."""
+    return engine.cache[engine.rows.main]
+
+
+def read(engine: Engine, ids: list[int], *, is_prompt: bool = False) -> torch.Tensor:
+    """Logits (T, V) after each of `ids`, which follow in one pass what the main row holds."""
+    span = Span(engine.rows.main, main_row(engine).length, len(ids), is_prompt)
+    return engine._scheduler.read(span, ids)
+
+
+def rewind(engine: Engine, length: int) -> None:
+    """Drop all but the first `length` tokens of the main row."""
+    engine.rows.rewind(engine.rows.main, length)
 
 
 @torch.inference_mode()

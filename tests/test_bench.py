@@ -24,6 +24,7 @@ from m7b.runtime.config import ModelConfig
 from m7b.runtime.loader import EngineOptions, load_engine
 from m7b.runtime.measure import EngineRunner, fill, peak_rss, repeat, reset_peak_rss, weight_bytes
 from m7b.variants import VARIANTS
+from tests.checkpoints import main_row
 from tests.tiny import CONFIG, WINDOW, assert_refused, call, write_tiny
 
 SMALL = replace(CONFIG, n_layers=3, n_heads=8)
@@ -95,20 +96,19 @@ def test_a_filled_cache_stands_where_a_prompt_would_leave_it(window, depth):
     read, filled = (engine_of(config, prefill_chunk=16) for _ in range(2))
     if depth:
         list(read.generate([1] * depth, SamplingParams(max_tokens=1, temperature=0)))
-    fill(filled.cache, config, depth)
+    fill(filled.cache, filled.rows.main, depth)
+    rows = [main_row(read), main_row(filled)]
+    assert rows[0].length == rows[1].length == depth
     for length in (depth, depth // 2):
-        assert read.cache.can_rewind(length) == filled.cache.can_rewind(length)
-    spans = [cache.reserve(3) for cache in (read.cache, filled.cache)]
-    assert spans[0][0] == spans[1][0]
-    assert all(torch.equal(a, b) for a, b in zip(spans[0][1:], spans[1][1:], strict=True))
+        assert rows[0].holds(length) == rows[1].holds(length)
 
 
 def test_filling_leaves_no_two_layers_heads_or_positions_alike():
-    cache = RollingKVCache(
-        SMALL, ctx_size=64, prefill_chunk=16, dtype=torch.float32, devices=["cpu"] * SMALL.n_layers
-    )
-    fill(cache, SMALL, 40)
-    rows = torch.cat([layer.keys[:, :40].reshape(-1, SMALL.head_dim) for layer in cache.layers])
+    devices = ["cpu"] * SMALL.n_layers
+    cache = RollingKVCache(SMALL, prefill_chunk=16, dtype=torch.float32, devices=devices)
+    row = cache.add_row(64)
+    fill(cache, row, 40)
+    rows = torch.cat([keys[:, :40].reshape(-1, SMALL.head_dim) for keys in cache[row].keys])
     assert torch.unique(rows, dim=0).shape[0] == len(rows) == 40 * SMALL.n_layers * SMALL.n_kv_heads
     assert rows.std() == pytest.approx(1, rel=0.1)
 
@@ -135,12 +135,12 @@ def test_each_phase_starts_at_the_depth(window):
     runner = EngineRunner(engine)
     for depth in (0, 40, 40, 7):
         runner.prepare(depth)
-        assert engine.cache.length == depth
+        assert main_row(engine).length == depth
         runner.prefill(20)
-        assert engine.cache.length == depth + 20
+        assert main_row(engine).length == depth + 20
         runner.prepare(depth)
         assert len(runner.decode(6)) == 6
-        assert engine.cache.length == depth + 6  # the last token is chosen, not read
+        assert main_row(engine).length == depth + 6  # the last token is chosen, not read
 
 
 # what is read
@@ -150,7 +150,7 @@ def test_each_phase_starts_at_the_depth(window):
 def test_a_token_reads_every_weight_but_the_embedding(tied):
     config = replace(SMALL, tied_embeddings=tied)
     n_read = config.n_params if tied else config.n_params - config.vocab_size * config.dim
-    assert weight_bytes(engine_of(config, dtype="float32")._model) == 4 * (n_read + config.dim)
+    assert weight_bytes(engine_of(config, dtype="float32").model) == 4 * (n_read + config.dim)
 
 
 @pytest.mark.parametrize(("quant", "bits"), [("q8_0", 8.5), ("q4_0", 4.5), ("nf4", None)])
@@ -391,9 +391,8 @@ def test_claims_are_measured_in_the_layers_that_fit(monkeypatch):
 
 
 def test_a_window_shows_each_token_itself_and_those_before_it_at_any_depth():
-    cache = engine_of(replace(SMALL, sliding_window=16), prefill_chunk=8).cache
-    fill(cache, SMALL, 100)
-    _, positions, seen = cache.reserve(1)
-    assert positions.tolist() == [100]
+    engine = engine_of(replace(SMALL, sliding_window=16), prefill_chunk=8)
+    fill(engine.cache, engine.rows.main, 100)
+    assert main_row(engine).length == 100
+    seen = visible(torch.tensor([100]), main_row(engine).slot_positions(101), 16)
     assert seen.sum().item() == 16
-    assert visible(positions, cache._slot_positions[: seen.shape[1]], 16).equal(seen)

@@ -90,7 +90,7 @@ def logits_of(runner, ids):
 def test_a_peer_has_our_logits(name, changes, dtype, tolerance):
     installed(name)
     task = task_of(replace(CONFIG, **changes), dtype)
-    ours = engine_of(task)._forward(IDS)[-1]
+    ours = next(engine_of(task).logits(IDS))[-1]
     with open_peer(name, task) as runner:
         theirs = logits_of(runner, IDS)
     assert ours.std() > 0.5
@@ -111,7 +111,7 @@ def test_a_peer_has_our_logits(name, changes, dtype, tolerance):
 def test_a_quantized_peer_has_our_logits_but_for_rounding(name, quant, theirs_is):
     installed(name)
     task = task_of(dtype=torch.bfloat16, quant=quant)
-    ours, dense = engine_of(task)._forward(IDS)[-1], engine_of(task_of())._forward(IDS)[-1]
+    ours, dense = next(engine_of(task).logits(IDS))[-1], next(engine_of(task_of()).logits(IDS))[-1]
     with open_peer(name, task) as runner:
         theirs = logits_of(runner, IDS)
     assert runner.reads.weights.startswith(theirs_is)

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m7b.generation import SamplingParams, Step
-from m7b.runtime.cache import RollingKVCache, visible
+from m7b.runtime.batch import Span
+from m7b.runtime.cache import CacheRow, RollingKVCache, visible
 from m7b.runtime.config import ModelConfig
 from m7b.variants import VARIANTS
-from tests.checkpoints import engine, logits, mistral, write_hf
+from tests.checkpoints import engine, logits, main_row, mistral, read, rewind, write_hf
 
 WINDOWS = (None, 1, 2, 4, 5, 16)
 IDS = torch.randint(0, 64, (80,), generator=torch.Generator().manual_seed(2)).tolist()
@@ -28,42 +29,50 @@ def one_shot(folder):
     }
 
 
-def cache(window, prefill_chunk, ctx_size=64):
+def make_row(window, prefill_chunk, ctx_size=64) -> CacheRow:
     config = ModelConfig(
         dim=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, hidden_dim=8, vocab_size=8, norm_eps=1e-5,
         rope_theta=1e4, sliding_window=window, max_seq_len=64, tied_embeddings=False,
     )  # fmt: skip
-    return RollingKVCache(
-        config, ctx_size=ctx_size, prefill_chunk=prefill_chunk, dtype=torch.float32, devices=["cpu"]
-    )
+    cache = RollingKVCache(config, prefill_chunk=prefill_chunk, dtype=torch.float32, devices=["cpu"])
+    return cache[cache.add_row(ctx_size)]
 
 
-def read(cache, length):
-    """Take up `length` tokens; returns the positions that each of them sees."""
-    span, _, seen = cache.reserve(length)
-    cache.commit(span)
-    return [sorted(cache._slot_positions[: span.filled][row].tolist()) for row in seen]
+def take_up(row, length):
+    """Write `length` tokens, each its position as its key; returns the positions that each of them sees."""
+    span = Span(0, row.length, length)
+    row.reserve(span)
+    positions = torch.arange(span.first, span.end)
+    keys, _ = row.write(0, span, *[positions[None, :, None].expand(1, length, 4).float()] * 2)
+    row.commit(span)
+    seen = visible(positions, row.slot_positions(span.end), row.window)
+    return [sorted(keys[0, each, 0].int().tolist()) for each in seen]
+
+
+def held(row):
+    """The positions that stand in the slots."""
+    return row.keys[0][0, : min(row.length, row.capacity), 0].int().tolist()
 
 
 def test_the_worked_example_of_the_module():
-    rolling = cache(window=3, prefill_chunk=2)
+    row = make_row(window=3, prefill_chunk=2)
     for _ in range(3):
-        read(rolling, 2)
-    assert rolling.capacity == 4
-    assert rolling._slot_positions.tolist() == [4, 5, 2, 3]
-    assert read(rolling, 1) == [[4, 5, 6]]
+        take_up(row, 2)
+    assert row.capacity == 4
+    assert held(row) == row.slot_positions(6).tolist() == [4, 5, 2, 3]
+    assert take_up(row, 1) == [[4, 5, 6]]
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7, None])
 @pytest.mark.parametrize("prefill_chunk", [1, 2, 3, 7, 8])
 def test_every_token_sees_exactly_its_window(window, prefill_chunk):
-    rolling = cache(window, prefill_chunk)
+    row = make_row(window, prefill_chunk)
     position = 0
     while position < 40:
         length = min(1 + position % prefill_chunk, 40 - position)
-        for row in read(rolling, length):
+        for seen in take_up(row, length):
             first = 0 if window is None else max(0, position - window + 1)
-            assert row == list(range(first, position + 1))
+            assert seen == list(range(first, position + 1))
             position += 1
 
 
@@ -92,12 +101,12 @@ def test_any_chunking_and_any_legal_rewind_equal_one_shot(folder, one_shot, wind
     for move, size in moves:
         if move == "rewind":
             target = min(size, at)
-            at = target if running.cache.can_rewind(target) else 0
-            running._rewind(at)
+            at = target if main_row(running).holds(target) else 0
+            rewind(running, at)
             continue
         end = min(at + max(1, size % (prefill_chunk + 1)), len(IDS))
         if end > at:
-            ours = running._forward(IDS[at:end], every=True)
+            ours = read(running, IDS[at:end])
             torch.testing.assert_close(ours, one_shot[window][at:end], rtol=0, atol=1e-5)
             at = end
 
@@ -110,30 +119,28 @@ def test_any_chunking_and_any_legal_rewind_equal_one_shot(folder, one_shot, wind
     keep=st.integers(0, 80),
 )
 def test_rewinding_a_wrapped_cache_is_refused_only_where_a_key_is_lost(window, chunk, length, keep):
-    rolling = cache(window, chunk, ctx_size=80)
+    row = make_row(window, chunk, ctx_size=80)
     position = 0
     while position < length:
         step = min(chunk, length - position)
-        read(rolling, step)
+        take_up(row, step)
         position += step
     keep = min(keep, length)
-    held = {p for p in rolling._slot_positions.tolist() if 0 <= p < keep}
     needed = set(range(0 if window is None else max(0, keep - window + 1), keep))
-    assert rolling.can_rewind(keep) == (needed <= held or keep == 0)
+    assert row.holds(keep) == (needed <= set(held(row)) or keep == 0)
 
 
 def test_an_interrupt_inside_a_pass_leaves_the_cache_usable(folder, one_shot, monkeypatch):
     """Ctrl-C between two layers: the reserved slots count for nothing, even where they had wrapped."""
     for window, n_before in ((4, 3), (4, 30), (None, 10)):
         running = engine(folder, window=window or 0, prefill_chunk=6)
-        logits(running, IDS[:n_before])
+        for i in range(0, n_before, 6):
+            read(running, IDS[i : min(i + 6, n_before)])
         with monkeypatch.context() as patch:
-            patch.setattr(running._model.layers[1], "forward", _interrupt)
+            patch.setattr(running.model.layers[1], "forward", _interrupt)
             with pytest.raises(KeyboardInterrupt):
-                running._forward(IDS[n_before : n_before + 6])
-        ours = torch.cat(
-            [running._forward(IDS[i : i + 1], every=True) for i in range(n_before, n_before + 12)]
-        )
+                read(running, IDS[n_before : n_before + 6])
+        ours = torch.cat([read(running, IDS[i : i + 1]) for i in range(n_before, n_before + 12)])
         torch.testing.assert_close(ours, one_shot[window][n_before : n_before + 12], rtol=0, atol=1e-5)
 
 
@@ -167,14 +174,14 @@ def test_a_prompt_that_the_ring_has_lost_is_read_again(folder):
 def test_twenty_windows_leave_the_cache_as_large_as_before(folder):
     running = engine(folder, window=16, prefill_chunk=8, ctx_size=10_000)
     before = running.cache.n_bytes
-    addresses = [layer.keys.data_ptr() for layer in running.cache.layers]
+    addresses = list(main_row(running).addresses)
     for start in range(0, 20 * 16, 8):
-        running._forward([IDS[(start + i) % len(IDS)] for i in range(8)])
-    assert running.cache.length == 20 * 16
+        read(running, [IDS[(start + i) % len(IDS)] for i in range(8)])
+    assert main_row(running).length == 20 * 16
     assert (
         running.cache.n_bytes == before == (16 + 8 - 1) * 2 * 2 * 2 * 4 * 4
     )  # slots, k+v, layers, heads, D, float32
-    assert addresses == [layer.keys.data_ptr() for layer in running.cache.layers]
+    assert addresses == [ring.data_ptr() for pair in main_row(running)._rings() for ring in pair]
 
 
 @pytest.mark.parametrize(
@@ -189,14 +196,10 @@ def test_twenty_windows_leave_the_cache_as_large_as_before(folder):
 )
 def test_cache_bytes_at_the_true_shape(variant, ctx_size, chunk, expected):
     config = ModelConfig.of_variant(VARIANTS[variant])
-    rolling = RollingKVCache(
-        config,
-        ctx_size=ctx_size,
-        prefill_chunk=chunk,
-        dtype=torch.bfloat16,
-        devices=["meta"] * config.n_layers,
-    )
-    assert rolling.n_bytes == expected
+    devices = ["meta"] * config.n_layers
+    cache = RollingKVCache(config, prefill_chunk=chunk, dtype=torch.bfloat16, devices=devices)
+    cache.add_row(ctx_size)
+    assert cache.n_bytes == cache.row_bytes(ctx_size) == expected
 
 
 def test_numbers_left_by_one_prompt_do_not_reach_the_next(folder):
@@ -204,7 +207,7 @@ def test_numbers_left_by_one_prompt_do_not_reach_the_next(folder):
     running = engine(folder, window=0, prefill_chunk=16)
     params = SamplingParams(max_tokens=3, temperature=0)
     list(running.generate(IDS[:10], params))
-    running.cache.layers[0].values[:, 5:].fill_(float("nan"))
+    main_row(running).values[0][:, 5:].fill_(float("nan"))
     ours = [step.token for step in running.generate([*IDS[:4], 9, 9], params) if isinstance(step, Step)]
     fresh = engine(folder, window=0, prefill_chunk=16).generate([*IDS[:4], 9, 9], params)
     assert ours == [step.token for step in fresh if isinstance(step, Step)]
@@ -221,13 +224,3 @@ def test_a_sample_is_the_same_alone_and_after_others(folder, window):
     assert together == alone
     running.forget()
     assert list(running.generate(IDS[:40], params[0]))[-30:] == alone[0]
-
-
-def test_a_second_call_may_not_take_the_cache_from_the_first(folder):
-    running = engine(folder, window=0, prefill_chunk=16)
-    first = running.generate(IDS[:10], SamplingParams(max_tokens=9, temperature=0))
-    while not isinstance(next(first), Step):
-        pass
-    list(running.generate(IDS[:20], SamplingParams(max_tokens=2, temperature=0)))
-    with pytest.raises(AssertionError, match="another call"):
-        next(first)

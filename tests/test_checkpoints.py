@@ -546,7 +546,7 @@ def test_auto_with_parts_on_disk_gives_the_logits_of_the_cpu(tmp_path, tied, bud
     """From everything on disk over a growing part in memory to everything there."""
     folder = write_hf(mistral(window=4, tied=tied), tmp_path)
     parted = engine(folder, device="auto", max_memory={"cpu": budget})
-    on_disk = [parameter.is_meta for parameter in parted._model.parameters()]
+    on_disk = [parameter.is_meta for parameter in parted.model.parameters()]
     assert any(on_disk) == (budget < 1 << 30)
     assert torch.equal(logits(parted, IDS), logits(engine(folder), IDS))
 

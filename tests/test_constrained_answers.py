@@ -11,7 +11,7 @@ from m7b.completions import Completion, CompletionRequest
 from m7b.constraint import JsonSchema
 from m7b.generation import FinishReason, SamplingParams
 from m7b.runtime.checkpoints import open_checkpoint
-from m7b.runtime.engine import Engine
+from m7b.runtime.engine.scheduler import Scheduler
 from m7b.tokenizer import load_tokenizer, official_file
 from m7b.variants import TokenizerVersion
 from tests.checkpoints import engine, mistral, write_hf
@@ -144,13 +144,13 @@ def test_no_sampling_setting_breaks_an_answer(tiny_model, settings):
 def passes(monkeypatch):
     """One entry for each forward pass."""
     made = []
-    forward = Engine._forward
+    compute = Scheduler._compute
 
-    def counted(self, ids, *, every=False):
+    def count(self, spans, ids, wanted):
         made.append(len(ids))
-        return forward(self, ids, every=every)
+        return compute(self, spans, ids, wanted)
 
-    monkeypatch.setattr(Engine, "_forward", counted)
+    monkeypatch.setattr(Scheduler, "_compute", count)
     return made
 
 

@@ -19,9 +19,10 @@ from m7b.commands.advice import advice_on
 from m7b.commands.fitting import FORMATS, cache_read_bytes, fits, read_bytes, weight_bytes
 from m7b.hub.sources.pypi import DEMO_FILE
 from m7b.runtime import machine as machine_module
+from m7b.runtime.backends.eager import TORCH
 from m7b.runtime.config import ModelConfig
 from m7b.runtime.machine import describe_machine
-from m7b.runtime.model import Transformer
+from m7b.runtime.model import Linear, Transformer
 from m7b.variants import VARIANTS
 from tests.terminal import Terminal
 from tests.tiny import call
@@ -45,7 +46,7 @@ def home(monkeypatch, tmp_path):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_weights_in_bf16_are_those_of_the_module_tree(config):
     with torch.device("meta"):
-        model = Transformer(config)
+        model = Transformer(config, Linear, Linear, TORCH)
     assert weight_bytes(config, "bf16") == 2 * sum(tensor.numel() for tensor in model.parameters())
 
 

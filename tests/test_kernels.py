@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from array import array
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from gguf import GGMLQuantizationType, quants
 
 from m7b.runtime import kernels
-from m7b.runtime.kernels import BlockType
+from m7b.runtime.kernels import BlockType, RingSpan, RingSpans
 
 pytestmark = pytest.mark.skipif(kernels.instruction_set() is None, reason="the kernels were not built")
 CHOSEN = kernels.instruction_set()
@@ -165,35 +166,92 @@ def attention(q, k, v, seen):
     return torch.einsum("hts,hsd->thd", weights, v)
 
 
-@pytest.mark.parametrize(
-    ("T", "H", "K", "S", "D"),
-    [(1, 32, 8, 1300, 128), (1, 9, 3, 77, 64), (1, 4, 4, 1, 16), (7, 9, 3, 513, 64), (60, 8, 2, 300, 32)],
-)
+def make_rings(spans, K, D):
+    """Keys and values (K, capacity, D) for each of `spans` (capacity, first, n, window), full of old ones."""
+    return [tuple(torch.randn(K, capacity, D).bfloat16() for _ in range(2)) for capacity, *_ in spans]
+
+
+def attend(q, k, v, spans, rings, *, is_prompt):
+    """The kernels' attention in the only layer of `rings`."""
+    addresses = [array("q", [ring.data_ptr() for ring in pair]) for pair in rings]
+    described = [RingSpan(a, *span, is_prompt) for a, span in zip(addresses, spans, strict=True)]
+    return kernels.attend(q, k, v, RingSpans(described), 0)
+
+
+def visible_slots(capacity, first, n, window):
+    """Which slots (n, capacity) each token sees, position by position as the definition has it."""
+    slots = torch.zeros(n, capacity, dtype=torch.bool)
+    for position in range(first, first + n):
+        oldest = max(0, position - window + 1) if window else 0
+        for other in range(oldest, position + 1):
+            slots[position - first, other % capacity] = True
+    return slots
+
+
+# Of each sequence: the slots of its ring, its first position, its tokens and its window. The last positions of a
+# span overwrite what its first token no longer sees.
+BATCHES = {
+    "one token": [(1300, 1299, 1, 0)],
+    "one token of a ring that has wrapped": [(700, 12_345, 1, 600)],
+    "a prompt": [(300, 0, 60, 0)],
+    "a prompt across the end of the ring": [(359, 1040, 60, 300)],
+    "a prompt's first chunks, window of one": [(60, 0, 60, 1)],
+    "the beginning": [(1, 0, 1, 0)],
+    "sequences of every kind": [
+        (300, 0, 60, 0),
+        (77, 76, 1, 0),
+        (519, 2000, 7, 513),
+        (400, 390, 9, 0),
+        (16, 40, 1, 5),
+    ],
+}
+
+
+@pytest.mark.parametrize(("H", "K", "D"), [(32, 8, 128), (9, 3, 64), (4, 4, 16), (8, 2, 32)])
+@pytest.mark.parametrize("spans", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("is_prompt", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_attention_equals_float64_over_a_ring_with_holes(T, H, K, S, D, dtype):
-    q = torch.randn(T, H, D).to(dtype)
-    k, v = (torch.randn(K, S + 9, D).bfloat16()[:, :S] for _ in range(2))
-    seen = torch.rand(T, S) < 0.6
-    seen[:, : min(S // 2, 256)] = False  # parts in which no query sees anything
-    seen[:, -1] = True
-    bias = torch.zeros(T, S).masked_fill_(~seen, -torch.inf).bfloat16().repeat(H // K, 1)
-    out = kernels.attend(q, k, v, bias)
-    assert relative_error(out, attention(q, k, v, seen)) < (1e-5 if dtype == torch.float32 else 4e-3)
+def test_attention_equals_float64_over_rings(spans, H, K, D, dtype, is_prompt):
+    N = sum(n for _, _, n, _ in spans)
+    q, rings = torch.randn(N, H, D).to(dtype), make_rings(spans, K, D)
+    k, v = (torch.randn(N, K, D).bfloat16() for _ in range(2))
+    out, at = attend(q, k, v, spans, rings, is_prompt=is_prompt), 0
+    for (capacity, first, n, window), (keys, values) in zip(spans, rings, strict=True):
+        here, at = slice(at, at + n), at + n
+        slots = [position % capacity for position in range(first, first + n)]
+        assert torch.equal(keys[:, slots], k[here].transpose(0, 1))
+        assert torch.equal(values[:, slots], v[here].transpose(0, 1))
+        expected = attention(q[here], keys, values, visible_slots(capacity, first, n, window))
+        assert relative_error(out[here], expected) < (1e-5 if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("is_prompt", [False, True])
+def test_attention_of_a_sequence_is_the_same_to_the_bit_beside_others(is_prompt):
+    H, K, D, spans = 9, 3, 64, BATCHES["sequences of every kind"]
+    N = sum(n for _, _, n, _ in spans)
+    q, rings = torch.randn(N, H, D).bfloat16(), make_rings(spans, K, D)
+    k, v = (torch.randn(N, K, D).bfloat16() for _ in range(2))
+    together, at = attend(q, k, v, spans, rings, is_prompt=is_prompt), 0
+    for span, ring in zip(spans, rings, strict=True):
+        here, at = slice(at, at + span[2]), at + span[2]
+        alone = attend(q[here], k[here], v[here], [span], [ring], is_prompt=is_prompt)
+        assert torch.equal(together[here], alone)
 
 
 def test_attention_with_scores_far_apart_does_not_overflow():
     q = torch.full((1, 4, 32), 90.0)
-    k = torch.linspace(-9, 9, 700)[None, :, None].expand(1, 700, 32).bfloat16().contiguous()
-    v = torch.randn(1, 700, 32).bfloat16()
+    keys = torch.linspace(-9, 9, 700)[None, :, None].expand(1, 700, 32).bfloat16().contiguous()
+    values = torch.randn(1, 700, 32).bfloat16()
+    k, v = (ring[:, -1:].clone().transpose(0, 1) for ring in (keys, values))
+    out = attend(q, k, v, [(700, 699, 1, 0)], [(keys, values)], is_prompt=False)
     seen = torch.ones(1, 700, dtype=torch.bool)
-    out = kernels.attend(q, k, v, torch.zeros(4, 700).bfloat16())
-    assert relative_error(out, attention(q, k, v, seen)) < 1e-5
+    assert relative_error(out, attention(q, keys, values, seen)) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dim", [16, 100, 576])
 def test_norm_rotation_and_swiglu_equal_torch(dim, dtype):
-    from m7b.runtime.primitives import TORCH
+    from m7b.runtime.backends.eager import TORCH
 
     x, w, up = torch.randn(11, dim).to(dtype), torch.randn(dim).to(dtype), torch.randn(11, dim).to(dtype)
     close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1.6e-2, "atol": 1e-3}
@@ -207,7 +265,7 @@ def test_norm_rotation_and_swiglu_equal_torch(dim, dtype):
 
 def test_results_are_rounded_to_bfloat16_as_torch_rounds_them():
     """Many products lie half way between two numbers; among the rest are infinities and a NaN."""
-    from m7b.runtime.primitives import TORCH
+    from m7b.runtime.backends.eager import TORCH
 
     x = torch.randn(40, 3, 34).bfloat16()
     x[0, 0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
@@ -220,7 +278,7 @@ def test_results_are_rounded_to_bfloat16_as_torch_rounds_them():
 def test_the_number_of_threads_changes_no_bit():
     weight = kernels.pack(BlockType.Q4_0, kernels.quantize(BlockType.Q4_0, torch.randn(500, 512)))
     x, q = torch.randn(20, 512), torch.randn(1, 8, 64)
-    k = torch.randn(2, 3000, 64).bfloat16()
+    ring, k = make_rings([(3000, 2999, 1, 0)], 2, 64), torch.randn(1, 2, 64).bfloat16()
     before = torch.get_num_threads()
     try:
         found = []
@@ -229,7 +287,7 @@ def test_the_number_of_threads_changes_no_bit():
             found.append(
                 (
                     kernels.linear(x, weight),
-                    kernels.attend(q, k, k, torch.zeros(4, 3000).bfloat16()),
+                    attend(q, k, k, [(3000, 2999, 1, 0)], ring, is_prompt=False),
                 )
             )
     finally:

@@ -7,13 +7,14 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 
 from m7b.errors import UsageError
 from m7b.runtime import kernels
+from m7b.runtime.backends import choose_backend
+from m7b.runtime.backends.cpu import FusedTransformer
 from m7b.runtime.checkpoints import Blocks, open_checkpoint
 from m7b.runtime.kernels import BlockType
-from m7b.runtime.linears import plan_linears
 from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear
-from m7b.runtime.linears.bnb import FourBitLinear, Int8Linear, LevelLinear, four_bit_factory
+from m7b.runtime.linears.bnb import FourBitLinear, Int8Linear, LevelLinear, make_four_bit_factory
 from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
-from tests.checkpoints import engine, logits, mistral, write_gguf, write_hf
+from tests.checkpoints import engine, logits, main_row, mistral, read, write_gguf, write_hf
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 16}
 IDS = [(7 * i) % 60 + 1 for i in range(40)]
@@ -72,8 +73,8 @@ def test_decode_agrees_with_prefill(folder, quant):
     more so where the processor multiplies bfloat16 itself."""
     ran = engine(folder, quant=quant, dtype="bfloat16", prefill_chunk=16)
     together = logits(ran, IDS)
-    ran._rewind(0)
-    alone = torch.cat([ran._forward([token]) for token in IDS])
+    ran.forget()
+    alone = torch.cat([read(ran, [token]) for token in IDS])
     assert distance(alone, together) < 0.03
 
 
@@ -109,19 +110,19 @@ def test_one_call_for_whole_layers_gives_the_bits_of_one_call_an_operation(folde
     found = []
     for is_whole in (True, False):
         running = engine(folder, quant=quant, dtype="bfloat16", prefill_chunk=9, window=window)
-        assert running._model.stack is not None
-        if not is_whole:
-            running._model.stack = None
-        answers = [running._forward(ids[at : at + n_tokens]) for at in range(0, len(ids), n_tokens)]
-        layers = running.cache.layers
-        filled = min(len(ids), running.cache.capacity)
-        found.append([*answers, *(ring[:, :filled] for each in layers for ring in (each.keys, each.values))])
+        assert isinstance(running._scheduler._forward, FusedTransformer)
+        running = running if is_whole else running.unfuse()
+        answers = [read(running, ids[at : at + n_tokens]) for at in range(0, len(ids), n_tokens)]
+        row = main_row(running)
+        filled = min(len(ids), row.capacity)
+        found.append([*answers, *(ring[:, :filled] for ring in (*row.keys, *row.values))])
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(("quant", "dtype"), [("none", "float32"), ("q8_0", "float32"), ("nf4", "bfloat16")])
 def test_other_layers_are_run_one_by_one(folder, quant, dtype):
-    assert engine(folder, quant=quant, dtype=dtype)._model.stack is None
+    running = engine(folder, quant=quant, dtype=dtype)
+    assert running._scheduler._forward is running.model
 
 
 @NATIVE
@@ -141,10 +142,10 @@ def test_blocks_of_a_gguf_file_reach_the_kernel_untouched(model, tmp_path, type)
 def test_a_gguf_file_runs_as_stored_unless_told_otherwise(model, tmp_path, type):
     file = block_file(model, tmp_path, type)
     stored = engine(file, dtype=None)
-    assert isinstance(stored._model.layers[0].attention.wq, BlockLinear)
-    assert stored._model.layers[0].attention.wq.block_type is BlockType[type]
+    assert isinstance(stored.model.layers[0].attention.wq, BlockLinear)
+    assert stored.model.layers[0].attention.wq.block_type is BlockType[type]
     exact = engine(file)  # float32 was asked for
-    assert not isinstance(exact._model.layers[0].attention.wq, BlockLinear)
+    assert not isinstance(exact.model.layers[0].attention.wq, BlockLinear)
     assert distance(logits(stored, IDS), logits(exact, IDS)) < 0.05
 
 
@@ -161,15 +162,15 @@ def test_a_tied_embedding_is_quantized_as_the_output_alone(tmp_path):
     folder = write_hf(tied, tmp_path)
     exact = engine(folder)
     found = engine(folder, quant="q8_0", dtype="float32")
-    assert torch.equal(found._model.tok_embeddings.weight, exact._model.tok_embeddings.weight)
+    assert torch.equal(found.model.tok_embeddings.weight, exact.model.tok_embeddings.weight)
     assert 0 < distance(logits(found, IDS), logits(exact, IDS)) < 0.03
 
 
 def test_a_tied_embedding_in_bfloat16_is_held_once(tmp_path):
     folder = write_hf(mistral(**SHAPE, tied=True), tmp_path)
     ran = engine(folder, dtype="bfloat16")
-    if isinstance(ran._model.output, DenseLinear):
-        assert ran._model.output.weight.data_ptr() == ran._model.tok_embeddings.weight.data_ptr()
+    if isinstance(ran.model.output, DenseLinear):
+        assert ran.model.output.weight.data_ptr() == ran.model.tok_embeddings.weight.data_ptr()
 
 
 @pytest.mark.parametrize("layer", [PrepackedLinear, Int8Linear], ids=lambda layer: layer.__name__)
@@ -219,18 +220,19 @@ def test_four_bits_are_ours_where_bitsandbytes_has_no_kernel(type, monkeypatch):
     weight, x = torch.randn(48, 128).bfloat16(), torch.randn(6, 128).bfloat16()
     theirs = FourBitLinear(128, 48, type, torch.bfloat16)
     monkeypatch.setattr(functional, "has_avx512bf16", lambda: False)
-    ours = four_bit_factory(type, "cpu", torch.bfloat16)(128, 48)
+    ours = make_four_bit_factory(type, torch.bfloat16, has_kernels=True)(128, 48)
     for layer in (theirs, ours):
         layer.take(weight)
     assert isinstance(ours, LevelLinear)
     assert distance(ours(x).float(), theirs(x).float()) < 0.01
     assert ours.n_bytes == theirs.n_bytes
-    for device, dtype, n_in in (
-        ("cuda", torch.bfloat16, 128),
-        ("cpu", torch.float32, 128),
-        ("cpu", torch.bfloat16, 96),
+    for has_kernels, dtype, n_in in (
+        (False, torch.bfloat16, 128),
+        (True, torch.float32, 128),
+        (True, torch.bfloat16, 96),
     ):
-        assert isinstance(four_bit_factory(type, device, dtype)(n_in, 48), FourBitLinear)
+        factory = make_four_bit_factory(type, dtype, has_kernels=has_kernels)
+        assert isinstance(factory(n_in, 48), FourBitLinear)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_four_bits_are_ours_where_bitsandbytes_has_no_kernel(type, monkeypatch):
 )
 def test_what_cannot_run_is_refused_before_loading(folder, quant, device, dtype, told):
     with pytest.raises(UsageError, match=told):
-        plan_linears(open_checkpoint(folder), quant, device, dtype)
+        choose_backend(open_checkpoint(folder), quant, device, dtype)
 
 
 @pytest.mark.parametrize("quant", ["q8_0", "q4_0"])

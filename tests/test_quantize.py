@@ -93,7 +93,7 @@ def test_blocks_go_straight_to_the_kernels(source, tmp_path, target):
     name = "layers.1.feed_forward.w1.weight"
     assert checkpoint.read_blocks(name).type == target.upper()
     assert checkpoint.read_blocks("output.weight").type == "Q8_0"
-    layer = engine(tmp_path / "out.gguf", dtype=None)._model.layers[1].feed_forward.w1
+    layer = engine(tmp_path / "out.gguf", dtype=None).model.layers[1].feed_forward.w1
     assert layer.block_type.name == target.upper()
 
 

@@ -10,8 +10,8 @@ import transformers
 
 from m7b.errors import DamagedCheckpoint, UsageError
 from m7b.generation import SamplingParams
-from m7b.runtime import sampling
-from m7b.runtime.sampling import Sampler, logprob_of
+from m7b.runtime.engine import sampling
+from m7b.runtime.engine.sampling import Sampler, logprob_of
 from tests.checkpoints import mistral
 
 FILTERS = {

@@ -23,7 +23,7 @@ from m7b.store import Store
 from m7b.templates import MistralTemplate
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer, official_file
 from m7b.variants import TokenizerVersion
-from tests.checkpoints import engine, mistral, write_hf
+from tests.checkpoints import engine, main_row, mistral, write_hf
 from tests.fake_chat import STOP, Frames, Scripted, fake_model, saying
 from tests.tiny import write_tiny
 
@@ -110,7 +110,12 @@ def n_shared(cached, ids):
 def next_logits(running, ids):
     """The logits (V,) after `ids`, by the engine's own way."""
     list(running.generate(ids, SamplingParams(max_tokens=1, temperature=0)))
-    return running._prompt_logits
+    return main_logits(running)
+
+
+def main_logits(running):
+    """The logits (V,) after the last prompt."""
+    return running.rows[running.rows.main].logits
 
 
 RINGS = {  # window, chunk, and how many of the nine rewinds the ring honours
@@ -135,15 +140,16 @@ def test_ten_turns_with_system_prompt_and_tools_give_the_logits_of_a_fresh_prefi
             session.load([*session.messages, *call_and_result("Oslo")])
         question = f"Question {turn}: {'And the next one? ' * (turn % 4)}"
         ids = session.prompt(question)
-        shared = n_shared(running._cached, ids)
-        reused.append(shared if running.cache.can_rewind(shared) else 0)
+        held = running.rows[running.rows.main]
+        shared = n_shared(held.ids, ids)
+        reused.append(shared if main_row(running).holds(shared) else 0)
         *_, finished = session.send(question)
-        assert running._prompt == ids
+        assert running.rows[running.rows.main].prompt == ids
         assert (finished.usage.prompt_tokens, finished.usage.reused_tokens) == (len(ids), reused[-1])
         fresh = engine(folders["v3"], window=window, ctx_size=2048, prefill_chunk=64)
-        torch.testing.assert_close(running._prompt_logits, next_logits(fresh, ids), rtol=0, atol=1e-5)
+        torch.testing.assert_close(main_logits(running), next_logits(fresh, ids), rtol=0, atol=1e-5)
     assert sum(n > 0 for n in reused) == n_rewound
-    assert window == 0 or running.cache.length > 2 * running.cache.capacity
+    assert window == 0 or main_row(running).length > 2 * main_row(running).capacity
 
 
 @pytest.mark.parametrize("name", ["v1", "v3"])
