@@ -102,6 +102,34 @@ class Quant(StrEnum):
     FP4 = "fp4"
 
 
+class DType(StrEnum):
+    """The dtypes a model can run in."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the user may choose about a model before it runs.
+
+    `threads` None is one for each physical core. `dtype` None is the checkpoint's own, but bfloat16 for
+    float16, which CPUs multiply slowly. `quant` None leaves the weights as they are stored. `window` None is
+    the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own. `max_memory` (bytes by device)
+    is for `device` auto.
+    """
+
+    threads: int | None = None
+    dtype: str | None = None
+    quant: str | None = None
+    device: str = "cpu"
+    window: int | None = None
+    ctx_size: int | None = None
+    prefill_chunk: int = 512
+    max_memory: dict[int | str, int] | None = None
+
+
 class QuantizeTarget(StrEnum):
     """What `m7b quantize` turns weights into: the first four are one GGUF file, the others a folder."""
 

@@ -11,7 +11,7 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from m7b.commands.options import window_size
+from m7b.commands.shared.options import window_size
 from m7b.errors import M7bError
 from tests.tiny import WINDOW, assert_refused, call, lines, write_tiny
 

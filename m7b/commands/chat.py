@@ -3,15 +3,14 @@
 import os
 import sys
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from m7b import __version__
-from m7b.commands.choosing import named_model, usual_variant, variant_of
-from m7b.commands.grammar_options import (
+from m7b.commands.shared.fetching import choose_usual
+from m7b.commands.shared.grammar_options import (
     AnswerFormat,
     FormatOption,
     GrammarOption,
@@ -19,8 +18,8 @@ from m7b.commands.grammar_options import (
     RegexOption,
     grammar_of,
 )
-from m7b.commands.loading import chat_template_of, chosen_variant, load_model, refuse_base
-from m7b.commands.options import (
+from m7b.commands.shared.loading import load_model
+from m7b.commands.shared.options import (
     ChatTemplateOption,
     CtxSizeOption,
     DeviceOption,
@@ -30,14 +29,13 @@ from m7b.commands.options import (
     PrefillChunkOption,
     QuantOption,
     ThreadsOption,
-    VariantName,
     VariantOption,
     WindowOption,
     is_flag,
     number,
 )
-from m7b.commands.prompt import read_prompt
-from m7b.commands.sampling_options import (
+from m7b.commands.shared.prompt import read_prompt
+from m7b.commands.shared.sampling_options import (
     FrequencyPenaltyOption,
     LogitBiasOption,
     MaxTokensOption,
@@ -53,7 +51,7 @@ from m7b.commands.sampling_options import (
     TypicalPOption,
     logit_bias_of,
 )
-from m7b.commands.tool_options import (
+from m7b.commands.shared.tool_options import (
     ConstrainOption,
     McpOption,
     ToolChoiceOption,
@@ -62,11 +60,13 @@ from m7b.commands.tool_options import (
     fill,
 )
 from m7b.errors import UsageError
-from m7b.generation import SamplingParams
+from m7b.generation import EngineOptions, SamplingParams
+from m7b.models import Model, ModelChoice, refuse_base, require_template
 from m7b.paths import history_file, sessions_file
-from m7b.session import ChatModel, OnFull, Session
+from m7b.session import OnFull, Session
 from m7b.store import Conversation, Store, check_name
 from m7b.tools import Approval, Toolbox
+from m7b.variants import VARIANTS
 
 if TYPE_CHECKING:
     from m7b.repl import Chat
@@ -184,26 +184,28 @@ def chat(
     asked = None if is_interactive else _question(question, file)
     with Store(sessions_file() if save else None) as store, ExitStack() as stack:
         kept = _conversation(store, latest=go_on, reference=session)
-        if (of_kept := variant_of(kept)) and not (is_flag(ctx, "variant") or is_flag(ctx, "model")):
-            variant, model = of_kept, None
-        if variant is None and model is None:
-            variant = usual_variant(can_ask=is_interactive)
-        load = partial(
-            _load,
-            window=window,
-            ctx_size=ctx_size,
-            prefill_chunk=prefill_chunk,
+        is_named = is_flag(ctx, "variant") or is_flag(ctx, "model")
+        if kept and kept.model in VARIANTS and not is_named:
+            choice = ModelChoice(kept.model)
+        elif variant or model:
+            choice = ModelChoice(variant, model)
+        else:
+            choice = choose_usual(asks=is_interactive)
+        options = EngineOptions(
+            threads=threads,
             dtype=dtype,
             quant=quant,
             device=device,
-            threads=threads,
+            window=window,
+            ctx_size=ctx_size,
+            prefill_chunk=prefill_chunk,
         )
         from m7b.repl import Chat, Record, Screen, Toolbelt
         from m7b.repl.keys import silent_keys
 
         if is_interactive:
             stack.enter_context(silent_keys())
-        loaded = load(variant, model, chat_template=chat_template)
+        loaded = _load(choice, options, chat_template)
 
         messages = store.messages(kept.id) if kept else []
         conversation = Session(
@@ -225,7 +227,7 @@ def chat(
             screen,
             Record(store if save else None, kept, messages, session),
             Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit),
-            lambda name: load(*named_model(name)),
+            lambda name: _load(ModelChoice.named(name), options),
         )
         if kept and kept.model != loaded.name:
             screen.note(f"this conversation was with {kept.model} until now", "yellow")
@@ -254,24 +256,16 @@ def _talk(talk: "Chat", kept: Conversation | None, *, vi: bool) -> None:
     talk.run(prompt)
 
 
-def _load(
-    variant: VariantName | None, model: Path | None, *, chat_template: str | None = None, **options: Any
-) -> ChatModel:
-    """Load a model that can chat; `options` are those of `load_model`."""
-    refuse_base(chosen_variant(variant, model), chat_template)
-    loaded = load_model(variant, model, chat_template=chat_template, **options)
-    return ChatModel(
-        loaded.name,
-        loaded.engine,
-        loaded.tokenizer,
-        chat_template_of(loaded.name, loaded.template),
-        loaded.stop_ids,
-        vocab_size=loaded.vocab_size,
-        ctx_size=loaded.ctx_size,
-        window=loaded.window,
-        about=loaded.about,
-        license=loaded.license,
-    )
+def _load(choice: ModelChoice, options: EngineOptions, chat_template: str | None = None) -> Model:
+    """Load a model that can chat.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    refuse_base(choice, chat_template)
+    model = load_model(choice, options, chat_template=chat_template)
+    require_template(model.name, model.template)
+    return model
 
 
 def _is_terminal() -> bool:

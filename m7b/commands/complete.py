@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any
 
 import typer
 
-from m7b.commands.batch import Batch
-from m7b.commands.conversation import parse_conversation
-from m7b.commands.grammar_options import (
+from m7b.commands.shared.grammar_options import (
     AnswerFormat,
     FormatOption,
     GrammarOption,
@@ -17,8 +15,8 @@ from m7b.commands.grammar_options import (
     RegexOption,
     grammar_of,
 )
-from m7b.commands.loading import LoadedModel, chat_template_of, chosen_variant, load_model, refuse_base
-from m7b.commands.options import (
+from m7b.commands.shared.loading import load_model
+from m7b.commands.shared.options import (
     ChatTemplateOption,
     CtxSizeOption,
     DeviceOption,
@@ -35,8 +33,9 @@ from m7b.commands.options import (
     integer,
     is_flag,
 )
-from m7b.commands.prompt import read_prompt
-from m7b.commands.sampling_options import (
+from m7b.commands.shared.progress import PromptStatus
+from m7b.commands.shared.prompt import read_prompt
+from m7b.commands.shared.sampling_options import (
     FrequencyPenaltyOption,
     LogitBiasOption,
     MaxTokensOption,
@@ -52,11 +51,20 @@ from m7b.commands.sampling_options import (
     TypicalPOption,
     logit_bias_of,
 )
-from m7b.commands.tool_options import ConstrainOption, McpOption, ToolChoiceOption, ToolsOption, fill
-from m7b.completions import Completion, CompletionRequest, Conversation, answer, parse_request
+from m7b.commands.shared.tool_options import ConstrainOption, McpOption, ToolChoiceOption, ToolsOption, fill
+from m7b.completions import (
+    Batch,
+    ChatPrompt,
+    Completion,
+    CompletionRequest,
+    answer_request,
+    parse_chat_prompt,
+    parse_request,
+)
 from m7b.errors import UsageError
-from m7b.generation import CallDelta, Finished, GenerationEvent, PromptProgress, SamplingParams, TextDelta
-from m7b.render import Output, Status
+from m7b.generation import CallDelta, EngineOptions, GenerationEvent, SamplingParams, TextDelta
+from m7b.models import Model, ModelChoice, refuse_base, require_template
+from m7b.render import Output
 from m7b.tools import Toolbox
 
 
@@ -172,13 +180,14 @@ def complete(
         params,
         num_samples,
         echo,
-        conversation=Conversation([], offered) if offered else None,
+        conversation=ChatPrompt([], offered) if offered else None,
         grammar=keep_to,
         tool_choice=tool_choice,
         constrains_calls=constrain,
     )
+    choice = ModelChoice(variant, model)
     if chat:
-        refuse_base(chosen_variant(variant, model), chat_template)
+        refuse_base(choice, chat_template)
     if jsonl:
         if prompt is not None or file:
             raise UsageError("--jsonl brings its own prompts", hint="leave out PROMPT and --file")
@@ -187,44 +196,34 @@ def complete(
         raise UsageError("--output and --resume go with --jsonl")
     else:
         text = read_prompt(prompt, file, keep_newline=keep_newline)
-        conversation = parse_conversation(text, prompt_allowed=True) if chat else None
+        conversation = parse_chat_prompt(text, prompt_allowed=True) if chat else None
         if conversation and offered:
             conversation = replace(conversation, tools=offered)
         request = replace(request, prompt="" if chat else text, conversation=conversation)
-    loaded = load_model(
-        variant,
-        model,
-        window=window,
-        ctx_size=ctx_size,
-        prefill_chunk=prefill_chunk,
+    options = EngineOptions(
+        threads=threads,
         dtype=dtype,
         quant=quant,
         device=device,
-        threads=threads,
-        chat_template=chat_template,
+        window=window,
+        ctx_size=ctx_size,
+        prefill_chunk=prefill_chunk,
     )
+    loaded = load_model(choice, options, chat_template=chat_template)
     if chat:
-        chat_template_of(loaded.name, loaded.template)
-    request = replace(request, params=replace(params, stop_ids=loaded.stop_ids))
+        require_template(loaded.name, loaded.template)
     if jsonl:
         batch.run(lambda fields: complete_silently(loaded, parse_request(fields, request, is_chat=chat)))
     elif as_json:
         Output().write_json(complete_silently(loaded, request))
     else:
-        _print(_completion(loaded, request), streaming=stream)
+        _print(Completion(loaded, request), streaming=stream)
 
 
-def complete_silently(loaded: LoadedModel, request: CompletionRequest) -> dict[str, Any]:
+def complete_silently(model: Model, request: CompletionRequest) -> dict[str, Any]:
     """The whole answer object of one request."""
-    completion = _completion(loaded, request)
-    for events in completion.samples():
-        for _ in _with_progress(events):
-            pass
-    return answer(completion, loaded.name, loaded.load_s)
-
-
-def _completion(loaded: LoadedModel, request: CompletionRequest) -> Completion:
-    return Completion(loaded.engine, loaded.tokenizer, request, loaded.template, vocab_size=loaded.vocab_size)
+    with PromptStatus() as status:
+        return answer_request(model, request, status.show)
 
 
 def _described(files: list[Path] | None, configs: list[Path] | None) -> list[dict[str, Any]] | None:
@@ -241,9 +240,10 @@ def _print(completion: Completion, *, streaming: bool) -> None:
     output = Output()
     try:
         for events in completion.samples():
-            texts = printed(_with_progress(events))
-            for text in texts if streaming else ["".join(texts)]:
-                output.write(text)
+            with PromptStatus() as status:
+                texts = printed(status.watch(events))
+                for text in texts if streaming else ["".join(texts)]:
+                    output.write(text)
             output.write("\n")
     except KeyboardInterrupt:
         if output.is_terminal:
@@ -258,20 +258,3 @@ def printed(events: Iterator[GenerationEvent]) -> Iterator[str]:
         is_of_calls = is_of_calls or isinstance(event, CallDelta)
         if isinstance(event, CallDelta if is_of_calls else TextDelta):
             yield event.text
-
-
-def _with_progress(events: Iterator[GenerationEvent]) -> Iterator[GenerationEvent]:
-    """The same events; on a terminal, the reading of a long prompt shows meanwhile."""
-    status = Status()
-    try:
-        for event in events:
-            match event:
-                case PromptProgress():
-                    status.show(f"reading the prompt: {event.done} of {event.total} tokens")
-                case TextDelta() | CallDelta() | Finished():
-                    status.clear()
-                case other:
-                    assert_never(other)
-            yield event
-    finally:
-        status.clear()

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup, TyperOption
 
-from m7b.commands.options import JsonOption, plain
+from m7b.commands.shared.options import JsonOption, plain
 from m7b.editor import edit_file
 from m7b.errors import UsageError
 from m7b.generation import SamplingParams

@@ -6,9 +6,15 @@ from typing import Annotated
 
 import typer
 
-from m7b.commands.evaluating import StrideOption, counted, read_text, stride_of, usual_ctx_size
-from m7b.commands.loading import load_model
-from m7b.commands.options import (
+from m7b.commands.shared.evaluation import (
+    StrideOption,
+    choose_stride,
+    read_text,
+    read_with_progress,
+    usual_ctx_size,
+)
+from m7b.commands.shared.loading import load_model
+from m7b.commands.shared.options import (
     CtxSizeOption,
     DeviceOption,
     DTypeOption,
@@ -20,6 +26,8 @@ from m7b.commands.options import (
     VariantOption,
     WindowOption,
 )
+from m7b.generation import EngineOptions
+from m7b.models import ModelChoice
 from m7b.render import Output, Status
 
 
@@ -48,29 +56,26 @@ def perplexity(
 
       m7b perplexity prompt.txt --ctx-size 1024 --stride 256 --json
     """
-    from m7b.runtime.engine import Engine
     from m7b.runtime.evaluate import losses
     from m7b.runtime.evaluate import perplexity as perplexity_of
 
     text = read_text(file)
-    loaded = load_model(
-        variant,
-        model,
-        window=window,
-        ctx_size=ctx_size,
-        prefill_chunk=prefill_chunk,
+    options = EngineOptions(
+        threads=threads,
         dtype=dtype,
         quant=quant,
         device=device,
-        threads=threads,
+        window=window,
+        ctx_size=ctx_size,
+        prefill_chunk=prefill_chunk,
     )
-    assert isinstance(loaded.engine, Engine)
+    loaded = load_model(ModelChoice(variant, model), options)
     ctx_size = ctx_size or usual_ctx_size(loaded)
-    stride, ids = stride_of(stride, ctx_size), text.ids(loaded.tokenizer)
+    stride, ids = choose_stride(stride, ctx_size), text.ids(loaded.tokenizer)
     status = Status()
     try:
         found = perplexity_of(
-            counted(losses(loaded.engine, ids, ctx_size, stride), loaded.name, len(ids), status)
+            read_with_progress(losses(loaded.engine, ids, ctx_size, stride), loaded.name, len(ids), status)
         )
     finally:
         status.clear()

@@ -9,18 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from m7b.generation import Quant
+from m7b.generation import DType, Quant
 from m7b.variants import VARIANTS
 
 VariantName = StrEnum("VariantName", {name: name for name in VARIANTS})  # type: ignore[misc]
-
-
-class DType(StrEnum):
-    """The dtypes a model can run in."""
-
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
 
 
 _MAX_TOKENS = 1 << 31

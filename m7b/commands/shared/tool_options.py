@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from m7b.commands.options import integer
+from m7b.commands.shared.options import integer
 from m7b.tools import Toolbox
 
 ToolsOption = Annotated[

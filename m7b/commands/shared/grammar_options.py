@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from m7b.commands.prompt import read_prompt
+from m7b.commands.shared.prompt import read_prompt
 from m7b.constraint import AnyJson, Grammar, JsonSchema, Lark, Regex
 from m7b.errors import UsageError
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from m7b.commands.options import integer, number
+from m7b.commands.shared.options import integer, number
 
 
 def _number(text: str) -> Any:
