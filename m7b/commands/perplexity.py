@@ -13,36 +13,22 @@ from m7b.commands.shared.evaluation import (
     read_with_progress,
     usual_ctx_size,
 )
+from m7b.commands.shared.expansion import expand_options
 from m7b.commands.shared.loading import load_model
-from m7b.commands.shared.options import (
-    CtxSizeOption,
-    DeviceOption,
-    DTypeOption,
-    JsonOption,
-    ModelOption,
-    PrefillChunkOption,
-    QuantOption,
-    ThreadsOption,
-    VariantOption,
-    WindowOption,
-)
+from m7b.commands.shared.options import JsonOption, ModelOption, VariantOption
 from m7b.generation import EngineOptions
 from m7b.models import ModelChoice
 from m7b.render import Output, Status
 
 
+@expand_options
 def perplexity(
+    *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A text in UTF-8; - is stdin.")],
     variant: VariantOption = None,
     model: ModelOption = None,
     stride: StrideOption = None,
-    ctx_size: CtxSizeOption = None,
-    window: WindowOption = None,
-    dtype: DTypeOption = None,
-    quant: QuantOption = None,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    prefill_chunk: PrefillChunkOption = 512,
+    engine: EngineOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Tell the perplexity of a text: the exponential of the mean negative log-likelihood of its tokens.
@@ -60,17 +46,8 @@ def perplexity(
     from m7b.runtime.evaluate import perplexity as perplexity_of
 
     text = read_text(file)
-    options = EngineOptions(
-        threads=threads,
-        dtype=dtype,
-        quant=quant,
-        device=device,
-        window=window,
-        ctx_size=ctx_size,
-        prefill_chunk=prefill_chunk,
-    )
-    loaded = load_model(ModelChoice(variant, model), options)
-    ctx_size = ctx_size or usual_ctx_size(loaded)
+    loaded = load_model(ModelChoice(variant, model), engine)
+    ctx_size = engine.ctx_size or usual_ctx_size(loaded)
     stride, ids = choose_stride(stride, ctx_size), text.ids(loaded.tokenizer)
     status = Status()
     try:

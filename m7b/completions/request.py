@@ -9,6 +9,7 @@ from m7b.constraint import AnyJson, Grammar, JsonSchema
 from m7b.errors import UsageError
 from m7b.generation import MAX_SEED, SamplingParams
 from m7b.offer import ANY, AUTO
+from m7b.options import list_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +50,9 @@ class CompletionRequest:
 
 
 _PARAMS = {
-    "max_tokens": int,
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "typical_p": float,
-    "repetition_penalty": float,
-    "presence_penalty": float,
-    "frequency_penalty": float,
-    "repeat_last_n": int,
-    "seed": int,
-    "logprobs": int,
+    name: option.kind
+    for name, option in list_options(SamplingParams).items()
+    if option.in_json and option.kind in (int, float)
 }
 _IGNORED = {"model", "user", "metadata"}  # they name the caller or the model and change no token
 _OTHER = {"id", "prompt", "n", "echo", "stop", "logit_bias", "response_format"}
@@ -172,7 +164,7 @@ def _conversation(fields: Mapping[str, Any], tools: Any) -> ChatPrompt:
     return ChatPrompt(messages, tools)
 
 
-def _typed(name: str, value: Any, kind: type) -> Any:
+def _typed(name: str, value: Any, kind: Any) -> Any:
     """`value` as `kind`; an integer passes as a float, a bool as neither."""
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise UsageError(f"{name} is {json.dumps(value)[:60]}", hint=f"it must be {_KIND_NAMES[kind]}")

@@ -1,6 +1,7 @@
-"""The option types of constrained output, and the grammar that they come to."""
+"""The options of constrained output, and the grammar that they come to."""
 
 import json
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -19,56 +20,60 @@ class AnswerFormat(StrEnum):
     JSON = "json"
 
 
-JsonSchemaOption = Annotated[
-    str | None,
-    typer.Option(
-        "-j",
-        "--json-schema",
-        metavar="FILE|JSON",
-        help="Make the answer JSON that is valid against this schema.",
-        show_default=False,
-    ),
-]
-FormatOption = Annotated[AnswerFormat, typer.Option("--format", help="json makes the answer any valid JSON.")]
-GrammarOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--grammar", help="Make the answer follow this grammar, in Lark's language.", show_default=False
-    ),
-]
-RegexOption = Annotated[
-    str | None,
-    typer.Option(
-        "--regex", metavar="PATTERN", help="Make the answer match this pattern.", show_default=False
-    ),
-]
+@dataclass(frozen=True, slots=True)
+class GrammarOptions:
+    """What answers are to keep to, in the words of the options; at most one of them."""
+
+    json_schema: Annotated[
+        str | None,
+        typer.Option(
+            "-j",
+            "--json-schema",
+            metavar="FILE|JSON",
+            help="Make the answer JSON that is valid against this schema.",
+            show_default=False,
+        ),
+    ] = None
+    answer_format: Annotated[
+        AnswerFormat, typer.Option("--format", help="json makes the answer any valid JSON.")
+    ] = AnswerFormat.TEXT
+    grammar: Annotated[
+        Path | None,
+        typer.Option(
+            "--grammar", help="Make the answer follow this grammar, in Lark's language.", show_default=False
+        ),
+    ] = None
+    regex: Annotated[
+        str | None,
+        typer.Option(
+            "--regex", metavar="PATTERN", help="Make the answer match this pattern.", show_default=False
+        ),
+    ] = None
+
+    def read(self) -> Grammar | None:
+        """Read the grammar that is asked for, None where none is.
+
+        Raises:
+            UsageError: several are, or what they name cannot be read.
+        """
+        asked: list[Grammar] = []
+        if self.json_schema is not None:
+            asked.append(JsonSchema(_read_schema(self.json_schema)))
+        if self.answer_format is AnswerFormat.JSON:
+            asked.append(AnyJson())
+        if self.grammar is not None:
+            asked.append(Lark(read_prompt(None, self.grammar)))
+        if self.regex is not None:
+            asked.append(Regex(self.regex))
+        if len(asked) > 1:
+            raise UsageError(
+                "more than one of --json-schema, --format json, --grammar and --regex is given",
+                hint="give one",
+            )
+        return asked[0] if asked else None
 
 
-def grammar_of(
-    json_schema: str | None, answer_format: AnswerFormat, grammar: Path | None, regex: str | None
-) -> Grammar | None:
-    """The grammar that the options ask for, None where they ask for none.
-
-    Raises:
-        UsageError: they ask for several, or what they name cannot be read.
-    """
-    asked: list[Grammar] = []
-    if json_schema is not None:
-        asked.append(JsonSchema(_schema(json_schema)))
-    if answer_format is AnswerFormat.JSON:
-        asked.append(AnyJson())
-    if grammar is not None:
-        asked.append(Lark(read_prompt(None, grammar)))
-    if regex is not None:
-        asked.append(Regex(regex))
-    if len(asked) > 1:
-        raise UsageError(
-            "more than one of --json-schema, --format json, --grammar and --regex is given", hint="give one"
-        )
-    return asked[0] if asked else None
-
-
-def _schema(text: str) -> dict[str, object] | bool:
+def _read_schema(text: str) -> dict[str, object] | bool:
     """The schema that `text` is, or that is in the file of that name."""
     is_inline = text.lstrip().startswith("{") or text.strip() in ("true", "false")
     name = "the schema" if is_inline else text

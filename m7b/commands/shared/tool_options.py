@@ -1,12 +1,12 @@
-"""The option types of tools, and the toolbox that they fill."""
+"""The options of tools, and the toolbox that they fill."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from m7b.commands.shared.options import integer
+from m7b.offer import AUTO
 from m7b.tools import Toolbox
 
 ToolsOption = Annotated[
@@ -36,17 +36,32 @@ ToolChoiceOption = Annotated[
 ConstrainOption = Annotated[
     bool, typer.Option("--constrain/--no-constrain", help="Keep calls valid against the tools' schemas.")
 ]
-ToolLimitOption = Annotated[
-    int,
-    typer.Option(
-        "--tool-limit", parser=integer, metavar="N", help="Most rounds of calls before the model must answer."
-    ),
-]
 
 
-def fill(toolbox: Toolbox, files: Sequence[Path] | None, configs: Sequence[Path] | None) -> None:
-    """Load the tools of `files` and of the servers in `configs`."""
-    for file in files or ():
-        toolbox.load(file)
-    for config in configs or ():
-        toolbox.load_mcp(config)
+@dataclass(frozen=True, slots=True)
+class ToolOptions:
+    """Which tools are offered, and what the model may choose of them."""
+
+    tools: ToolsOption = None
+    mcp: McpOption = None
+    tool_choice: ToolChoiceOption = AUTO
+
+    @property
+    def are_given(self) -> bool:
+        """Whether any tool is to be offered."""
+        return bool(self.tools or self.mcp)
+
+    def fill(self, toolbox: Toolbox) -> None:
+        """Load the tools of the files, and of the servers in the configurations."""
+        for file in self.tools or ():
+            toolbox.load(file)
+        for config in self.mcp or ():
+            toolbox.load_mcp(config)
+
+    def describe(self) -> list[dict[str, Any]] | None:
+        """The tools in OpenAI's shape, None where there are none; none of them is run."""
+        if not self.are_given:
+            return None
+        with Toolbox() as toolbox:
+            self.fill(toolbox)
+            return [tool.as_json() for tool in toolbox.tools]
