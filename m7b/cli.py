@@ -18,11 +18,11 @@ from m7b.commands.doctor import doctor
 from m7b.commands.download import download
 from m7b.commands.info import info
 from m7b.commands.list import list_
-from m7b.commands.options import plain
 from m7b.commands.perplexity import perplexity
 from m7b.commands.quantize import quantize
 from m7b.commands.rm import prune, rm
 from m7b.commands.sessions import sessions
+from m7b.commands.shared.options import plain
 from m7b.commands.tokenize import detokenize, tokenize
 from m7b.commands.verify import verify
 from m7b.errors import ExitCode, M7bError

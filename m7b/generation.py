@@ -5,14 +5,29 @@ Knows ids, numbers and text; imports nothing heavy, so that every layer can spea
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 from m7b.errors import UsageError
+from m7b.options import check_options, check_range, option, option_mapping
 
 MAX_SEED = 2**63 - 1
 MAX_BIAS = 1_000_000
+MAX_TOKENS = 1 << 31
+
+
+def read_bias(text: str) -> tuple[int, float]:
+    """The token and the bias in `ID=BIAS`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise ValueError(f"{text!r} is not of the form ID=BIAS, such as 15043=-5") from None
 
 
 class Matcher(Protocol):
@@ -53,41 +68,67 @@ class SamplingParams:
         UsageError: a value is outside its range.
     """
 
-    max_tokens: int = 256
-    temperature: float = 0.7
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repeat_last_n: int = -1
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    max_tokens: int = option(256, "Most tokens to generate.", low=0, short="-n", sample=1024)
+    temperature: float = option(
+        0.7, "Randomness; 0 takes the most likely token.", low=0, high=100, sample=0.7
+    )
+    top_p: float = option(
+        1.0, "Keep the likeliest tokens up to this mass; 1 is off.", low=0, high=1, sample=1.0
+    )
+    top_k: int = option(0, "Keep this many of the likeliest tokens; 0 is off.", low=0, sample=0)
+    min_p: float = option(
+        0.0,
+        "Drop tokens less likely than this times the likeliest; 0 is off.",
+        low=0,
+        high=1,
+        metavar="X",
+        sample=0.0,
+    )
+    typical_p: float = option(
+        1.0, "Keep the most typical tokens up to this mass; 1 is off.", low=0, high=1, sample=1.0
+    )
+    repetition_penalty: float = option(
+        1.0, "Divide the logits of seen tokens; 1 is off.", low=0.01, high=100, sample=1.0
+    )
+    presence_penalty: float = option(
+        0.0, "Subtract once from each seen token; 0 is off.", low=-100, high=100, sample=0.0
+    )
+    frequency_penalty: float = option(
+        0.0,
+        "Subtract for every time a token was seen; 0 is off.",
+        low=-100,
+        high=100,
+        metavar="X",
+        sample=0.0,
+    )
+    repeat_last_n: int = option(-1, "Tokens that the penalties look back on; -1 is all.", low=-1, sample=-1)
+    logit_bias: Mapping[int, float] = option_mapping(
+        "Add to one token's logit; can be repeated.",
+        kind=read_bias,
+        metavar="ID=BIAS",
+        collect=dict,
+        in_chat=False,
+    )
+    seed: int | None = option(None, "Same seed, same text.", low=0, high=MAX_SEED, sample=1)
+    stop: tuple[str, ...] = option((), "End before this text; can be repeated.", collect=tuple)
+    logprobs: int | None = option(
+        None,
+        "With --json: report this many alternatives per token.",
+        low=0,
+        metavar="K",
+        is_apart=True,
+        in_chat=False,
+    )
     stop_ids: frozenset[int] = frozenset()
-    logprobs: int | None = None
     constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
-        _check("max_tokens", self.max_tokens, low=0)
-        _check("temperature", self.temperature, low=0, high=100)
-        _check("top_p", self.top_p, low=0, high=1)
-        _check("top_k", self.top_k, low=0)
-        _check("min_p", self.min_p, low=0, high=1)
-        _check("typical_p", self.typical_p, low=0, high=1)
-        _check("repetition_penalty", self.repetition_penalty, low=0.01, high=100)
-        _check("presence_penalty", self.presence_penalty, low=-100, high=100)
-        _check("frequency_penalty", self.frequency_penalty, low=-100, high=100)
-        _check("repeat_last_n", self.repeat_last_n, low=-1)
-        _check("logprobs", self.logprobs or 0, low=0)
-        _check("seed", self.seed or 0, low=0, high=MAX_SEED)
+        check_options(self)
         if "" in self.stop:
             raise UsageError("a stop string is empty", hint="leave it out")
         for token, bias in self.logit_bias.items():
             if bias != -math.inf:
-                _check(f"logit_bias of token {token}", bias, low=-MAX_BIAS, high=MAX_BIAS)
+                check_range(f"logit_bias of token {token}", bias, low=-MAX_BIAS, high=MAX_BIAS)
 
 
 class Quant(StrEnum):
@@ -100,6 +141,71 @@ class Quant(StrEnum):
     Q4_0 = "q4_0"
     NF4 = "nf4"
     FP4 = "fp4"
+
+
+class DType(StrEnum):
+    """The dtypes a model can run in."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the user may choose about a model before it runs.
+
+    `threads` None is one for each physical core. `dtype` None is the checkpoint's own, but bfloat16 for
+    float16, which CPUs multiply slowly. `quant` None leaves the weights as they are stored. `window` None is
+    the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own. `max_memory` (bytes by device)
+    is for `device` auto.
+    """
+
+    threads: int | None = option(
+        None,
+        "CPU threads; one for each physical core if not given.",
+        low=1,
+        high=1 << 10,
+        is_strict=True,
+        sample=4,
+    )
+    dtype: str | None = option(
+        None, "Number format to run in; the checkpoint's own if not given.", kind=DType, sample="bfloat16"
+    )
+    quant: str | None = option(
+        None,
+        "Round the weights as they are loaded; if not given, GGUF's blocks stay as stored.",
+        kind=Quant,
+        sample="q8_0",
+    )
+    device: str = option(
+        "cpu", "cpu, cuda, cuda:N, mps, or auto to spread over all of them and the disk.", sample="cpu"
+    )
+    window: int | None = option(
+        None,
+        "Sliding window in tokens, instead of the checkpoint's own.",
+        low=1,
+        high=MAX_TOKENS,
+        is_strict=True,
+        words={"off": 0},
+        metavar="N|off",
+        sample=4096,
+    )
+    ctx_size: int | None = option(
+        None,
+        "Most tokens of prompt and answer together; the checkpoint's own if not given.",
+        low=1,
+        high=MAX_TOKENS,
+        is_strict=True,
+        sample=8192,
+    )
+    prefill_chunk: int = option(
+        512, "Prompt tokens read in one pass.", low=1, high=MAX_TOKENS, is_strict=True, sample=512
+    )
+    max_memory: dict[int | str, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 class QuantizeTarget(StrEnum):
@@ -237,9 +343,3 @@ class Finished:
 
 
 GenerationEvent = PromptProgress | TextDelta | CallDelta | Finished
-
-
-def _check(name: str, value: float, low: float, high: float = math.inf) -> None:
-    if not low <= value <= high or value == math.inf:  # false for NaN as well
-        bounds = f"from {low} to {high}" if high < math.inf else f"at least {low}"
-        raise UsageError(f"{name} is {value}", hint=f"it must be {bounds}")

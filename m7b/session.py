@@ -3,17 +3,15 @@
 Knows messages, templates and events; nothing about screens, files or tensors.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import assert_never
 
-from m7b.constraint import Grammar, compile_constraint
+from m7b.constraint import Grammar
 from m7b.errors import ContextOverflow, UsageError
 from m7b.generation import (
     CallDelta,
-    Constraint,
-    Engine,
     Finished,
     FinishReason,
     GenerationEvent,
@@ -25,10 +23,10 @@ from m7b.generation import (
     Usage,
 )
 from m7b.messages import Message
+from m7b.models import Model
 from m7b.offer import AUTO, NONE, Offer
 from m7b.stream import REPLACEMENT, events_of
-from m7b.templates import Template, Tools
-from m7b.tokenizer import Tokenizer
+from m7b.templates import Tools
 
 
 class OnFull(StrEnum):
@@ -43,36 +41,6 @@ class OnFull(StrEnum):
     DROP_OLDEST = "drop-oldest"
     ROLL = "roll"
     STOP = "stop"
-
-
-@dataclass(frozen=True, slots=True)
-class ChatModel:
-    """A model that can hold a conversation.
-
-    `ctx_size` tokens of prompt and answer fit; `window` is None where attention is full. `about` is what
-    people may want to know of it, by label, and `license` its license as far as the checkpoint tells.
-    """
-
-    name: str
-    engine: Engine
-    tokenizer: Tokenizer
-    template: Template
-    stop_ids: frozenset[int]
-    vocab_size: int
-    ctx_size: int
-    window: int | None
-    about: Mapping[str, str] = field(default_factory=dict)
-    license: str = ""
-
-    def constraint(self, grammar: Grammar) -> Constraint:
-        """`grammar` in this model's tokens, for an answer of its own."""
-        return compile_constraint(
-            grammar, self.tokenizer, vocab_size=self.vocab_size, stop_ids=self.stop_ids, continues=False
-        )
-
-    def call_constraint(self, offer: Offer) -> Constraint | None:
-        """What keeps the calls of `offer` valid."""
-        return offer.constraint(self.tokenizer, vocab_size=self.vocab_size, stop_ids=self.stop_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +74,7 @@ class Session:
 
     def __init__(
         self,
-        model: ChatModel,
+        model: Model,
         params: SamplingParams,
         *,
         messages: Sequence[Message] = (),
@@ -359,7 +327,7 @@ class Session:
         asked = [message.as_json() for message in messages]
         if asked and asked[-1]["role"] == "assistant":
             asked[-1]["prefix"] = True
-        return self.model.template.encode(asked, self.tools)
+        return self.model.chat_template.encode(asked, self.tools)
 
     def _offer(self, asked: Sequence[Message], *, may_call: bool) -> Offer | None:
         """The tools for an answer to `asked`; none where that is already begun, and so is text.
@@ -375,9 +343,9 @@ class Session:
         """`params` with what the model, the tools and the grammar add to them."""
         constraint = params.constraint
         if self.grammar is not None:
-            constraint = self.model.constraint(self.grammar)
+            constraint = self.model.compile(self.grammar)
         elif offer:
-            constraint = self.model.call_constraint(offer)
+            constraint = self.model.constrain_calls(offer)
         return replace(params, stop_ids=params.stop_ids | self.model.stop_ids, constraint=constraint)
 
     @property

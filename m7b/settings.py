@@ -13,29 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import UsageError
+from m7b.generation import EngineOptions, SamplingParams
+from m7b.options import list_options
+
+
+def _samples(owner: type) -> dict[str, str | int | float | bool]:
+    """The options of a class that are settings, with their samples."""
+    options = list_options(owner).items()
+    return {name: option.sample for name, option in options if option.sample is not None}
+
 
 # Each long option that can be set lastingly, and the value that a new config.toml shows for it.
 SETTINGS: Mapping[str, str | int | float | bool] = {
     "variant": "demo",
     "model": "~/models/mistral-7b",
-    "device": "cpu",
-    "dtype": "bfloat16",
-    "quant": "q8_0",
-    "threads": 4,
-    "window": 4096,
-    "ctx_size": 8192,
-    "prefill_chunk": 512,
-    "max_tokens": 1024,
-    "temperature": 0.7,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repeat_last_n": -1,
-    "seed": 1,
+    **_samples(EngineOptions),
+    **_samples(SamplingParams),
     "system": "Answer briefly.",
     "chat_template": "v3",
     "on_full": "drop-oldest",

@@ -115,7 +115,7 @@ class ChatHome:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("os.environ", self.environment(env, **script))
             patch.setattr("m7b.commands.chat.load_model", scripted_chat.load_model)
-            patch.setattr("m7b.commands.download.fetch_default", scripted_chat.fetch_default)
+            patch.setattr("m7b.commands.shared.fetching.fetch_default", scripted_chat.fetch_default)
             patch.chdir(self.work)
             return call("chat", *arguments, stdin=stdin)
 

@@ -17,7 +17,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 def demo_home(request: pytest.FixtureRequest) -> Path:
     """A data folder that holds the demo checkpoint, fetched once by the production code."""
     from m7b import hub
-    from m7b.commands.download import fetch_default
+    from m7b.commands.shared.fetching import fetch_default
 
     home = Path(request.config.cache.mkdir("m7b-home"))
     with pytest.MonkeyPatch.context() as patch:

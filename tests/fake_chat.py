@@ -5,7 +5,7 @@ from typing import Any
 
 from m7b.errors import ContextOverflow
 from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
-from m7b.session import ChatModel
+from m7b.models import Model
 
 ROLES = {"system": 1, "user": 2, "assistant": 3, "tool": 4}
 STOP = 5
@@ -81,8 +81,8 @@ def saying(script: Sequence[int], marker: Sequence[int] = (ROLES["assistant"],),
     return choose
 
 
-def fake_model(choose: Callable[[list[int]], int], ctx_size: int = 10_000) -> ChatModel:
+def fake_model(choose: Callable[[list[int]], int], ctx_size: int = 10_000) -> Model:
     """Characters, frames and a scripted engine."""
     engine: Any = Scripted(choose, ctx_size)
     parts: Any = (Characters(), Frames())
-    return ChatModel("fake", engine, *parts, frozenset({STOP}), 0x110000, ctx_size, None)
+    return Model("fake", engine, *parts, frozenset({STOP}), 0x110000, ctx_size, None)

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from m7b import cli, hub
-from m7b.commands import chat, download
-from m7b.commands.loading import LoadedModel
+from m7b.commands import chat
+from m7b.commands.shared import fetching
 from m7b.errors import CheckpointNotFound
-from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
+from m7b.generation import EngineOptions, FinishReason, PromptProgress, SamplingParams, Step
+from m7b.models import Model, ModelChoice
 from m7b.paths import data_folder
 from m7b.render import Status
 from tests import shelf
@@ -132,35 +133,32 @@ class Script:
         yield STOP
 
 
-def load_model(
-    variant: Any, model: Path | None, *, ctx_size: Any, window: Any, **options: Any
-) -> LoadedModel:
+def load_model(choice: ModelChoice, options: EngineOptions, *, chat_template: str | None = None) -> Model:
     """What stands in for the real one: finds the checkpoint as that does, and reads the script instead."""
-    if model is not None and not model.exists():
-        raise CheckpointNotFound(f"there is no {model}")
-    name = model.name if model else variant.value
-    if model is None:
+    if choice.path is not None and not choice.path.exists():
+        raise CheckpointNotFound(f"there is no {choice.path}")
+    name = choice.path.name if choice.path else choice.release
+    if choice.path is None:
         hub.locate(name)
     script = json.loads(Path(os.environ["SCRIPT"]).read_text(encoding="utf-8"))
     if script["loads_slowly"]:
         Status().show("loading…")
         _wait_for(script["go_on"])
-    ctx_size = ctx_size or script["ctx_size"]
-    window = script["window"] if window is None else window
+    ctx_size = options.ctx_size or script["ctx_size"]
+    window = script["window"] if options.window is None else options.window
     values = {
         "name": name,
-        "engine": Script(script, name, ctx_size, options["prefill_chunk"]),
+        "engine": Script(script, name, ctx_size, options.prefill_chunk),
         "tokenizer": Bytes(),
         "template": Frames(),
         "stop_ids": frozenset({STOP}),
         "vocab_size": _FIRST_BYTE + 256,
         "ctx_size": ctx_size,
         "window": window or None,
-        "load_s": 0.0,
         "about": {"model": name, "checkpoint": "none (script)"},
         "license": "license of the test",
     }
-    return LoadedModel(**{field.name: values.get(field.name) for field in fields(LoadedModel)})
+    return Model(**values)
 
 
 def fetch_default(name: str, *, asks: bool) -> None:
@@ -181,7 +179,7 @@ def _after_role(ids: Sequence[int], end: int) -> int:
 
 if __name__ == "__main__":
     chat.load_model = load_model  # type: ignore[assignment]
-    download.fetch_default = fetch_default  # type: ignore[assignment]
+    fetching.fetch_default = fetch_default  # type: ignore[assignment]
     try:
         cli.run()
     except KeyboardInterrupt:  # as m7b/__main__.py has it

@@ -11,7 +11,8 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from m7b.commands.options import window_size
+from m7b.commands.shared.expansion import read_option
+from m7b.commands.shared.options import ENGINE
 from m7b.errors import M7bError
 from tests.tiny import WINDOW, assert_refused, call, lines, write_tiny
 
@@ -278,13 +279,13 @@ def test_info_for_people_has_the_figures_of_its_json(variant):
 
 @pytest.mark.parametrize(("text", "window"), [("off", 0), ("1", 1), ("4096", 4096)])
 def test_a_window_is_tokens_or_off(text, window):
-    assert window_size(text) == window
+    assert read_option(ENGINE["window"], text) == window
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "", "4k", "1.5", "OFF", "²"])
 def test_any_other_window_is_refused(text):
     with pytest.raises(typer.BadParameter, match="off"):
-        window_size(text)
+        read_option(ENGINE["window"], text)
 
 
 def test_the_variant_of_the_environment_is_the_default(monkeypatch):

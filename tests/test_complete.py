@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from m7b.commands.complete import complete_silently
+from m7b.completions import answer_request
 from m7b.runtime import loader
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer
 from m7b.variants import TokenizerVersion
@@ -420,10 +420,8 @@ def test_resume_makes_the_file_that_was_interrupted(kept, complete, tmp_path):
 def test_ctrl_c_leaves_whole_lines_to_carry_on_with(complete, tmp_path, monkeypatch):
     file = tmp_path / "answers.jsonl"
     with monkeypatch.context() as patch:
-        calls = iter([complete_silently, complete_silently])
-        patch.setattr(
-            "m7b.commands.complete.complete_silently", lambda *given: next(calls, interrupt)(*given)
-        )
+        calls = iter([answer_request, answer_request])
+        patch.setattr("m7b.commands.complete.answer_request", lambda *given: next(calls, interrupt)(*given))
         assert complete("--jsonl", "-", "-o", file, stdin=BATCH).code == 130
     assert [answer["id"] for answer in Ran(0, file.read_text("utf-8"), "").answers] == [0, 1]
     assert complete("--jsonl", "-", "-o", file, "--resume", stdin=BATCH).code == 7

@@ -7,6 +7,7 @@ from itertools import cycle, islice
 import jsonschema
 import pytest
 
+from m7b import models
 from m7b.completions import Completion, CompletionRequest
 from m7b.constraint import JsonSchema
 from m7b.generation import FinishReason, SamplingParams
@@ -40,13 +41,15 @@ class Model:
         self.engine = engine(path, ctx_size=1024, threads=2, dtype=dtype)
         self.tokenizer = load_tokenizer(checkpoint.tokenizer, checkpoint.chat_template or "")
         self.stop_ids, self.vocab_size = checkpoint.stop_ids, checkpoint.config.vocab_size
+        parts = (self.engine, self.tokenizer, None, self.stop_ids, self.vocab_size)
+        self.model = models.Model("tiny", *parts, ctx_size=1024, window=None)
 
     def answer(self, schema, **params):
         """The one finished choice."""
         request = CompletionRequest(
             "JSON: ", SamplingParams(stop_ids=self.stop_ids, **params), grammar=JsonSchema(schema)
         )
-        completion = Completion(self.engine, self.tokenizer, request, vocab_size=self.vocab_size)
+        completion = Completion(self.model, request)
         for events in completion.samples():
             for _ in events:
                 pass

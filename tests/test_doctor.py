@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m7b import hub
-from m7b.commands.advice import advice_on
-from m7b.commands.fitting import FORMATS, cache_read_bytes, fits, read_bytes, weight_bytes
+from m7b.commands.shared.advice import advice_on
 from m7b.hub.sources.pypi import DEMO_FILE
+from m7b.models.fit import FORMATS, cache_read_bytes, fits, read_bytes, weight_bytes
 from m7b.runtime import machine as machine_module
 from m7b.runtime.backends.eager import TORCH
 from m7b.runtime.config import ModelConfig

@@ -188,8 +188,8 @@ def visible_slots(capacity, first, n, window):
     return slots
 
 
-# Of each sequence: the slots of its ring, its first position, its tokens and its window. The last positions of a
-# span overwrite what its first token no longer sees.
+# Of each sequence: the slots of its ring, its first position, its tokens and its window. The last positions
+# of a span overwrite what its first token no longer sees.
 BATCHES = {
     "one token": [(1300, 1299, 1, 0)],
     "one token of a ring that has wrapped": [(700, 12_345, 1, 600)],

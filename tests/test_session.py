@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from m7b.errors import ContextOverflow, InvalidConversation, M7bError, UsageError
 from m7b.generation import Finished, PromptProgress, SamplingParams, TextDelta
 from m7b.messages import Message
-from m7b.session import ChatModel, Dropped, OnFull, Session
+from m7b.models import Model
+from m7b.session import Dropped, OnFull, Session
 from m7b.store import Store
 from m7b.templates import MistralTemplate
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer, official_file
@@ -97,7 +98,7 @@ def real_model(folder, name, **options):
     running = engine(folder, **{"ctx_size": 2048, "threads": 2} | options)
     tokenizer = official(name)
     template = MistralTemplate(tokenizer, TokenizerVersion(name))
-    return ChatModel("tiny", running, tokenizer, template, frozenset({2}), 32768, 2048, running.cache.window)
+    return Model("tiny", running, tokenizer, template, frozenset({2}), 32768, 2048, running.cache.window)
 
 
 def n_shared(cached, ids):
@@ -187,7 +188,7 @@ def scripted_session(name, text, *messages, params=GREEDY, ctx_size=10_000, on_f
     tokenizer = official(name)
     choose = saying(tokenizer.encode(text, bos=False), MARKERS[name], stop=2)
     template = MistralTemplate(tokenizer, TokenizerVersion(name))
-    model = ChatModel(
+    model = Model(
         "scripted", Scripted(choose, ctx_size), tokenizer, template, frozenset({2}), 32768, ctx_size, None
     )
     return Session(model, params, messages=messages, on_full=on_full)

@@ -13,8 +13,9 @@ from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenize
 from m7b.calls import calls_schema
 from m7b.errors import UsageError
 from m7b.generation import CallDelta, Finished, FinishReason, PromptProgress, SamplingParams, Step, TextDelta
+from m7b.models import Model
 from m7b.offer import CallConstraint, Offer
-from m7b.session import ChatModel, Session
+from m7b.session import Session
 from m7b.store import Store
 from m7b.stream import CallSyntax, events_of
 from m7b.templates import MistralTemplate
@@ -87,7 +88,7 @@ class Answers:
 
 
 def session_of(*answers, messages=(), max_tokens=200, **options):
-    model = ChatModel(
+    model = Model(
         "fake", Answers(*answers), v3(), MistralTemplate(v3()), frozenset({EOS}), VOCAB, 10_000, None
     )
     params = SamplingParams(max_tokens=max_tokens, temperature=0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from m7b.bench import Format, PeerName
-from m7b.commands.options import (
+from m7b.commands.shared.options import (
     DTypeOption,
     ModelOption,
     QuantOption,

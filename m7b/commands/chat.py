@@ -3,77 +3,46 @@
 import os
 import sys
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from m7b import __version__
-from m7b.commands.choosing import named_model, usual_variant, variant_of
-from m7b.commands.grammar_options import (
-    AnswerFormat,
-    FormatOption,
-    GrammarOption,
-    JsonSchemaOption,
-    RegexOption,
-    grammar_of,
-)
-from m7b.commands.loading import chat_template_of, chosen_variant, load_model, refuse_base
-from m7b.commands.options import (
+from m7b.commands.shared.expansion import expand_options
+from m7b.commands.shared.fetching import choose_usual
+from m7b.commands.shared.grammar_options import GrammarOptions
+from m7b.commands.shared.loading import load_model
+from m7b.commands.shared.options import (
     ChatTemplateOption,
-    CtxSizeOption,
-    DeviceOption,
-    DTypeOption,
     ModelOption,
     OfflineOption,
-    PrefillChunkOption,
-    QuantOption,
-    ThreadsOption,
-    VariantName,
     VariantOption,
-    WindowOption,
+    integer,
     is_flag,
     number,
 )
-from m7b.commands.prompt import read_prompt
-from m7b.commands.sampling_options import (
-    FrequencyPenaltyOption,
-    LogitBiasOption,
-    MaxTokensOption,
-    MinPOption,
-    PresencePenaltyOption,
-    RepeatLastNOption,
-    RepetitionPenaltyOption,
-    SeedOption,
-    StopOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    TypicalPOption,
-    logit_bias_of,
-)
-from m7b.commands.tool_options import (
-    ConstrainOption,
-    McpOption,
-    ToolChoiceOption,
-    ToolLimitOption,
-    ToolsOption,
-    fill,
-)
+from m7b.commands.shared.prompt import read_prompt
+from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions
 from m7b.errors import UsageError
-from m7b.generation import SamplingParams
+from m7b.generation import EngineOptions, SamplingParams
+from m7b.models import Model, ModelChoice, refuse_base, require_template
 from m7b.paths import history_file, sessions_file
-from m7b.session import ChatModel, OnFull, Session
+from m7b.session import OnFull, Session
 from m7b.store import Conversation, Store, check_name
 from m7b.tools import Approval, Toolbox
+from m7b.variants import VARIANTS
 
 if TYPE_CHECKING:
     from m7b.repl import Chat
 
+_SAMPLING = SamplingParams(max_tokens=1024)
 
+
+@expand_options
 def chat(
     ctx: typer.Context,
+    *,
     question: Annotated[
         str | None,
         typer.Argument(help="Ask this and exit; - or a pipe reads it from stdin.", show_default=False),
@@ -109,41 +78,26 @@ def chat(
         bool, typer.Option("--markdown/--no-markdown", help="On a terminal: render answers as Markdown.")
     ] = True,
     vi: Annotated[bool, typer.Option("--vi/--emacs", help="Keys at the prompt.")] = False,
-    tools: ToolsOption = None,
-    mcp: McpOption = None,
-    tool_choice: ToolChoiceOption = "auto",
+    tools: ToolOptions,
     tool_approval: Annotated[
         Approval, typer.Option("--tool-approval", help="Whether a tool may run: ask, or always, or never.")
     ] = Approval.ASK,
-    tool_limit: ToolLimitOption = 5,
+    tool_limit: Annotated[
+        int,
+        typer.Option(
+            "--tool-limit",
+            parser=integer,
+            metavar="N",
+            help="Most rounds of calls before the model must answer.",
+        ),
+    ] = 5,
     tool_timeout: Annotated[
         float, typer.Option("--tool-timeout", parser=number, metavar="S", help="Most seconds of one call.")
     ] = 30.0,
     constrain: ConstrainOption = True,
-    json_schema: JsonSchemaOption = None,
-    answer_format: FormatOption = AnswerFormat.TEXT,
-    grammar: GrammarOption = None,
-    regex: RegexOption = None,
-    max_tokens: MaxTokensOption = 1024,
-    temperature: TemperatureOption = 0.7,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    min_p: MinPOption = 0.0,
-    typical_p: TypicalPOption = 1.0,
-    repetition_penalty: RepetitionPenaltyOption = 1.0,
-    presence_penalty: PresencePenaltyOption = 0.0,
-    frequency_penalty: FrequencyPenaltyOption = 0.0,
-    repeat_last_n: RepeatLastNOption = -1,
-    logit_bias: LogitBiasOption = None,
-    seed: SeedOption = None,
-    stop: StopOption = None,
-    threads: ThreadsOption = None,
-    dtype: DTypeOption = None,
-    quant: QuantOption = None,
-    device: DeviceOption = "cpu",
-    window: WindowOption = None,
-    ctx_size: CtxSizeOption = None,
-    prefill_chunk: PrefillChunkOption = 512,
+    grammar: GrammarOptions,
+    sampling: SamplingParams = _SAMPLING,
+    engine: EngineOptions,
     offline: OfflineOption = False,
 ) -> None:
     """Talk with a model, or ask it one question.
@@ -154,21 +108,54 @@ def chat(
 
       m7b chat --no-save -n 40 < prompt.txt
     """
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        repeat_last_n=repeat_last_n,
-        logit_bias=logit_bias_of(logit_bias),
-        seed=seed,
-        stop=tuple(stop or ()),
-    )
+    _check_kept(session, go_on=go_on, save=save)
+    keep_to = grammar.read()
+    if keep_to is not None and (sampling.stop or tools.are_given):
+        raise UsageError("a grammar goes with neither --stop nor tools", hint="ask for one")
+    is_interactive = question is None and file is None and _is_terminal()
+    asked = None if is_interactive else _read_question(question, file)
+    with Store(sessions_file() if save else None) as store, ExitStack() as stack:
+        kept = _find_kept(store, latest=go_on, reference=session)
+        choice = _choose_model(ctx, kept, variant, model, asks=is_interactive)
+        from m7b.repl import Chat, Record, Screen, Toolbelt
+        from m7b.repl.keys import silent_keys
+
+        if is_interactive:
+            stack.enter_context(silent_keys())
+        messages = store.messages(kept.id) if kept else []
+        conversation = Session(
+            _load(choice, engine, chat_template),
+            sampling,
+            messages=messages,
+            tool_choice=tools.tool_choice,
+            constrains_calls=constrain,
+            grammar=keep_to,
+            on_full=on_full,
+        )
+        if system is not None and (kept is None or is_flag(ctx, "system")):
+            conversation.system = system
+        toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
+        tools.fill(toolbox)
+        screen = Screen(markdown=markdown, is_interactive=is_interactive)
+        record = Record(store if save else None, kept, messages, session)
+        toolbelt = Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit)
+        talk = Chat(
+            conversation, screen, record, toolbelt, lambda name: _load(ModelChoice.named(name), engine)
+        )
+        if kept and kept.model != conversation.model.name:
+            screen.note(f"this conversation was with {kept.model} until now", "yellow")
+        if asked is None:
+            _talk(talk, kept, vi=vi)
+        elif talk.say(asked) is None:
+            raise KeyboardInterrupt
+
+
+def _check_kept(session: str | None, *, go_on: bool, save: bool) -> None:
+    """See that the options name one conversation at most, and one that is kept.
+
+    Raises:
+        UsageError: they do not.
+    """
     if go_on and session is not None:
         raise UsageError("--continue and --session are both given", hint="name one conversation")
     if not save and (go_on or session is not None):
@@ -177,62 +164,21 @@ def chat(
         )
     if session is not None and not session.isdigit():
         check_name(session)
-    keep_to = grammar_of(json_schema, answer_format, grammar, regex)
-    if keep_to is not None and (params.stop or tools or mcp):
-        raise UsageError("a grammar goes with neither --stop nor tools", hint="ask for one")
-    is_interactive = question is None and file is None and _is_terminal()
-    asked = None if is_interactive else _question(question, file)
-    with Store(sessions_file() if save else None) as store, ExitStack() as stack:
-        kept = _conversation(store, latest=go_on, reference=session)
-        if (of_kept := variant_of(kept)) and not (is_flag(ctx, "variant") or is_flag(ctx, "model")):
-            variant, model = of_kept, None
-        if variant is None and model is None:
-            variant = usual_variant(can_ask=is_interactive)
-        load = partial(
-            _load,
-            window=window,
-            ctx_size=ctx_size,
-            prefill_chunk=prefill_chunk,
-            dtype=dtype,
-            quant=quant,
-            device=device,
-            threads=threads,
-        )
-        from m7b.repl import Chat, Record, Screen, Toolbelt
-        from m7b.repl.keys import silent_keys
 
-        if is_interactive:
-            stack.enter_context(silent_keys())
-        loaded = load(variant, model, chat_template=chat_template)
 
-        messages = store.messages(kept.id) if kept else []
-        conversation = Session(
-            loaded,
-            params,
-            messages=messages,
-            tool_choice=tool_choice,
-            constrains_calls=constrain,
-            grammar=keep_to,
-            on_full=on_full,
-        )
-        if system is not None and (kept is None or is_flag(ctx, "system")):
-            conversation.system = system
-        toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
-        fill(toolbox, tools, mcp)
-        screen = Screen(markdown=markdown, is_interactive=is_interactive)
-        talk = Chat(
-            conversation,
-            screen,
-            Record(store if save else None, kept, messages, session),
-            Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit),
-            lambda name: load(*named_model(name)),
-        )
-        if kept and kept.model != loaded.name:
-            screen.note(f"this conversation was with {kept.model} until now", "yellow")
-        if asked is None:
-            _talk(talk, kept, vi=vi)
-        elif talk.say(asked) is None:
-            raise KeyboardInterrupt
+def _choose_model(
+    ctx: typer.Context,
+    kept: Conversation | None,
+    variant: str | None,
+    model: Path | None,
+    *,
+    asks: bool,
+) -> ModelChoice:
+    """The model that flags name, else that of the conversation, that of the settings, or what is usual."""
+    is_named = is_flag(ctx, "variant") or is_flag(ctx, "model")
+    if kept and kept.model in VARIANTS and not is_named:
+        return ModelChoice(kept.model)
+    return ModelChoice(variant, model) if variant or model else choose_usual(asks=asks)
 
 
 def _talk(talk: "Chat", kept: Conversation | None, *, vi: bool) -> None:
@@ -254,24 +200,16 @@ def _talk(talk: "Chat", kept: Conversation | None, *, vi: bool) -> None:
     talk.run(prompt)
 
 
-def _load(
-    variant: VariantName | None, model: Path | None, *, chat_template: str | None = None, **options: Any
-) -> ChatModel:
-    """Load a model that can chat; `options` are those of `load_model`."""
-    refuse_base(chosen_variant(variant, model), chat_template)
-    loaded = load_model(variant, model, chat_template=chat_template, **options)
-    return ChatModel(
-        loaded.name,
-        loaded.engine,
-        loaded.tokenizer,
-        chat_template_of(loaded.name, loaded.template),
-        loaded.stop_ids,
-        vocab_size=loaded.vocab_size,
-        ctx_size=loaded.ctx_size,
-        window=loaded.window,
-        about=loaded.about,
-        license=loaded.license,
-    )
+def _load(choice: ModelChoice, options: EngineOptions, chat_template: str | None = None) -> Model:
+    """Load a model that can chat.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    refuse_base(choice, chat_template)
+    model = load_model(choice, options, chat_template=chat_template)
+    require_template(model.name, model.template)
+    return model
 
 
 def _is_terminal() -> bool:
@@ -279,7 +217,7 @@ def _is_terminal() -> bool:
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
-def _question(question: str | None, file: Path | None) -> str:
+def _read_question(question: str | None, file: Path | None) -> str:
     """What to ask: the file, an empty line, and the question, as far as they are given."""
     texts = [read_prompt(None, file)] if file else []
     if question is not None or not file:
@@ -289,7 +227,7 @@ def _question(question: str | None, file: Path | None) -> str:
     return "\n\n".join(texts)
 
 
-def _conversation(store: Store, *, latest: bool, reference: str | None) -> Conversation | None:
+def _find_kept(store: Store, *, latest: bool, reference: str | None) -> Conversation | None:
     """The conversation to carry on with, None for a new one."""
     if latest:
         found = store.latest()

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from m7b.bench.claims import ClaimsReport
 from m7b.bench.results import Work
-from m7b.commands.loading import drained
 from m7b.commands.measuring import Plan
-from m7b.commands.options import VariantName
-from m7b.commands.subject import Choice, about, engine_options, open_model
+from m7b.commands.shared.options import VariantName
+from m7b.commands.subject import Choice, about, engine_options, open_subject
 from m7b.errors import ContextOverflow
+from m7b.progress import run_with_progress
 from m7b.render import Status
 
 _VARIANT = "base-v0.1"
@@ -30,7 +30,7 @@ def measure_claims(choice: Choice, plan: Plan, status: Status) -> ClaimsReport:
     if not choice.variant and not choice.model:
         choice = replace(choice, variant=VariantName(_VARIANT))
     window, choice = choice.window, replace(choice, random_weights=True, window=None)
-    opened = open_model(choice)
+    opened = open_subject(choice)
     shapes, context = shapes_of(opened.config, window), opened.config.max_seq_len
     work = Work(0, plan.decode_tokens, context - plan.decode_tokens - 1)
     if work.depth < 0:
@@ -40,7 +40,7 @@ def measure_claims(choice: Choice, plan: Plan, status: Status) -> ClaimsReport:
     options = engine_options(choice, context)
     dtype = DTYPES[choice.dtype or "bfloat16"]
     n_layers = fitting_layers(shapes, work, dtype, options.prefill_chunk)
-    claims = drained(measure_claims(shapes, n_layers, work, plan.repetitions, options), status.show)
+    claims = run_with_progress(measure_claims(shapes, n_layers, work, plan.repetitions, options), status.show)
     return ClaimsReport(
         machine=as_json(describe_machine()),
         model=about(opened, choice, choice.quant or choice.dtype or "bfloat16"),

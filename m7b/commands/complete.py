@@ -3,65 +3,46 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any
 
 import typer
 
-from m7b.commands.batch import Batch
-from m7b.commands.conversation import parse_conversation
-from m7b.commands.grammar_options import (
-    AnswerFormat,
-    FormatOption,
-    GrammarOption,
-    JsonSchemaOption,
-    RegexOption,
-    grammar_of,
-)
-from m7b.commands.loading import LoadedModel, chat_template_of, chosen_variant, load_model, refuse_base
-from m7b.commands.options import (
+from m7b.commands.shared.expansion import expand_options, flag
+from m7b.commands.shared.grammar_options import GrammarOptions
+from m7b.commands.shared.loading import load_model
+from m7b.commands.shared.options import (
     ChatTemplateOption,
-    CtxSizeOption,
-    DeviceOption,
-    DTypeOption,
     JsonOption,
     KeepNewlineOption,
     ModelOption,
     OfflineOption,
-    PrefillChunkOption,
-    QuantOption,
-    ThreadsOption,
     VariantOption,
-    WindowOption,
     integer,
     is_flag,
 )
-from m7b.commands.prompt import read_prompt
-from m7b.commands.sampling_options import (
-    FrequencyPenaltyOption,
-    LogitBiasOption,
-    MaxTokensOption,
-    MinPOption,
-    PresencePenaltyOption,
-    RepeatLastNOption,
-    RepetitionPenaltyOption,
-    SeedOption,
-    StopOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    TypicalPOption,
-    logit_bias_of,
+from m7b.commands.shared.progress import PromptStatus
+from m7b.commands.shared.prompt import read_prompt
+from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions
+from m7b.completions import (
+    Batch,
+    ChatPrompt,
+    Completion,
+    CompletionRequest,
+    answer_request,
+    parse_chat_prompt,
+    parse_request,
 )
-from m7b.commands.tool_options import ConstrainOption, McpOption, ToolChoiceOption, ToolsOption, fill
-from m7b.completions import Completion, CompletionRequest, Conversation, answer, parse_request
 from m7b.errors import UsageError
-from m7b.generation import CallDelta, Finished, GenerationEvent, PromptProgress, SamplingParams, TextDelta
-from m7b.render import Output, Status
-from m7b.tools import Toolbox
+from m7b.generation import CallDelta, EngineOptions, GenerationEvent, SamplingParams, TextDelta
+from m7b.models import Model, ModelChoice, refuse_base, require_template
+from m7b.options import list_options
+from m7b.render import Output
 
 
+@expand_options
 def complete(
     ctx: typer.Context,
+    *,
     prompt: Annotated[
         str | None, typer.Argument(help="The text to continue; - or nothing reads stdin.", show_default=False)
     ] = None,
@@ -89,50 +70,19 @@ def complete(
     ] = False,
     variant: VariantOption = None,
     model: ModelOption = None,
-    max_tokens: MaxTokensOption = 256,
-    temperature: TemperatureOption = 0.7,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    min_p: MinPOption = 0.0,
-    typical_p: TypicalPOption = 1.0,
-    repetition_penalty: RepetitionPenaltyOption = 1.0,
-    presence_penalty: PresencePenaltyOption = 0.0,
-    frequency_penalty: FrequencyPenaltyOption = 0.0,
-    repeat_last_n: RepeatLastNOption = -1,
-    logit_bias: LogitBiasOption = None,
-    seed: SeedOption = None,
-    stop: StopOption = None,
-    json_schema: JsonSchemaOption = None,
-    answer_format: FormatOption = AnswerFormat.TEXT,
-    grammar: GrammarOption = None,
-    regex: RegexOption = None,
-    tools: ToolsOption = None,
-    mcp: McpOption = None,
-    tool_choice: ToolChoiceOption = "auto",
+    sampling: SamplingParams,
+    grammar: GrammarOptions,
+    tools: ToolOptions,
     constrain: ConstrainOption = True,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
     num_samples: Annotated[
         int,
         typer.Option("-N", "--num-samples", parser=integer, metavar="N", help="How many continuations."),
     ] = 1,
-    logprobs: Annotated[
-        int | None,
-        typer.Option(
-            parser=integer,
-            metavar="K",
-            help="With --json: report this many alternatives per token.",
-            show_default=False,
-        ),
-    ] = None,
+    logprobs: Annotated[int | None, flag(list_options(SamplingParams)["logprobs"])] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
     as_json: JsonOption = False,
-    threads: ThreadsOption = None,
-    dtype: DTypeOption = None,
-    quant: QuantOption = None,
-    device: DeviceOption = "cpu",
-    window: WindowOption = None,
-    ctx_size: CtxSizeOption = None,
-    prefill_chunk: PrefillChunkOption = 512,
+    engine: EngineOptions,
     offline: OfflineOption = False,
 ) -> None:
     """Continue a text exactly as it stands, or with --chat answer it as a message.
@@ -143,97 +93,73 @@ def complete(
 
       m7b complete --json < prompt.txt
     """
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        repeat_last_n=repeat_last_n,
-        logit_bias=logit_bias_of(logit_bias),
-        seed=seed,
-        stop=tuple(stop or ()),
-        logprobs=logprobs,
-    )
+    sampling = replace(sampling, logprobs=logprobs)
     if logprobs is not None and not as_json and not jsonl:
         raise UsageError("--logprobs prints nothing in plain text", hint="add --json")
     if is_flag(ctx, "chat_template") and not chat:
         raise UsageError("--chat-template goes with --chat")
-    keep_to = grammar_of(json_schema, answer_format, grammar, regex)
-    if (tools or mcp) and not chat:
+    keep_to = grammar.read()
+    if tools.are_given and not chat:
         raise UsageError("--tools and --mcp go with --chat")
-    offered = _described(tools, mcp)
+    offered = tools.describe()
     request = CompletionRequest(
         "",
-        params,
+        sampling,
         num_samples,
         echo,
-        conversation=Conversation([], offered) if offered else None,
+        conversation=ChatPrompt([], offered) if offered else None,
         grammar=keep_to,
-        tool_choice=tool_choice,
+        tool_choice=tools.tool_choice,
         constrains_calls=constrain,
     )
+    choice = ModelChoice(variant, model)
     if chat:
-        refuse_base(chosen_variant(variant, model), chat_template)
-    if jsonl:
-        if prompt is not None or file:
-            raise UsageError("--jsonl brings its own prompts", hint="leave out PROMPT and --file")
-        batch = Batch(jsonl, output, resume=resume)
-    elif output or resume:
-        raise UsageError("--output and --resume go with --jsonl")
-    else:
-        text = read_prompt(prompt, file, keep_newline=keep_newline)
-        conversation = parse_conversation(text, prompt_allowed=True) if chat else None
-        if conversation and offered:
-            conversation = replace(conversation, tools=offered)
-        request = replace(request, prompt="" if chat else text, conversation=conversation)
-    loaded = load_model(
-        variant,
-        model,
-        window=window,
-        ctx_size=ctx_size,
-        prefill_chunk=prefill_chunk,
-        dtype=dtype,
-        quant=quant,
-        device=device,
-        threads=threads,
-        chat_template=chat_template,
-    )
+        refuse_base(choice, chat_template)
+    batch = _open_batch(file if prompt is None else prompt, jsonl, output, resume=resume)
+    if batch is None:
+        request = _fill(request, read_prompt(prompt, file, keep_newline=keep_newline), is_chat=chat)
+    loaded = load_model(choice, engine, chat_template=chat_template)
     if chat:
-        chat_template_of(loaded.name, loaded.template)
-    request = replace(request, params=replace(params, stop_ids=loaded.stop_ids))
-    if jsonl:
+        require_template(loaded.name, loaded.template)
+    if batch:
         batch.run(lambda fields: complete_silently(loaded, parse_request(fields, request, is_chat=chat)))
     elif as_json:
         Output().write_json(complete_silently(loaded, request))
     else:
-        _print(_completion(loaded, request), streaming=stream)
+        _print(Completion(loaded, request), streaming=stream)
 
 
-def complete_silently(loaded: LoadedModel, request: CompletionRequest) -> dict[str, Any]:
+def complete_silently(model: Model, request: CompletionRequest) -> dict[str, Any]:
     """The whole answer object of one request."""
-    completion = _completion(loaded, request)
-    for events in completion.samples():
-        for _ in _with_progress(events):
-            pass
-    return answer(completion, loaded.name, loaded.load_s)
+    with PromptStatus() as status:
+        return answer_request(model, request, status.show)
 
 
-def _completion(loaded: LoadedModel, request: CompletionRequest) -> Completion:
-    return Completion(loaded.engine, loaded.tokenizer, request, loaded.template, vocab_size=loaded.vocab_size)
+def _open_batch(
+    prompt: str | Path | None, jsonl: Path | None, output: Path | None, *, resume: bool
+) -> Batch | None:
+    """The requests in the file `jsonl`, None where it is not given.
 
-
-def _described(files: list[Path] | None, configs: list[Path] | None) -> list[dict[str, Any]] | None:
-    """The tools to offer, in OpenAI's shape. They are only described here, and never run."""
-    if not files and not configs:
+    Raises:
+        UsageError: a `prompt` is given beside it, or options that go with it are given without it.
+    """
+    if jsonl is None:
+        if output or resume:
+            raise UsageError("--output and --resume go with --jsonl")
         return None
-    with Toolbox() as toolbox:
-        fill(toolbox, files, configs)
-        return [tool.as_json() for tool in toolbox.tools]
+    if prompt is not None:
+        raise UsageError("--jsonl brings its own prompts", hint="leave out PROMPT and --file")
+    return Batch(jsonl, output, resume=resume)
+
+
+def _fill(request: CompletionRequest, text: str, *, is_chat: bool) -> CompletionRequest:
+    """The request with `text` as its prompt, or as its conversation, to which the tools on offer are kept."""
+    if not is_chat:
+        return replace(request, prompt=text)
+    conversation = parse_chat_prompt(text, prompt_allowed=True)
+    if request.conversation:
+        conversation = replace(conversation, tools=request.conversation.tools)
+    return replace(request, conversation=conversation)
 
 
 def _print(completion: Completion, *, streaming: bool) -> None:
@@ -241,9 +167,10 @@ def _print(completion: Completion, *, streaming: bool) -> None:
     output = Output()
     try:
         for events in completion.samples():
-            texts = printed(_with_progress(events))
-            for text in texts if streaming else ["".join(texts)]:
-                output.write(text)
+            with PromptStatus() as status:
+                texts = printed(status.watch(events))
+                for text in texts if streaming else ["".join(texts)]:
+                    output.write(text)
             output.write("\n")
     except KeyboardInterrupt:
         if output.is_terminal:
@@ -258,20 +185,3 @@ def printed(events: Iterator[GenerationEvent]) -> Iterator[str]:
         is_of_calls = is_of_calls or isinstance(event, CallDelta)
         if isinstance(event, CallDelta if is_of_calls else TextDelta):
             yield event.text
-
-
-def _with_progress(events: Iterator[GenerationEvent]) -> Iterator[GenerationEvent]:
-    """The same events; on a terminal, the reading of a long prompt shows meanwhile."""
-    status = Status()
-    try:
-        for event in events:
-            match event:
-                case PromptProgress():
-                    status.show(f"reading the prompt: {event.done} of {event.total} tokens")
-                case TextDelta() | CallDelta() | Finished():
-                    status.clear()
-                case other:
-                    assert_never(other)
-            yield event
-    finally:
-        status.clear()

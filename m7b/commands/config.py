@@ -6,24 +6,24 @@ Also hands them to the options of every command. An option itself says whether i
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup, TyperOption
 
-from m7b.commands.options import JsonOption, plain
+from m7b.commands.shared.options import JsonOption, plain
 from m7b.editor import edit_file
 from m7b.errors import UsageError
-from m7b.generation import SamplingParams
+from m7b.generation import EngineOptions, SamplingParams
+from m7b.options import list_options
 from m7b.paths import config_file
 from m7b.render import Output, note
 from m7b.settings import SETTINGS, Setting, load, similar_variables
 
 config = typer.Typer(help="Show or change the settings.", rich_markup_mode=None)
 
-_SAMPLING = {field.name for field in fields(SamplingParams)}
+_OPTIONS = {**list_options(SamplingParams), **list_options(EngineOptions)}
 
 
 @config.command()
@@ -171,8 +171,8 @@ def _checked(setting: Setting, options: dict[str, TyperOption], ctx: typer.Conte
     option = options[setting.name]
     try:
         value = option.process_value(ctx, setting.text)
-        if setting.name in _SAMPLING:
-            SamplingParams(**{setting.name: value})
+        if setting.name in _OPTIONS:
+            _OPTIONS[setting.name].check(value)
     except typer.BadParameter as error:
         reason = f"{setting.text!r} is neither true nor false" if option.is_flag else plain(error.message)
         raise UsageError(f"{setting.place}: {reason}") from None

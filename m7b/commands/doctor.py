@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m7b import hub
-from m7b.commands.advice import Advice, advice_on, gib
-from m7b.commands.options import JsonOption
+from m7b.commands.shared.advice import Advice, advice_on, gib
+from m7b.commands.shared.options import JsonOption
 from m7b.paths import data_folder
 from m7b.render import Output, Status, has_colours
 from m7b.variants import VARIANTS
 
 if TYPE_CHECKING:
-    from m7b.commands.fitting import Fit
+    from m7b.models.fit import Fit
     from m7b.runtime.machine import Machine
 
 _COLUMNS = ("model", "weights", "GiB", "cache", "context", "tok/s", "at 4096")
@@ -36,7 +36,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
       m7b doctor --json
     """
-    from m7b.commands.fitting import fits
+    from m7b.models.fit import fits
     from m7b.runtime.machine import describe_machine, read_bandwidth
 
     status = Status()

@@ -1,21 +1,17 @@
 """`m7b download`: fetch a checkpoint from any of the places it was released through."""
 
-import shutil
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from m7b import hub
-from m7b.commands.fetching import FetchScreen
-from m7b.commands.options import OfflineOption, VariantName, YesOption
-from m7b.errors import CheckpointNotFound, UsageError
+from m7b.commands.shared.fetching import FetchScreen, fetch
+from m7b.commands.shared.options import OfflineOption, VariantName, YesOption
+from m7b.commands.shared.quantizing import quantize_record
+from m7b.errors import UsageError
 from m7b.generation import QuantizeTarget
-from m7b.hub import Format, Plan, Record, Source, Wish
-from m7b.render import can_ask, note, printable
-from m7b.variants import VARIANTS
+from m7b.hub import Format, Wish
 
 
 class SmallQuant(StrEnum):
@@ -105,62 +101,7 @@ def download(
         raise UsageError(f"--seed-ratio with --source {chosen.kind}", hint="it is for --source torrent")
     record = fetch(name, chosen, wish, force=force, asks=not yes)
     if made:
-        from m7b.commands.quantize import quantize_record
-
         quantize_record(record, QuantizeTarget(made))
     if isinstance(chosen, TorrentSource) and ratio:
         with FetchScreen() as screen:
             screen.run(chosen.seed(Path(record.folder), ratio))
-
-
-def fetch(name: str, source: Source, wish: Wish, *, force: bool = False, asks: bool = True) -> Record:
-    """Fetch a checkpoint unless it is here, and say where it is.
-
-    Raises:
-        CheckpointNotFound: it is not there, or the user does not want it after all.
-    """
-    present = hub.present(name, wish)
-    if present:
-        note(f"{name} is here already: {present.path}")
-        return present
-    if source.kind != "path":
-        hub.refuse_offline(f"download {name}")
-    with FetchScreen() as screen:
-        plan = screen.run(source.look(name, hub.Retries()))
-    if not force:
-        hub.check_disk(plan)
-    if asks and source.kind != "path" and can_ask():
-        _confirm(name, plan)
-    if plan.n_left:
-        note(f"fetching {name}: {plan.n_left / 1e6:,.1f} MB from {plan.origin}")
-    with FetchScreen(plan) as screen:
-        record = screen.run(hub.fetch(name, source, plan))
-    note(f"{name} is ready: {record.path}")
-    return record
-
-
-def fetch_default(name: str, *, asks: bool) -> Record:
-    """Fetch a variant or a hub id from where it is by default."""
-    from m7b.hub.sources import choose_source
-
-    wish = Wish(variant=name) if name in VARIANTS else Wish(reference=name)
-    return fetch(*choose_source(wish), wish, asks=asks)
-
-
-def _confirm(name: str, plan: Plan) -> None:
-    """Show what would be fetched, and ask.
-
-    Raises:
-        CheckpointNotFound: the answer is no.
-    """
-    place = next(place for place in (plan.folder, *plan.folder.parents) if place.exists())
-    lines = [f"{name}: {plan.origin}" + (f" at {plan.revision[:12]}" if plan.revision else "")]
-    lines += [f"  {file.size / 1e6:>10,.1f} MB  {file.name}" for file in plan.files[:30]]
-    here = f", {plan.n_here / 1e6:,.1f} MB of it are here" if plan.n_here else ""
-    free = shutil.disk_usage(place).free
-    lines.append(f"  {plan.total / 1e6:>10,.1f} MB in all{here}; {free / 1e9:,.1f} GB are free in {place}")
-    print(printable("\n".join(lines)), file=sys.stderr)
-    print("Fetch it? [Y/n] ", end="", file=sys.stderr, flush=True)
-    answer = sys.stdin.readline()
-    if answer.strip().lower() not in ("", "y", "yes") or not answer:
-        raise CheckpointNotFound(f"{name} was not fetched", hint="start again and answer y, or give -y")

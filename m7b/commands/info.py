@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m7b import hub
-from m7b.commands.loading import chosen_variant, open_chosen
-from m7b.commands.options import (
+from m7b.commands.shared.options import (
     JsonOption,
     ModelOption,
     PrefillChunkOption,
-    VariantName,
     VariantOption,
     WindowOption,
 )
+from m7b.models import ModelChoice, open_model
 from m7b.render import Output
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer
 from m7b.variants import VARIANTS
@@ -42,7 +39,7 @@ def info(
 
       m7b info --window 4096 --json
     """
-    report = _report(variant, model, window, prefill_chunk)
+    report = _report(ModelChoice(variant, model), window, prefill_chunk)
     output = Output()
     if as_json:
         output.write_json(report)
@@ -50,22 +47,19 @@ def info(
         output.write("".join(f"{line}\n" for line in _lines(report)))
 
 
-def _report(
-    variant: VariantName | None, model: Path | None, window: int | None, prefill_chunk: int
-) -> dict[str, Any]:
+def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict[str, Any]:
     import psutil
 
     from m7b.runtime.config import ModelConfig
 
-    name = chosen_variant(variant, model)
     checkpoint: Checkpoint | None = None
-    if name and not hub.installed(name):
-        config = ModelConfig.of_variant(VARIANTS[name])
+    if choice.release and not choice.is_installed:
+        name, config = choice.release, ModelConfig.of_variant(VARIANTS[choice.release])
+        if window is not None:
+            config = replace(config, sliding_window=window or None)
     else:
-        name, checkpoint = open_chosen(variant, model, window_given=window is not None)
-        config = checkpoint.config
-    if window is not None:
-        config = replace(config, sliding_window=window or None)
+        files = open_model(choice, window=window)
+        name, checkpoint, config = files.name, files.checkpoint, files.config
     weights = {dtype: config.n_params * size for dtype, size in _ITEM_BYTES.items()}
     n_slots = config.cache_slots(config.max_seq_len, prefill_chunk)
     available = psutil.virtual_memory().available

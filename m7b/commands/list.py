@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from m7b import hub
-from m7b.commands.options import JsonOption
+from m7b.commands.shared.options import JsonOption
 from m7b.render import Output, note
 
 _HEADINGS = ("name", "format", "GB", "source", "verified", "used", "where")

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from m7b.bench import PeerName
 from m7b.bench.results import Ratio, Reads, Report, Row, Sample, Work, ratio_of, row_of
-from m7b.commands.loading import drained, loading_of
-from m7b.commands.subject import Choice, Opened, about, engine_options, open_model
+from m7b.commands.shared.loading import show_loading
+from m7b.commands.subject import Choice, about, engine_options, open_subject
 from m7b.errors import ContextOverflow
+from m7b.models import ModelFiles
+from m7b.progress import run_with_progress
 from m7b.render import Status, note
 
 if TYPE_CHECKING:
@@ -52,13 +54,13 @@ def measure(choice: Choice, plan: Plan, peer: PeerName | None, status: Status) -
 
     if peer:
         check_peer(peer, choice.quant)
-    opened = open_model(choice)
+    opened = open_subject(choice)
     _check_context(opened, plan)
     options = engine_options(choice, plan.ctx_size)
     before = _bandwidth(choice, status)
     reset_peak_rss()
     started = perf_counter()
-    engine = drained(load_engine(opened.checkpoint, options), loading_of(opened.name, status))
+    engine = run_with_progress(load_engine(opened.checkpoint, options), show_loading(opened.name, status))
     load_s = perf_counter() - started
     with ExitStack() as stack:
         runners: list[Runner] = [EngineRunner(engine, choice.quant)]
@@ -129,7 +131,7 @@ def _in_turn(
             yield tuple(samples)
 
 
-def _opened_peer(peer: PeerName, opened: Opened, choice: Choice, plan: Plan, status: Status) -> Any:
+def _opened_peer(peer: PeerName, opened: ModelFiles, choice: Choice, plan: Plan, status: Status) -> Any:
     """A context in which the peer has the same model."""
     from m7b.runtime.loader import run_dtype
     from m7b.runtime.peers import Task, open_peer
@@ -140,7 +142,7 @@ def _opened_peer(peer: PeerName, opened: Opened, choice: Choice, plan: Plan, sta
     return open_peer(peer, task)
 
 
-def _check_context(opened: Opened, plan: Plan) -> None:
+def _check_context(opened: ModelFiles, plan: Plan) -> None:
     """Refuse to run deeper than the model could."""
     longest = opened.config.max_seq_len
     if plan.ctx_size > longest:

@@ -6,35 +6,29 @@ from typing import Annotated
 
 import typer
 
-from m7b.commands.evaluating import StrideOption, counted, read_text, stride_of, usual_ctx_size
-from m7b.commands.loading import load_model
-from m7b.commands.options import (
-    CtxSizeOption,
-    DeviceOption,
-    DTypeOption,
-    JsonOption,
-    ModelOption,
-    PrefillChunkOption,
-    QuantOption,
-    ThreadsOption,
-    VariantOption,
-    WindowOption,
+from m7b.commands.shared.evaluation import (
+    StrideOption,
+    choose_stride,
+    read_text,
+    read_with_progress,
+    usual_ctx_size,
 )
+from m7b.commands.shared.expansion import expand_options
+from m7b.commands.shared.loading import load_model
+from m7b.commands.shared.options import JsonOption, ModelOption, VariantOption
+from m7b.generation import EngineOptions
+from m7b.models import ModelChoice
 from m7b.render import Output, Status
 
 
+@expand_options
 def perplexity(
+    *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A text in UTF-8; - is stdin.")],
     variant: VariantOption = None,
     model: ModelOption = None,
     stride: StrideOption = None,
-    ctx_size: CtxSizeOption = None,
-    window: WindowOption = None,
-    dtype: DTypeOption = None,
-    quant: QuantOption = None,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    prefill_chunk: PrefillChunkOption = 512,
+    engine: EngineOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Tell the perplexity of a text: the exponential of the mean negative log-likelihood of its tokens.
@@ -48,29 +42,17 @@ def perplexity(
 
       m7b perplexity prompt.txt --ctx-size 1024 --stride 256 --json
     """
-    from m7b.runtime.engine import Engine
     from m7b.runtime.evaluate import losses
     from m7b.runtime.evaluate import perplexity as perplexity_of
 
     text = read_text(file)
-    loaded = load_model(
-        variant,
-        model,
-        window=window,
-        ctx_size=ctx_size,
-        prefill_chunk=prefill_chunk,
-        dtype=dtype,
-        quant=quant,
-        device=device,
-        threads=threads,
-    )
-    assert isinstance(loaded.engine, Engine)
-    ctx_size = ctx_size or usual_ctx_size(loaded)
-    stride, ids = stride_of(stride, ctx_size), text.ids(loaded.tokenizer)
+    loaded = load_model(ModelChoice(variant, model), engine)
+    ctx_size = engine.ctx_size or usual_ctx_size(loaded)
+    stride, ids = choose_stride(stride, ctx_size), text.ids(loaded.tokenizer)
     status = Status()
     try:
         found = perplexity_of(
-            counted(losses(loaded.engine, ids, ctx_size, stride), loaded.name, len(ids), status)
+            read_with_progress(losses(loaded.engine, ids, ctx_size, stride), loaded.name, len(ids), status)
         )
     finally:
         status.clear()

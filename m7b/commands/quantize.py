@@ -1,25 +1,22 @@
 """`m7b quantize`: a checkpoint in fewer bits, in a format that others read, and what that cost."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from m7b import hub
-from m7b.commands.choosing import named_model
-from m7b.commands.evaluating import Text, counted, read_text, usual_ctx_size
-from m7b.commands.fetching import FetchScreen
-from m7b.commands.loading import load_model, open_chosen, tokenizer_of
-from m7b.commands.options import DType, VariantName
+from m7b.commands.shared.evaluation import Text, read_text, read_with_progress, usual_ctx_size
+from m7b.commands.shared.loading import load_model
+from m7b.commands.shared.quantizing import WriteStatus
 from m7b.errors import OutOfResources, UsageError
-from m7b.generation import QuantizeTarget
-from m7b.paths import checkpoints_folder, path_of
+from m7b.generation import DType, QuantizeTarget
+from m7b.models import ModelChoice, open_model, read_tokenizer
+from m7b.paths import path_of
 from m7b.render import Output, Status, note
 from m7b.texts import ENGLISH, english_text
 
 if TYPE_CHECKING:
-    from m7b.runtime.quantize import Importance, Written
+    from m7b.runtime.quantize import Importance
 
 
 def quantize(
@@ -73,7 +70,7 @@ def quantize(
 
       m7b quantize demo -o demo-nf4 --to nf4 --double-quant --no-report
     """
-    from m7b.commands.report import compare, told
+    from m7b.commands.shared.quantize_report import compare, format_report
     from m7b.runtime.loader import DTYPES
     from m7b.runtime.quantize import Settings
     from m7b.runtime.quantize import quantize as write
@@ -81,15 +78,15 @@ def quantize(
     destination = path_of(out)
     text = read_text(eval_file) if eval_file else Text(ENGLISH, english_text())
     _check_options(to, double_quant, compute_dtype, calibrate)
-    variant, model = named_model(source)
-    name, checkpoint = open_chosen(variant, model, window_given=False)
-    tokenizer = tokenizer_of(checkpoint)
+    choice = ModelChoice.named(source)
+    files = open_model(choice)
+    checkpoint, tokenizer = files.checkpoint, read_tokenizer(files.checkpoint)
     for message in filter(None, (checkpoint.note, _rounded_twice(checkpoint.requantized(to)))):
         note(message)
     status = Status()
-    importance = _importance(variant, model, calibrate, status) if calibrate else None
+    importance = _importance(choice, calibrate, status) if calibrate else None
     settings = Settings(to, double_quant, DTYPES[compute_dtype or DType.BFLOAT16], importance)
-    progress, errors, written = Progress(status, destination.name), {}, 0
+    progress, errors, written = WriteStatus(status, destination.name), {}, 0
     try:
         for tensor in write(checkpoint, tokenizer, destination, settings, force=force):
             progress.show(tensor)
@@ -104,66 +101,13 @@ def quantize(
     if no_report:
         return
     try:
-        report = compare((variant, model), destination, name, errors, text, status)
+        report = compare(choice, destination, files.name, errors, text, status)
     except OutOfResources as error:
         note(f"no report: {error}")
         return
     finally:
         status.clear()
-    Output().write("\n" + told(report, destination))
-
-
-def quantize_record(record: hub.Record, to: QuantizeTarget) -> None:
-    """Put a GGUF file of a downloaded checkpoint beside it, under the same name: the latest is what runs.
-
-    Raises:
-        UsageError: the checkpoint is such a file itself.
-    """
-    from m7b.runtime.checkpoints import open_checkpoint
-    from m7b.runtime.quantize import Settings
-    from m7b.runtime.quantize import quantize as write
-
-    if record.format == "gguf":
-        raise UsageError(
-            f"{record.name} has come as a GGUF file",
-            hint="--include chooses another; m7b quantize rounds it again",
-        )
-    path = checkpoints_folder() / hub.shelf.key_of(record.name, "gguf") / f"{to}.gguf"
-    if any(one.path == str(path) for one in hub.shelf.named(record.name)):
-        note(f"{record.name} is here already in {to}: {path}")
-        return
-    checkpoint = open_checkpoint(Path(record.path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    status = Status()
-    progress = Progress(status, path.name)
-    try:
-        for tensor in write(checkpoint, tokenizer_of(checkpoint), path, Settings(to), force=True):
-            progress.show(tensor)
-    finally:
-        status.clear()
-    with FetchScreen() as screen:
-        hub.shelf.put(screen.run(hub.made(record, path)))
-    note(f"{record.name} is ready in {to}: {path}")
-
-
-class Progress:
-    """Bytes written, and the time that the rest will take, on a terminal."""
-
-    def __init__(self, status: Status, name: str) -> None:
-        self._status, self._name, self._started = status, name, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Since the beginning."""
-        return time.perf_counter() - self._started
-
-    def show(self, written: "Written") -> None:
-        """Tell how far it is."""
-        left = int(self.seconds / written.done * (written.total - written.done))
-        self._status.show(
-            f"writing {self._name}: {written.done >> 20:,} of {written.total >> 20:,} MiB, "
-            f"{left // 60}:{left % 60:02} left"
-        )
+    Output().write("\n" + format_report(report, destination))
 
 
 def _check_options(
@@ -187,16 +131,14 @@ def _rounded_twice(stored: str) -> str:
     return f"weights stored as {stored} are rounded a second time" if stored else ""
 
 
-def _importance(variant: VariantName | None, model: Path | None, file: Path, status: Status) -> "Importance":
+def _importance(choice: ModelChoice, file: Path, status: Status) -> "Importance":
     """Which columns matter to the model when it reads `file`."""
-    from m7b.runtime.engine import Engine
     from m7b.runtime.quantize.importance import column_importance
 
-    text, loaded = read_text(file), load_model(variant, model)
-    assert isinstance(loaded.engine, Engine)
-    ctx_size, ids = usual_ctx_size(loaded), text.ids(loaded.tokenizer)
+    text, model = read_text(file), load_model(choice)
+    ctx_size, ids = usual_ctx_size(model), text.ids(model.tokenizer)
     try:
-        reading = column_importance(loaded.engine, ids, ctx_size)
-        return counted(reading, loaded.name, len(ids), status)
+        reading = column_importance(model.engine, ids, ctx_size)
+        return read_with_progress(reading, model.name, len(ids), status)
     finally:
         status.clear()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from m7b import hub
-from m7b.commands.options import YesOption
+from m7b.commands.shared.options import YesOption
 from m7b.errors import UsageError
 from m7b.hub import Format
 from m7b.render import can_ask, note, printable

@@ -1,18 +1,13 @@
 """The model that `m7b bench` measures: which one, how it runs, what a report tells of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from m7b.commands.loading import chosen_variant, open_chosen
-from m7b.commands.options import DType, VariantName
+from m7b.commands.shared.options import VariantName
+from m7b.generation import DType, EngineOptions
+from m7b.models import ModelChoice, ModelFiles, open_model
 from m7b.render import note
-from m7b.variants import VARIANTS
-
-if TYPE_CHECKING:
-    from m7b.runtime.checkpoints import Checkpoint
-    from m7b.runtime.config import ModelConfig
-    from m7b.runtime.loader import EngineOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,39 +23,20 @@ class Choice:
     window: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A model that was looked at: `config` is the one that runs, the window of the options in it."""
-
-    name: str
-    checkpoint: "Checkpoint"
-    config: "ModelConfig"
-
-
-def open_model(choice: Choice) -> Opened:
+def open_subject(choice: Choice) -> ModelFiles:
     """The chosen model, not yet loaded; with random weights a variant needs no files."""
-    from m7b.runtime.checkpoints.random import random_checkpoint
-    from m7b.runtime.config import ModelConfig
-
-    name = chosen_variant(choice.variant, choice.model)
-    if choice.random_weights and name:
-        checkpoint = random_checkpoint(name, ModelConfig.of_variant(VARIANTS[name]))
-    else:
-        name, checkpoint = open_chosen(choice.variant, choice.model, window_given=choice.window is not None)
-        if choice.random_weights:
-            checkpoint = random_checkpoint(name, checkpoint.config)
-        elif checkpoint.note:
-            note(checkpoint.note)
-    config = checkpoint.config
-    if choice.window is not None:
-        config = replace(config, sliding_window=choice.window or None)
-    return Opened(name, checkpoint, config)
+    files = open_model(
+        ModelChoice(choice.variant, choice.model),
+        window=choice.window,
+        has_random_weights=choice.random_weights,
+    )
+    if files.checkpoint.note:
+        note(files.checkpoint.note)
+    return files
 
 
-def engine_options(choice: Choice, ctx_size: int) -> "EngineOptions":
+def engine_options(choice: Choice, ctx_size: int) -> EngineOptions:
     """How our engine is to run the choice."""
-    from m7b.runtime.loader import EngineOptions
-
     return EngineOptions(
         dtype=choice.dtype,
         window=choice.window,
@@ -70,7 +46,7 @@ def engine_options(choice: Choice, ctx_size: int) -> "EngineOptions":
     )
 
 
-def about(opened: Opened, choice: Choice, weights: str) -> dict[str, Any]:
+def about(opened: ModelFiles, choice: Choice, weights: str) -> dict[str, Any]:
     """What a report tells of the model."""
     config = opened.config
     return {

@@ -8,21 +8,19 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 
-from m7b.commands.batch import Batch
-from m7b.commands.conversation import parse_conversation
-from m7b.commands.loading import load_chosen_template, load_chosen_tokenizer
-from m7b.commands.options import (
+from m7b.commands.shared.options import (
     BosOption,
     ChatTemplateOption,
     JsonOption,
     KeepNewlineOption,
     ModelOption,
-    VariantName,
     VariantOption,
     is_flag,
 )
-from m7b.commands.prompt import read_prompt
+from m7b.commands.shared.prompt import read_prompt
+from m7b.completions import Batch, parse_chat_prompt
 from m7b.errors import UsageError
+from m7b.models import ModelChoice, load_chosen_template, load_chosen_tokenizer
 from m7b.render import Output
 from m7b.templates import MistralTemplate, Template
 from m7b.tokenizer import Tokenizer
@@ -71,19 +69,20 @@ def tokenize(
         raise UsageError("--bos and --no-bos do not go with --chat", hint="the template places the BOS token")
     if is_flag(ctx, "chat_template") and not chat:
         raise UsageError("--chat-template goes with --chat")
+    choice = ModelChoice(variant, model)
     if chat and jsonl:
-        templates = _Cached(partial(load_chosen_template, chat_template=chat_template), variant, model)
+        templates = _Cached(partial(load_chosen_template, chat_template=chat_template), choice)
         Batch(jsonl).run(lambda fields: _templated(fields, *templates.of(fields)))
     elif chat:
         file = None if text in (None, "-") else Path(text or "")
-        conversation = parse_conversation(read_prompt(None, file), prompt_allowed=False)
-        tokenizer, template = load_chosen_template(variant, model, chat_template)
+        conversation = parse_chat_prompt(read_prompt(None, file), prompt_allowed=False)
+        tokenizer, template = load_chosen_template(choice, chat_template)
         _show(tokenizer, template.encode(conversation.messages, conversation.tools), as_json=as_json)
     elif jsonl:
-        tokenizers = _Cached(load_chosen_tokenizer, variant, model)
+        tokenizers = _Cached(load_chosen_tokenizer, choice)
         Batch(jsonl).run(lambda fields: _tokenized(fields, tokenizers.of(fields), bos))
     else:
-        tokenizer = load_chosen_tokenizer(variant, model)
+        tokenizer = load_chosen_tokenizer(choice)
         ids = _encode(tokenizer, read_prompt(text, None, keep_newline=keep_newline), bos)
         _show(tokenizer, ids, as_json=as_json)
 
@@ -106,13 +105,14 @@ def detokenize(
 
       m7b tokenize --json "Hello, world!" | m7b detokenize --json
     """
+    choice = ModelChoice(variant, model)
     if jsonl:
         if tokens:
             raise UsageError("--jsonl brings its own tokens", hint="leave out the ids")
-        tokenizers = _Cached(load_chosen_tokenizer, variant, model)
+        tokenizers = _Cached(load_chosen_tokenizer, choice)
         Batch(jsonl).run(lambda fields: _detokenized(fields, tokenizers.of(fields)))
         return
-    tokenizer = load_chosen_tokenizer(variant, model)
+    tokenizer = load_chosen_tokenizer(choice)
     ids = _ids(" ".join(tokens) if tokens else read_prompt(None, None))
     text = _decode(tokenizer, ids)
     output = Output()
@@ -125,14 +125,9 @@ def detokenize(
 class _Cached(Generic[T]):
     """What `load` makes of the variants that the lines of one batch name, each made once."""
 
-    def __init__(
-        self,
-        load: Callable[[VariantName | None, Path | None], T],
-        variant: VariantName | None,
-        model: Path | None,
-    ) -> None:
+    def __init__(self, load: Callable[[ModelChoice], T], default: ModelChoice) -> None:
         self._load = load
-        self._default = (variant, model)
+        self._default = default
         self._loaded: dict[str | None, T] = {}
 
     def of(self, fields: dict[str, Any]) -> T:
@@ -141,8 +136,7 @@ class _Cached(Generic[T]):
         if name is not None and not (isinstance(name, str) and name in VARIANTS):
             raise UsageError(f"variant is {name!r}", hint=f"it can be {', '.join(VARIANTS)}")
         if name not in self._loaded:
-            choice = self._default if name is None else (VariantName(name), None)
-            self._loaded[name] = self._load(*choice)
+            self._loaded[name] = self._load(self._default if name is None else ModelChoice(name))
         return self._loaded[name]
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from m7b import hub
-from m7b.commands.fetching import FetchScreen
-from m7b.commands.options import JsonOption
+from m7b.commands.shared.fetching import FetchScreen
+from m7b.commands.shared.options import JsonOption
 from m7b.errors import DamagedCheckpoint
 from m7b.render import Output, note
 

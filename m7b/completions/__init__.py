@@ -1,18 +1,22 @@
-"""Completions in OpenAI's shape: a request, the samples it asks for, and the answer object.
+"""Completions in OpenAI's shape: a request, the samples it asks for, the answer object, and batches of them.
 
-Knows requests, text and ids; nothing about files, terminals or tensors.
+Knows requests, text and ids; nothing about terminals or tensors.
 """
 
-from m7b.completions.answer import answer, token_text
+from m7b.completions.answer import answer_request, format_answer, token_text
+from m7b.completions.batch import Batch
 from m7b.completions.completion import Choice, Completion
-from m7b.completions.request import CompletionRequest, Conversation, parse_request
+from m7b.completions.request import ChatPrompt, CompletionRequest, parse_chat_prompt, parse_request
 
 __all__ = [
+    "Batch",
+    "ChatPrompt",
     "Choice",
     "Completion",
     "CompletionRequest",
-    "Conversation",
-    "answer",
+    "answer_request",
+    "format_answer",
+    "parse_chat_prompt",
     "parse_request",
     "token_text",
 ]

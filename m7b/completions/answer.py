@@ -2,16 +2,29 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from m7b.completions.completion import Choice, Completion
-from m7b.generation import TokenLogprob, Usage
+from m7b.completions.request import CompletionRequest
+from m7b.generation import GenerationEvent, TokenLogprob, Usage
+from m7b.models import Model
 from m7b.stream import IncrementalDecoder
 from m7b.tokenizer import Tokenizer
 
 
-def answer(completion: Completion, model: str, load_s: float) -> dict[str, Any]:
+def answer_request(
+    model: Model, request: CompletionRequest, report: Callable[[GenerationEvent], object]
+) -> dict[str, Any]:
+    """Runs the request to its end, calling `report(event)` for each event; returns the answer object."""
+    completion = Completion(model, request)
+    for events in completion.samples():
+        for event in events:
+            report(event)
+    return format_answer(completion)
+
+
+def format_answer(completion: Completion) -> dict[str, Any]:
     """The finished `completion` as OpenAI writes it, with our `token_ids` and `timings`."""
     request = completion.request
     usages = [choice.finished.usage for choice in completion.choices]
@@ -23,14 +36,14 @@ def answer(completion: Completion, model: str, load_s: float) -> dict[str, Any]:
         "id": f"{prefix}-{uuid.uuid4().hex}" if request.id is None else request.id,
         "object": kind,
         "created": int(time.time()),
-        "model": model,
+        "model": completion.model.name,
         "choices": [_choice(completion, choice) for choice in completion.choices],
         "usage": {
             "prompt_tokens": usages[0].prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": usages[0].prompt_tokens + completion_tokens,
         },
-        "timings": _timings(usages, load_s),
+        "timings": _timings(usages, completion.model.load_s),
     }
 
 
@@ -58,7 +71,7 @@ def _message(choice: Choice) -> dict[str, Any]:
 
 def _logprobs(completion: Completion, choice: Choice) -> dict[str, Any]:
     """OpenAI's `logprobs` object of a text completion."""
-    tokenizer, echo = completion.tokenizer, completion.request.echo
+    tokenizer, echo = completion.model.tokenizer, completion.request.echo
     entries: list[TokenLogprob | None] = [*completion.prompt_logprobs, *choice.finished.logprobs]
     tokens = [entry.token for entry in entries if entry]
     if echo:
@@ -89,7 +102,7 @@ def _chat_logprobs(completion: Completion, choice: Choice) -> dict[str, Any]:
     """OpenAI's `logprobs` object of a chat completion."""
 
     def entry_of(token: int, logprob: float) -> dict[str, Any]:
-        text = token_text(completion.tokenizer, token)
+        text = token_text(completion.model.tokenizer, token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
 
     content = [

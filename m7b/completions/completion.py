@@ -5,12 +5,9 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from m7b.completions.request import CompletionRequest
-from m7b.constraint import compile_constraint
 from m7b.errors import UsageError
 from m7b.generation import (
     CallDelta,
-    Constraint,
-    Engine,
     Finished,
     FinishReason,
     GenerationEvent,
@@ -18,10 +15,9 @@ from m7b.generation import (
     TextDelta,
     TokenLogprob,
 )
+from m7b.models import Model
 from m7b.offer import Offer, check_template
 from m7b.stream import stream
-from m7b.templates import Template
-from m7b.tokenizer import Tokenizer
 from m7b.tools import tools_in
 
 
@@ -38,11 +34,8 @@ class Completion:
     """One request on its way: pull its events, then take the answer.
 
     Args:
-        engine: generates.
-        tokenizer: encodes and decodes.
+        model: answers; its stops are added to the request's.
         request: what to do.
-        template: encodes the conversation, where the request is one.
-        vocab_size: the model's number of ids.
 
     Attributes:
         ids: the prompt.
@@ -50,53 +43,41 @@ class Completion:
         prompt_logprobs: of all ids of the prompt but the first, where they are wanted.
 
     Raises:
-        UsageError: there is nothing to continue from.
+        UsageError: there is nothing to continue from, or the model cannot chat.
         InvalidConversation: the template does not take the conversation.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        request: CompletionRequest,
-        template: Template | None = None,
-        *,
-        vocab_size: int,
-    ) -> None:
-        self._engine = engine
-        self.tokenizer = tokenizer
+    def __init__(self, model: Model, request: CompletionRequest) -> None:
+        self.model = model
         self.request = request
         if request.conversation is None:
-            self.ids = tokenizer.encode(request.prompt, bos=tokenizer.adds_bos)
+            self.ids = model.tokenizer.encode(request.prompt, bos=model.tokenizer.adds_bos)
             self.continues = bool(request.prompt)
         else:
-            assert template is not None
-            self.ids = template.encode(request.conversation.messages, request.conversation.tools)
-            last = request.conversation.messages[-1:]
-            self.continues = any(message.get("prefix") for message in last)
+            messages = request.conversation.messages
+            self.ids = model.chat_template.encode(messages, request.conversation.tools)
+            self.continues = any(message.get("prefix") for message in messages[-1:])
         if not self.ids:
             raise UsageError(
                 "the prompt is empty", hint="this model needs at least one character to continue from"
             )
         offer = None if self.continues else _offer(request)
-        self._syntax = offer.syntax(tokenizer) if offer else None
-        self._params = request.params
-        stop_ids = request.params.stop_ids
+        self._syntax = offer.syntax(model.tokenizer) if offer else None
+        constraint = request.params.constraint
         if request.grammar is not None:
-            constraint: Constraint | None = compile_constraint(
-                request.grammar, tokenizer, vocab_size=vocab_size, stop_ids=stop_ids, continues=self.continues
-            )
-            self._params = replace(request.params, constraint=constraint)
-        elif offer and template:
-            check_template(template)
-            constraint = offer.constraint(tokenizer, vocab_size=vocab_size, stop_ids=stop_ids)
-            self._params = replace(request.params, constraint=constraint)
+            constraint = model.compile(request.grammar, continues=self.continues)
+        elif offer:
+            check_template(model.chat_template)
+            constraint = model.constrain_calls(offer)
+        self._params = replace(
+            request.params, stop_ids=request.params.stop_ids | model.stop_ids, constraint=constraint
+        )
         self.choices: list[Choice] = []
         self.prompt_logprobs: list[TokenLogprob] = []
 
     def samples(self) -> Iterator[Iterator[GenerationEvent]]:
         """The events of each sample in turn; each must be pulled to its end before the next."""
-        self._engine.forget()  # the same seed gives the same text, whatever was asked before
+        self.model.engine.forget()  # the same seed gives the same text, whatever was asked before
         for index in range(self.request.n):
             yield self._sample(index)
 
@@ -106,14 +87,19 @@ class Completion:
         if params.seed is not None:
             params = replace(params, seed=params.seed + index)
         if request.echo and params.logprobs is not None and not self.prompt_logprobs:
-            self.prompt_logprobs = list(self._engine.score(self.ids, params.logprobs))
-            self._engine.forget()
+            self.prompt_logprobs = list(self.model.engine.score(self.ids, params.logprobs))
+            self.model.engine.forget()
         text = request.prompt if request.echo else ""
         calls = ""
         if text:
             yield TextDelta(text)
         for event in stream(
-            self._engine, self.tokenizer, self.ids, params, continues=self.continues, calls=self._syntax
+            self.model.engine,
+            self.model.tokenizer,
+            self.ids,
+            params,
+            continues=self.continues,
+            calls=self._syntax,
         ):
             match event:
                 case TextDelta():

@@ -9,10 +9,11 @@ from m7b.constraint import AnyJson, Grammar, JsonSchema
 from m7b.errors import UsageError
 from m7b.generation import MAX_SEED, SamplingParams
 from m7b.offer import ANY, AUTO
+from m7b.options import list_options
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class ChatPrompt:
     """OpenAI-style `messages` to answer, and the `tools` offered with them, unchecked."""
 
     messages: list[dict[str, Any]]
@@ -28,7 +29,7 @@ class CompletionRequest:
     n: int = 1
     echo: bool = False
     id: str | int | None = None
-    conversation: Conversation | None = None
+    conversation: ChatPrompt | None = None
     grammar: Grammar | None = None
     tool_choice: str = AUTO
     constrains_calls: bool = True
@@ -49,18 +50,9 @@ class CompletionRequest:
 
 
 _PARAMS = {
-    "max_tokens": int,
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "typical_p": float,
-    "repetition_penalty": float,
-    "presence_penalty": float,
-    "frequency_penalty": float,
-    "repeat_last_n": int,
-    "seed": int,
-    "logprobs": int,
+    name: option.kind
+    for name, option in list_options(SamplingParams).items()
+    if option.in_json and option.kind in (int, float)
 }
 _IGNORED = {"model", "user", "metadata"}  # they name the caller or the model and change no token
 _OTHER = {"id", "prompt", "n", "echo", "stop", "logit_bias", "response_format"}
@@ -110,6 +102,29 @@ def parse_request(
     )
 
 
+def parse_chat_prompt(text: str, *, prompt_allowed: bool) -> ChatPrompt:
+    """The conversation in `text`: an object with `messages` and perhaps `tools`, or a list of messages.
+
+    With `prompt_allowed`, any other text is one user message.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        value, reason = None, str(error)
+    else:
+        reason = "neither a list of messages nor an object with messages"
+    if isinstance(value, list) and all(isinstance(entry, dict) and "role" in entry for entry in value):
+        return ChatPrompt(value)
+    if isinstance(value, dict) and isinstance(value.get("messages"), list):
+        return ChatPrompt(value["messages"], value.get("tools"))
+    if prompt_allowed:
+        return ChatPrompt([{"role": "user", "content": text}])
+    raise UsageError(f"no conversation: {reason}", hint='write [{"role": "user", "content": "Hello"}]')
+
+
 def _tool_choice(value: Any) -> str:
     """OpenAI's `tool_choice` in our words."""
     match value:
@@ -137,19 +152,19 @@ def _grammar(value: Any) -> Grammar | None:
     )
 
 
-def _conversation(fields: Mapping[str, Any], tools: Any) -> Conversation:
+def _conversation(fields: Mapping[str, Any], tools: Any) -> ChatPrompt:
     tools = fields.get("tools", tools)
     if "messages" in fields and "prompt" in fields:
         raise UsageError("prompt and messages are both given", hint="give one")
     if "prompt" in fields:
-        return Conversation([{"role": "user", "content": fields["prompt"]}], tools)
+        return ChatPrompt([{"role": "user", "content": fields["prompt"]}], tools)
     messages = fields.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise UsageError("messages must be a list of objects")
-    return Conversation(messages, tools)
+    return ChatPrompt(messages, tools)
 
 
-def _typed(name: str, value: Any, kind: type) -> Any:
+def _typed(name: str, value: Any, kind: Any) -> Any:
     """`value` as `kind`; an integer passes as a float, a bool as neither."""
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise UsageError(f"{name} is {json.dumps(value)[:60]}", hint=f"it must be {_KIND_NAMES[kind]}")

@@ -9,13 +9,14 @@ from typing import Protocol, assert_never
 
 from m7b.errors import M7bError, UsageError
 from m7b.generation import CallDelta, Finished, FinishReason, PromptProgress, TextDelta
+from m7b.models import Model
 from m7b.offer import check_template
 from m7b.repl.record import Record
 from m7b.repl.screen import Screen
 from m7b.repl.signals import deaf, stoppable, until_interrupted
 from m7b.repl.slash import find_command
 from m7b.repl.toolbelt import Toolbelt
-from m7b.session import ChatModel, Dropped, Session, SessionEvent
+from m7b.session import Dropped, Session, SessionEvent
 from m7b.stream import REPLACEMENT
 
 COMMAND_LINE = re.compile(r"/(?!/)(?P<name>\S*)(?P<argument>.*)", re.DOTALL)
@@ -50,7 +51,7 @@ class Chat:
         screen: Screen,
         record: Record,
         toolbelt: Toolbelt,
-        open_model: Callable[[str], ChatModel],
+        open_model: Callable[[str], Model],
     ) -> None:
         self.session = session
         self.screen = screen
@@ -126,7 +127,7 @@ class Chat:
         if offered := self.toolbelt.offered():
             if self.session.grammar is not None:
                 raise UsageError("an answer cannot both keep to a grammar and call tools", hint="/tools off")
-            check_template(self.session.model.template)
+            check_template(self.session.model.chat_template)
             self.session.tools = offered
 
     def show(self, events: Iterator[SessionEvent], *, continues: bool = False) -> Finished | None:

@@ -2,37 +2,18 @@
 
 import difflib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from m7b.errors import UsageError
 from m7b.generation import SamplingParams
+from m7b.options import Option, list_options
 
-
-def _optional_integer(text: str) -> int | None:
-    return None if text.lower() in ("none", "off", "random") else int(text)
-
-
-def _texts(text: str) -> tuple[str, ...]:
-    return () if text.lower() in ("none", "off") else tuple(shlex.split(text))
-
-
-PARAMETERS: Mapping[str, Callable[[str], Any]] = {
-    "max_tokens": int,
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "typical_p": float,
-    "repetition_penalty": float,
-    "presence_penalty": float,
-    "frequency_penalty": float,
-    "repeat_last_n": int,
-    "seed": _optional_integer,
-    "stop": _texts,
+PARAMETERS: Mapping[str, Option] = {
+    name: option for name, option in list_options(SamplingParams).items() if option.in_chat
 }
-"""Every parameter and what reads its value."""
+"""Every parameter that can be set in a chat."""
 
 _ALIASES = {"num_predict": "max_tokens", "n_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 _OTHERS = {"num_ctx": "--ctx-size", "ctx_size": "--ctx-size", "window": "--window"}
@@ -71,10 +52,24 @@ def changed(params: SamplingParams, pairs: list[tuple[str, str]]) -> SamplingPar
     for given, text in pairs:
         name = _known(given)
         try:
-            values[name] = PARAMETERS[name](text)
+            values[name] = _read(PARAMETERS[name], text)
         except ValueError:
             raise UsageError(f"{name} is {text!r}", hint="it must be a number") from None
     return replace(params, **values)
+
+
+def _read(option: Option, text: str) -> Any:
+    """The value that `text` says.
+
+    Raises:
+        ValueError: it says none.
+    """
+    is_none = text.lower() in ("none", "off")
+    if option.collect:
+        return option.collect([] if is_none else [option.read(part) for part in shlex.split(text)])
+    if option.default is None and (is_none or text.lower() == "random"):
+        return None
+    return option.read(text)
 
 
 def _known(given: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from accelerate import dispatch_model, init_empty_weights
 from accelerate.utils import offload_weight, save_offload_index, set_module_tensor_to_device
 
+from m7b.generation import EngineOptions
 from m7b.runtime.backends import Backend, choose_backend
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Blocks, Checkpoint
@@ -41,26 +42,6 @@ class LoadProgress:
 
     done: int
     total: int
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What the user may choose about a model before it runs.
-
-    `dtype` None is the checkpoint's own, but bfloat16 for float16, which CPUs multiply slowly.
-    `window` None is the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own.
-    `quant` is as `choose_backend` takes it. `threads` None is one for each physical core. `max_memory`
-    (bytes by device) is for `device` auto.
-    """
-
-    device: str = "cpu"
-    dtype: str | None = None
-    window: int | None = None
-    ctx_size: int | None = None
-    prefill_chunk: int = 512
-    threads: int | None = None
-    max_memory: dict[int | str, int] | None = None
-    quant: str | None = None
 
 
 def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[LoadProgress, None, Engine]:

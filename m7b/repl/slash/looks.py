@@ -26,8 +26,8 @@ def show(chat: "Chat", argument: str) -> None:
         case "system":
             screen.note(session.system or "there is no system prompt")
         case "template":
-            screen.note(session.model.template.description)
-            screen.raw(session.model.template.source)
+            screen.note(session.model.chat_template.description)
+            screen.raw(session.model.chat_template.source)
         case "license":
             screen.note(session.model.license or "the checkpoint names no license")
         case _:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from m7b.commands.fitting import Fit
+    from m7b.models.fit import Fit
     from m7b.runtime.machine import Machine
 
 

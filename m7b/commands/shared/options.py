@@ -9,22 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from m7b.generation import Quant
+from m7b.commands.shared.expansion import flag
+from m7b.generation import MAX_TOKENS, DType, EngineOptions, Quant
+from m7b.options import list_options
 from m7b.variants import VARIANTS
 
+ENGINE = list_options(EngineOptions)
 VariantName = StrEnum("VariantName", {name: name for name in VARIANTS})  # type: ignore[misc]
-
-
-class DType(StrEnum):
-    """The dtypes a model can run in."""
-
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-
-
-_MAX_TOKENS = 1 << 31
-_MAX_THREADS = 1 << 10
 
 
 def plain(message: str) -> str:
@@ -56,28 +47,9 @@ def number(text: str) -> float:
 
 def n_tokens(text: str) -> int:
     """A number of tokens, at least one."""
-    return _between(text, 1, _MAX_TOKENS)
-
-
-def n_threads(text: str) -> int:
-    """A number of threads, at least one."""
-    return _between(text, 1, _MAX_THREADS)
-
-
-def window_size(text: str) -> int:
-    """The tokens of a window, 0 for `off`."""
-    if text == "off":
-        return 0
-    try:
-        return n_tokens(text)
-    except typer.BadParameter as error:
-        raise typer.BadParameter(f"{error.message}, nor off") from None
-
-
-def _between(text: str, low: int, high: int) -> int:
     value = integer(text)
-    if not low <= value <= high:
-        raise typer.BadParameter(f"{reprlib.repr(text)} is not from {low} to {high}")
+    if not 1 <= value <= MAX_TOKENS:
+        raise typer.BadParameter(f"{reprlib.repr(text)} is not from 1 to {MAX_TOKENS}")
     return value
 
 
@@ -120,58 +92,11 @@ ModelOption = Annotated[
         show_default=False,
     ),
 ]
-WindowOption = Annotated[
-    int | None,
-    typer.Option(
-        "--window",
-        parser=window_size,
-        metavar="N|off",
-        help="Sliding window in tokens, instead of the checkpoint's own.",
-        show_default=False,
-    ),
-]
-CtxSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--ctx-size",
-        parser=n_tokens,
-        metavar="N",
-        help="Most tokens of prompt and answer together; the checkpoint's own if not given.",
-        show_default=False,
-    ),
-]
-PrefillChunkOption = Annotated[
-    int,
-    typer.Option("--prefill-chunk", parser=n_tokens, metavar="N", help="Prompt tokens read in one pass."),
-]
-DTypeOption = Annotated[
-    DType | None,
-    typer.Option(
-        "--dtype", help="Number format to run in; the checkpoint's own if not given.", show_default=False
-    ),
-]
-QuantOption = Annotated[
-    Quant | None,
-    typer.Option(
-        "--quant",
-        help="Round the weights as they are loaded; if not given, GGUF's blocks stay as stored.",
-        show_default=False,
-    ),
-]
-DeviceOption = Annotated[
-    str,
-    typer.Option("--device", help="cpu, cuda, cuda:N, mps, or auto to spread over all of them and the disk."),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        parser=n_threads,
-        metavar="N",
-        help="CPU threads; one for each physical core if not given.",
-        show_default=False,
-    ),
-]
+WindowOption = Annotated[int | None, flag(ENGINE["window"])]
+PrefillChunkOption = Annotated[int, flag(ENGINE["prefill_chunk"])]
+DTypeOption = Annotated[DType | None, flag(ENGINE["dtype"])]
+QuantOption = Annotated[Quant | None, flag(ENGINE["quant"])]
+ThreadsOption = Annotated[int | None, flag(ENGINE["threads"])]
 ChatTemplateOption = Annotated[
     str | None,
     typer.Option(

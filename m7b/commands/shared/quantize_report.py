@@ -9,10 +9,10 @@ from typing import Any
 
 from m7b.bench.formats import Table, aligned, markdown
 from m7b.bench.results import Work
-from m7b.commands.evaluating import Text, counted, stride_of, usual_ctx_size
-from m7b.commands.loading import LoadedModel, load_model
-from m7b.commands.options import VariantName
+from m7b.commands.shared.evaluation import Text, choose_stride, read_with_progress, usual_ctx_size
+from m7b.commands.shared.loading import load_model
 from m7b.errors import UsageError
+from m7b.models import Model, ModelChoice
 from m7b.render import Status
 
 _WORK = Work(prompt_tokens=256, decode_tokens=32, depth=0)
@@ -55,7 +55,7 @@ class Comparison:
 
 
 def compare(
-    source: tuple[VariantName | None, Path | None],
+    source: ModelChoice,
     out: Path,
     name: str,
     errors: Mapping[str, float],
@@ -67,26 +67,23 @@ def compare(
     Raises:
         OutOfResources: there is no room for one of them.
     """
-    from m7b.runtime.engine import Engine
     from m7b.runtime.evaluate import Record, perplexity
 
     with tempfile.TemporaryDirectory(prefix="m7b-report-") as folder:
-        loaded = load_model(*source)
-        ctx_size = usual_ctx_size(loaded)
-        stride, ids = stride_of(None, ctx_size), text.ids(loaded.tokenizer)
-        assert isinstance(loaded.engine, Engine)
+        model = load_model(source)
+        ctx_size = usual_ctx_size(model)
+        stride, ids = choose_stride(None, ctx_size), text.ids(model.tokenizer)
         record = Record(Path(folder) / "log-probabilities")
-        counted(record.take(loaded.engine, ids, ctx_size, stride), name, len(ids), status)
-        original = _side(loaded, name, perplexity(record.losses), status)
-        del loaded
-        loaded = load_model(None, out)
-        assert isinstance(loaded.engine, Engine)
-        if text.ids(loaded.tokenizer) != ids:
+        read_with_progress(record.take(model.engine, ids, ctx_size, stride), name, len(ids), status)
+        original = _side(model, name, perplexity(record.losses), status)
+        del model
+        model = load_model(ModelChoice(path=out))
+        if text.ids(model.tokenizer) != ids:
             raise UsageError(f"the tokenizer in {out} is not that of {name}: this is a bug of m7b's")
-        losses, distance = counted(
-            record.compare(loaded.engine, ids, ctx_size, stride), out.name, len(ids), status
+        losses, distance = read_with_progress(
+            record.compare(model.engine, ids, ctx_size, stride), out.name, len(ids), status
         )
-        quantized = _side(loaded, out.name, perplexity(losses), status)
+        quantized = _side(model, out.name, perplexity(losses), status)
     worst = sorted(errors.items(), key=lambda item: -item[1])[:_WORST]
     report = Comparison(
         text=text.name,
@@ -102,7 +99,7 @@ def compare(
     return report
 
 
-def told(report: Comparison, out: Path) -> str:
+def format_report(report: Comparison, out: Path) -> str:
     """The report for people, and where it is kept."""
     figures, worst = _tables(report)
     return "\n".join(
@@ -110,19 +107,17 @@ def told(report: Comparison, out: Path) -> str:
     )
 
 
-def _side(loaded: LoadedModel, name: str, found: Any, status: Status) -> Side:
-    from m7b.runtime.engine import Engine
+def _side(model: Model, name: str, found: Any, status: Status) -> Side:
     from m7b.runtime.measure import EngineRunner, repeat
 
-    assert isinstance(loaded.engine, Engine)
     status.show(f"timing {name}")
-    runner = EngineRunner(loaded.engine)
+    runner = EngineRunner(model.engine)
     samples = [repeat(runner, _WORK) for _ in range(_REPETITIONS)]
     return Side(
         model=name,
-        bytes=loaded.n_bytes,
-        bits_per_weight=8 * loaded.n_bytes / loaded.engine.model.config.n_params,
-        load_s=loaded.load_s,
+        bytes=model.n_bytes,
+        bits_per_weight=8 * model.n_bytes / model.n_params,
+        load_s=model.load_s,
         prefill_tps=max(_WORK.prompt_tokens / (sample.prefill_s or 1) for sample in samples),
         decode_tps=max(_WORK.decode_tokens / sum(sample.step_s) for sample in samples),
         perplexity=found.value,

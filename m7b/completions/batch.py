@@ -11,7 +11,8 @@ from typing import Any
 from m7b.errors import M7bError, SomeFailed, UsageError
 from m7b.render import Output
 
-Answer = Callable[[dict[str, Any]], dict[str, Any]]
+AnswerLine = Callable[[dict[str, Any]], dict[str, Any]]
+"""What turns the object on a line into the object of its answer."""
 
 
 class Batch:
@@ -44,7 +45,7 @@ class Batch:
         self._target = target
         self._resume = resume
 
-    def run(self, answer: Answer) -> None:
+    def run(self, answer: AnswerLine) -> None:
         """Answer every line that is not blank; an M7bError becomes the answer of its line.
 
         Raises:
@@ -67,7 +68,7 @@ class Batch:
             write = self._writer(stack, kept_bytes)
             for line in lines:
                 n_lines += 1
-                result = _answered(line, answer)
+                result = _answer_or_error(line, answer)
                 n_failed += "error" in result
                 write(result)
         if n_failed:
@@ -146,7 +147,7 @@ def request_id(line: bytes) -> Any:
     return found
 
 
-def _answered(line: bytes, answer: Answer) -> dict[str, Any]:
+def _answer_or_error(line: bytes, answer: AnswerLine) -> dict[str, Any]:
     try:
         return answer(json_object(line))
     except M7bError as error:

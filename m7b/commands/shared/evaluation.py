@@ -1,4 +1,4 @@
-"""What the commands share that judge a model by a text."""
+"""A text to judge a model by, and how it is read. Shared by perplexity, quantize and its report."""
 
 import sys
 from collections.abc import Generator
@@ -8,9 +8,10 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from m7b.commands.loading import LoadedModel, drained
-from m7b.commands.options import n_tokens
+from m7b.commands.shared.options import n_tokens
 from m7b.errors import UsageError
+from m7b.models import Model
+from m7b.progress import run_with_progress
 from m7b.render import Status
 from m7b.tokenizer import Tokenizer
 
@@ -30,9 +31,9 @@ StrideOption = Annotated[
 _USUAL_CTX_SIZE = 2048
 
 
-def usual_ctx_size(loaded: LoadedModel) -> int:
+def usual_ctx_size(model: Model) -> int:
     """The context that texts are read in where none is given: more costs time and changes little."""
-    return min(_USUAL_CTX_SIZE, loaded.ctx_size)
+    return min(_USUAL_CTX_SIZE, model.ctx_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def read_text(file: Path) -> Text:
         raise UsageError(f"{file}: {error.strerror}") from None
 
 
-def stride_of(stride: int | None, ctx_size: int) -> int:
+def choose_stride(stride: int | None, ctx_size: int) -> int:
     """The stride, half a context where none is given.
 
     Raises:
@@ -85,6 +86,8 @@ def stride_of(stride: int | None, ctx_size: int) -> int:
     return stride
 
 
-def counted(running: Generator[int, None, Result], name: str, total: int, status: Status) -> Result:
-    """What `running` comes to, with its progress on a terminal."""
-    return drained(running, lambda done: status.show(f"reading with {name}: {done:,} of {total:,} tokens"))
+def read_with_progress(steps: Generator[int, None, Result], name: str, total: int, status: Status) -> Result:
+    """Runs the reading of `total` tokens to its end, with its progress on a terminal; returns its result."""
+    return run_with_progress(
+        steps, lambda done: status.show(f"reading with {name}: {done:,} of {total:,} tokens")
+    )

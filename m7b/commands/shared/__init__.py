@@ -1,0 +1,1 @@
+"""What commands share: options, where texts come from, progress on stderr, questions. Knows no command."""

@@ -1,0 +1,67 @@
+"""The options of tools, and the toolbox that they fill."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from m7b.offer import AUTO
+from m7b.tools import Toolbox
+
+ToolsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--tools",
+        metavar="FILE.py|FILE.json",
+        help="Offer the model these tools; can be repeated.",
+        show_default=False,
+    ),
+]
+McpOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--mcp",
+        metavar="CONFIG",
+        help="Offer the tools of the MCP servers in this file; can be repeated.",
+        show_default=False,
+    ),
+]
+ToolChoiceOption = Annotated[
+    str,
+    typer.Option(
+        "--tool-choice", metavar="auto|any|none|NAME", help="Whether the model may or must call a tool."
+    ),
+]
+ConstrainOption = Annotated[
+    bool, typer.Option("--constrain/--no-constrain", help="Keep calls valid against the tools' schemas.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOptions:
+    """Which tools are offered, and what the model may choose of them."""
+
+    tools: ToolsOption = None
+    mcp: McpOption = None
+    tool_choice: ToolChoiceOption = AUTO
+
+    @property
+    def are_given(self) -> bool:
+        """Whether any tool is to be offered."""
+        return bool(self.tools or self.mcp)
+
+    def fill(self, toolbox: Toolbox) -> None:
+        """Load the tools of the files, and of the servers in the configurations."""
+        for file in self.tools or ():
+            toolbox.load(file)
+        for config in self.mcp or ():
+            toolbox.load_mcp(config)
+
+    def describe(self) -> list[dict[str, Any]] | None:
+        """The tools in OpenAI's shape, None where there are none; none of them is run."""
+        if not self.are_given:
+            return None
+        with Toolbox() as toolbox:
+            self.fill(toolbox)
+            return [tool.as_json() for tool in toolbox.tools]

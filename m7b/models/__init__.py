@@ -1,0 +1,35 @@
+"""Which model, how it is to run, and loading it: one `Model` value.
+
+Knows names, checkpoints and engines. It asks nothing, shows nothing and fetches nothing: whoever calls hands
+in what to do with progress.
+"""
+
+from m7b.models.choice import ModelChoice, chat_releases, installed_variant
+from m7b.models.files import ModelFiles, open_model
+from m7b.models.loading import LoadEvent, Loading, Remark, load_model
+from m7b.models.model import Model
+from m7b.models.text import (
+    load_chosen_template,
+    load_chosen_tokenizer,
+    read_tokenizer,
+    refuse_base,
+    require_template,
+)
+
+__all__ = [
+    "LoadEvent",
+    "Loading",
+    "Model",
+    "ModelChoice",
+    "ModelFiles",
+    "Remark",
+    "chat_releases",
+    "installed_variant",
+    "load_chosen_template",
+    "load_chosen_tokenizer",
+    "load_model",
+    "open_model",
+    "read_tokenizer",
+    "refuse_base",
+    "require_template",
+]

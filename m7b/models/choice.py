@@ -1,0 +1,89 @@
+"""Which model is meant: a released variant, a path, or the hub id of a checkpoint that was downloaded."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from m7b import hub
+from m7b.errors import CheckpointNotFound, UsageError
+from m7b.paths import path_of
+from m7b.variants import VARIANTS
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{,95}/[A-Za-z0-9][\w.-]{,95}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """The model that is meant: a released `variant`, or by `path` a folder, a GGUF file or a hub id.
+
+    Neither of them means the demo.
+
+    Raises:
+        UsageError: both are given.
+    """
+
+    variant: str | None = None
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant and self.path:
+            raise UsageError("--variant and --model are both given", hint="name one checkpoint")
+
+    @property
+    def release(self) -> str | None:
+        """The name of the variant, None where a checkpoint is meant by path or hub id."""
+        return None if self.path else str(self.variant or "demo")
+
+    @property
+    def shelf_name(self) -> str | None:
+        """What the checkpoint is called among those that were downloaded, None where a path is meant."""
+        if self.path is None:
+            return self.release
+        name = self.path.as_posix()
+        return name if _HUB_ID.fullmatch(name) and not self.path.exists() else None
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the checkpoint is on this machine, as far as that can be told without opening it."""
+        return self.shelf_name is None or hub.installed(self.shelf_name) is not None
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """What `name` means: a variant, or the path or hub id of a checkpoint.
+
+        Raises:
+            CheckpointNotFound: there is nothing of that name.
+        """
+        if name in VARIANTS:
+            return cls(variant=name)
+        path = path_of(name)
+        if not path.exists() and hub.installed(name):
+            return cls(path=Path(name))
+        if not path.exists():
+            raise CheckpointNotFound(
+                f"there is no model {name}",
+                hint=f"name a folder, a GGUF file, a hub id that was downloaded, or {', '.join(VARIANTS)}",
+            )
+        return cls(path=path)
+
+    def locate(self) -> tuple[str, Path]:
+        """What to call the checkpoint, and where it is.
+
+        Raises:
+            CheckpointNotFound: it was not downloaded.
+        """
+        if name := self.shelf_name:
+            return name, hub.locate(name)
+        assert self.path is not None
+        return self.path.resolve().name, self.path
+
+
+def chat_releases() -> list[str]:
+    """The releases that can chat, but for the demo, the oldest first."""
+    return [name for name, variant in VARIANTS.items() if variant.is_instruct and name != "demo"]
+
+
+def installed_variant() -> str | None:
+    """The latest release on this machine that can chat, else the demo; None where neither is here."""
+    return next((name for name in [*reversed(chat_releases()), "demo"] if hub.installed(name)), None)

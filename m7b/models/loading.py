@@ -1,0 +1,110 @@
+"""From a choice to a model that runs. Tells how far it is, to whoever wants to know; shows nothing."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from m7b.generation import EngineOptions
+from m7b.models.choice import ModelChoice
+from m7b.models.files import ModelFiles, open_model
+from m7b.models.model import Model
+from m7b.models.text import load_texts
+from m7b.progress import run_with_progress
+from m7b.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from m7b.templates import Template
+    from m7b.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """`done` of `total` bytes of the weights of the model called `name` are in place."""
+
+    name: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What the user should know of the model, in one line."""
+
+    text: str
+
+
+LoadEvent = Loading | Remark
+
+
+def _ignore(event: LoadEvent) -> None:
+    pass
+
+
+def load_model(
+    choice: ModelChoice,
+    options: EngineOptions | None = None,
+    *,
+    chat_template: str | None = None,
+    report: Callable[[LoadEvent], object] = _ignore,
+) -> Model:
+    """Load a model that is on this machine.
+
+    Args:
+        choice: which model.
+        options: how it is to run.
+        chat_template: `v1`, `v3` or a Jinja file, instead of the model's own.
+        report: called with each event while the model is loaded.
+
+    Raises:
+        CheckpointNotFound: it is not on this machine.
+        UnsupportedCheckpoint: it is no model that m7b runs.
+        DamagedCheckpoint: its files are cut short or contradict each other.
+        OutOfResources: memory, disk or the device do not suffice.
+    """
+    options = options or EngineOptions()
+    started = time.perf_counter()
+    files = open_model(choice, window=options.window)
+    name, checkpoint, config = files.name, files.checkpoint, files.config
+    from m7b.runtime.loader import load_engine
+
+    if checkpoint.note:
+        report(Remark(checkpoint.note))
+    if options.quant and (stored := checkpoint.requantized(options.quant)):
+        report(Remark(f"weights stored as {stored} are rounded a second time, to {options.quant}"))
+    tokenizer, template = load_texts(choice, files, chat_template)
+    engine = run_with_progress(
+        load_engine(checkpoint, options),
+        lambda progress: report(Loading(name, progress.done, progress.total)),
+    )
+    return Model(
+        name,
+        engine,
+        tokenizer,
+        template,
+        checkpoint.stop_ids,
+        vocab_size=config.vocab_size,
+        ctx_size=options.ctx_size or config.max_seq_len,
+        window=config.sliding_window,
+        about=_describe(files, tokenizer, template),
+        license=VARIANTS[name].license if name in VARIANTS else checkpoint.license,
+        load_s=time.perf_counter() - started,
+        n_bytes=checkpoint.n_bytes,
+        n_params=config.n_params,
+    )
+
+
+def _describe(files: ModelFiles, tokenizer: "Tokenizer", template: "Template | None") -> dict[str, str]:
+    """What people may want to know of a model, by label."""
+    checkpoint = files.checkpoint
+    config = checkpoint.config
+    return {
+        "model": files.name,
+        "checkpoint": f"{checkpoint.path} ({checkpoint.format})",
+        "parameters": f"{config.n_params:,}",
+        "layers": f"{config.n_layers} of {config.n_heads} heads, {config.n_kv_heads} for keys and values",
+        "trained context": f"{config.max_seq_len} tokens",
+        "trained window": "none" if config.sliding_window is None else f"{config.sliding_window} tokens",
+        "tokenizer": f"{tokenizer.description}, {tokenizer.vocab_size:,} ids",
+        "template": template.description if template else "none",
+    }
