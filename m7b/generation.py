@@ -263,6 +263,28 @@ class Step:
     finish: FinishReason | None
 
 
+class SequenceHandle(Protocol):
+    """A prompt that an engine was given to continue, beside others."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will happen."""
+        ...
+
+    @property
+    def has_events(self) -> bool:
+        """Whether something happened that nobody has taken yet."""
+        ...
+
+    def take(self) -> Sequence[PromptProgress | Step]:
+        """What has happened since the last call, in order.
+
+        Raises:
+            M7bError: the sequence failed, once all that came before is taken.
+        """
+        ...
+
+
 class Engine(Protocol):
     """A model that continues token ids. Knows nothing about text."""
 

@@ -25,7 +25,7 @@ from m7b.generation import (
 from m7b.messages import Message
 from m7b.models import Model
 from m7b.offer import AUTO, NONE, Offer
-from m7b.stream import REPLACEMENT, events_of
+from m7b.stream import REPLACEMENT, stream_events
 from m7b.templates import Tools
 
 
@@ -256,7 +256,7 @@ class Session:
         continues = asked[-1].role == "assistant"
         tokenizer = self.model.tokenizer
         syntax = offer.syntax(tokenizer) if offer else None
-        for event in events_of(steps, tokenizer, len(ids), params, continues=continues, calls=syntax):
+        for event in stream_events(steps, tokenizer, len(ids), params, continues=continues, calls=syntax):
             yield from rolled
             rolled.clear()
             yield event

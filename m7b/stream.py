@@ -134,6 +134,90 @@ class CallSyntax:
     anywhere: frozenset[str] = frozenset()
 
 
+class EventStream:
+    """What the steps of one answer mean, step by step.
+
+    Another prompt that is read in the middle of the answer ends with the answer so far. The usage is that
+    of the last one, without the answer.
+
+    Args:
+        tokenizer: decodes.
+        n_prompt: tokens of the prompt.
+        params: stops.
+        continues: whether the answer's text carries on from the prompt's, or begins a text.
+        calls: how to tell calls of tools, where some are offered. What looks like calls and is none is text.
+        clock: seconds, for `Usage`.
+
+    Attributes:
+        is_done: whether the answer has ended, though more steps may come.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        n_prompt: int,
+        params: SamplingParams,
+        *,
+        continues: bool = False,
+        calls: CallSyntax | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._answer = _AnswerText(tokenizer, params.stop, calls, continues=continues)
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._reason = FinishReason.LENGTH
+        self._n_prompt, self._n_reused = n_prompt, 0
+        self._prefill_s = self._decode_s = 0.0
+        self._clock, self._is_reading, self._last = clock, True, clock()
+        self.is_done = False
+
+    def push(self, step: PromptProgress | Step) -> PromptProgress | TextDelta | CallDelta | None:
+        """What `step` makes final."""
+        match step:
+            case PromptProgress():
+                self._is_reading, self._n_reused = True, step.reused
+                self._n_prompt = step.total - len(self._tokens)
+                return step
+            case Step():
+                self._measure(step)
+            case other:
+                assert_never(other)
+        if step.finish is FinishReason.STOP:
+            self._reason, self.is_done = FinishReason.STOP, True
+            return None
+        self._tokens.append(step.token)
+        if step.logprob is not None:
+            self._logprobs.append(step.logprob)
+        delta = self._answer.push(step.token)
+        self.is_done = self._answer.is_stopped
+        return delta
+
+    def finish(self) -> Iterator[TextDelta | CallDelta | Finished]:
+        """The end of the answer: what was held back, and what it all comes to."""
+        answer = self._answer
+        if delta := answer.flush():
+            yield delta
+        reason = FinishReason.STOP if answer.is_stopped else self._reason
+        found = answer.calls() if reason is FinishReason.STOP else ()
+        if answer.is_of_calls and reason is FinishReason.STOP and not found:
+            yield answer.as_text()
+        yield Finished(
+            FinishReason.TOOL_CALLS if found else reason,
+            tuple(self._tokens),
+            tuple(self._logprobs),
+            Usage(self._n_prompt, self._n_reused, len(self._tokens), self._prefill_s, self._decode_s),
+            found,
+        )
+
+    def _measure(self, step: Step) -> None:
+        now = self._clock()
+        if self._is_reading:
+            self._prefill_s += now - self._last
+        elif step.finish is not FinishReason.STOP:
+            self._decode_s += now - self._last
+        self._is_reading, self._last = False, now
+
+
 def stream(
     engine: Engine,
     tokenizer: Tokenizer,
@@ -144,22 +228,15 @@ def stream(
     calls: CallSyntax | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[GenerationEvent]:
-    """Continue `ids` and tell what happens, as events; the last one is `Finished`.
+    """Continue `ids` by `engine` and tell what happens, as events; the last one is `Finished`.
 
-    Args:
-        engine: generates.
-        tokenizer: decodes.
-        ids: the prompt.
-        params: sampling and stops.
-        continues: whether the answer's text carries on from the prompt's, or begins a text.
-        calls: how to tell calls of tools, where some are offered. What looks like calls and is none is text.
-        clock: seconds, for `Usage`.
+    The rest is as for `EventStream`.
     """
     steps = engine.generate(ids, params)
-    return events_of(steps, tokenizer, len(ids), params, continues=continues, calls=calls, clock=clock)
+    return stream_events(steps, tokenizer, len(ids), params, continues=continues, calls=calls, clock=clock)
 
 
-def events_of(
+def stream_events(
     steps: Iterable[PromptProgress | Step],
     tokenizer: Tokenizer,
     n_prompt: int,
@@ -169,56 +246,14 @@ def events_of(
     calls: CallSyntax | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[GenerationEvent]:
-    """Tell what `steps` after a prompt of `n_prompt` tokens mean; see `stream`.
-
-    Another prompt that is read in the middle of the answer ends with the answer so far. The usage is that
-    of the last one, without the answer.
-    """
-    answer = _AnswerText(tokenizer, params.stop, calls, continues=continues)
-    tokens: list[int] = []
-    logprobs: list[TokenLogprob] = []
-    reason, reused = FinishReason.LENGTH, 0
-    prefill_s = decode_s = 0.0
-    is_reading, last = True, clock()
+    """Tell what `steps` after a prompt of `n_prompt` tokens mean; see `EventStream`."""
+    events = EventStream(tokenizer, n_prompt, params, continues=continues, calls=calls, clock=clock)
     for step in steps:
-        match step:
-            case PromptProgress():
-                is_reading, n_prompt, reused = True, step.total - len(tokens), step.reused
-                yield step
-                continue
-            case Step():
-                pass
-            case other:
-                assert_never(other)
-        now = clock()
-        if is_reading:
-            prefill_s += now - last
-        elif step.finish is not FinishReason.STOP:
-            decode_s += now - last
-        is_reading, last = False, now
-        if step.finish is FinishReason.STOP:
-            reason = FinishReason.STOP
+        if event := events.push(step):
+            yield event
+        if events.is_done:
             break
-        tokens.append(step.token)
-        if step.logprob is not None:
-            logprobs.append(step.logprob)
-        if delta := answer.push(step.token):
-            yield delta
-        if answer.is_stopped:
-            break
-    if delta := answer.flush():
-        yield delta
-    reason = FinishReason.STOP if answer.is_stopped else reason
-    found = answer.calls() if reason is FinishReason.STOP else ()
-    if answer.is_of_calls and reason is FinishReason.STOP and not found:
-        yield answer.as_text()
-    yield Finished(
-        FinishReason.TOOL_CALLS if found else reason,
-        tuple(tokens),
-        tuple(logprobs),
-        Usage(n_prompt, reused, len(tokens), prefill_s, decode_s),
-        found,
-    )
+    yield from events.finish()
 
 
 class _AnswerText:

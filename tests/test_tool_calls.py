@@ -17,7 +17,7 @@ from m7b.models import Model
 from m7b.offer import CallConstraint, Offer
 from m7b.session import Session
 from m7b.store import Store
-from m7b.stream import CallSyntax, events_of
+from m7b.stream import CallSyntax, stream_events
 from m7b.templates import MistralTemplate
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer, official_file
 from m7b.variants import TokenizerVersion
@@ -227,7 +227,7 @@ def told(tokens, syntax, *, is_cut=False, stop=()):
         steps[-1] = Step(tokens[-1], None, FinishReason.LENGTH)
     else:
         steps.append(Step(0, None, FinishReason.STOP))
-    events = list(events_of(steps, Characters(), 1, SamplingParams(stop=stop), calls=syntax))
+    events = list(stream_events(steps, Characters(), 1, SamplingParams(stop=stop), calls=syntax))
     finished = events[-1]
     text = "".join(event.text for event in events if isinstance(event, TextDelta))
     call_text = "".join(event.text for event in events if isinstance(event, CallDelta))

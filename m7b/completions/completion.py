@@ -1,5 +1,6 @@
 """One request on its way through the model. Knows requests, templates and events; nothing about JSON."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import assert_never
@@ -12,12 +13,13 @@ from m7b.generation import (
     FinishReason,
     GenerationEvent,
     PromptProgress,
+    SequenceHandle,
     TextDelta,
     TokenLogprob,
 )
 from m7b.models import Model
 from m7b.offer import Offer, check_template
-from m7b.stream import stream
+from m7b.stream import EventStream
 from m7b.tools import tools_in
 
 
@@ -30,8 +32,53 @@ class Choice:
     finished: Finished
 
 
+class _Sample:
+    """One sample while it is generated: what happened that nobody has seen, and the text so far."""
+
+    def __init__(self, index: int, sequence: SequenceHandle, stream: EventStream, text: str) -> None:
+        self.sequence = sequence
+        self.events: deque[GenerationEvent] = deque()
+        self.choice: Choice | None = None
+        self._index, self._stream = index, stream
+        self._text, self._calls = "", ""
+        if text:
+            self._note(TextDelta(text))
+
+    def gather(self, model: Model) -> None:
+        """Take what the engine has said of the sequence; one that has ended its text is let go."""
+        if self.choice:
+            return
+        for step in self.sequence.take():
+            if event := self._stream.push(step):
+                self._note(event)
+            if self._stream.is_done:
+                break
+        if self._stream.is_done or (self.sequence.is_done and not self.sequence.has_events):
+            model.engine.cancel(self.sequence)
+            for last in self._stream.finish():
+                self._note(last)
+
+    def _note(self, event: GenerationEvent) -> None:
+        match event:
+            case TextDelta():
+                self._text += event.text
+            case CallDelta():
+                self._calls += event.text
+            case Finished():
+                is_cut = event.reason is FinishReason.LENGTH  # then they are no calls
+                self.choice = Choice(self._index, self._text + self._calls if is_cut else self._text, event)
+            case PromptProgress():
+                pass
+            case other:
+                assert_never(other)
+        self.events.append(event)
+
+
 class Completion:
-    """One request on its way: pull its events, then take the answer.
+    """One request on its way. Its samples run side by side over one prompt, beside other requests.
+
+    Either pull the events of one sample after another (`samples`), or `start` it, let the model's engine
+    step, and `gather` what comes until it `is_done`.
 
     Args:
         model: answers; its stops are added to the request's.
@@ -72,48 +119,79 @@ class Completion:
         self._params = replace(
             request.params, stop_ids=request.params.stop_ids | model.stop_ids, constraint=constraint
         )
-        self.choices: list[Choice] = []
+        self._samples: list[_Sample] = []
         self.prompt_logprobs: list[TokenLogprob] = []
+
+    @property
+    def choices(self) -> list[Choice]:
+        """The samples that are finished."""
+        return [sample.choice for sample in self._samples if sample.choice]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all samples are finished."""
+        return len(self.choices) == self.request.n
+
+    def start(self) -> None:
+        """Queue all samples.
+
+        The same seed gives the same text, whatever the engine reads before and beside it.
+
+        Raises:
+            ContextOverflow: the prompt leaves no room for a token.
+            UsageError: the prompt or the sampling names ids that the model does not have.
+        """
+        request, engine = self.request, self.model.engine
+        if request.echo and self._params.logprobs is not None:
+            self.prompt_logprobs = list(engine.score(self.ids, self._params.logprobs))
+        for index in range(request.n):
+            params = self._params
+            if params.seed is not None:
+                params = replace(params, seed=params.seed + index)
+            stream = EventStream(
+                self.model.tokenizer,
+                len(self.ids),
+                params,
+                continues=self.continues,
+                calls=self._syntax,
+            )
+            text = request.prompt if request.echo else ""
+            self._samples.append(_Sample(index, engine.submit(self.ids, params), stream, text))
+
+    def gather(self) -> Iterator[GenerationEvent]:
+        """The events of all samples since the last call.
+
+        Raises:
+            M7bError: one of the samples failed.
+        """
+        for sample in self._samples:
+            sample.gather(self.model)
+            while sample.events:
+                yield sample.events.popleft()
+
+    def cancel(self) -> None:
+        """Let go of what is not finished."""
+        for sample in self._samples:
+            self.model.engine.cancel(sample.sequence)
 
     def samples(self) -> Iterator[Iterator[GenerationEvent]]:
         """The events of each sample in turn; each must be pulled to its end before the next."""
-        self.model.engine.forget()  # the same seed gives the same text, whatever was asked before
-        for index in range(self.request.n):
-            yield self._sample(index)
+        self.start()
+        try:
+            for sample in self._samples:
+                yield self._follow(sample)
+        finally:
+            self.cancel()
 
-    def _sample(self, index: int) -> Iterator[GenerationEvent]:
-        request = self.request
-        params = self._params
-        if params.seed is not None:
-            params = replace(params, seed=params.seed + index)
-        if request.echo and params.logprobs is not None and not self.prompt_logprobs:
-            self.prompt_logprobs = list(self.model.engine.score(self.ids, params.logprobs))
-            self.model.engine.forget()
-        text = request.prompt if request.echo else ""
-        calls = ""
-        if text:
-            yield TextDelta(text)
-        for event in stream(
-            self.model.engine,
-            self.model.tokenizer,
-            self.ids,
-            params,
-            continues=self.continues,
-            calls=self._syntax,
-        ):
-            match event:
-                case TextDelta():
-                    text += event.text
-                case CallDelta():
-                    calls += event.text
-                case Finished():
-                    is_cut = event.reason is FinishReason.LENGTH  # then they are no calls
-                    self.choices.append(Choice(index, text + calls if is_cut else text, event))
-                case PromptProgress():
-                    pass
-                case other:
-                    assert_never(other)
-            yield event
+    def _follow(self, sample: _Sample) -> Iterator[GenerationEvent]:
+        while True:
+            for each in self._samples:
+                each.gather(self.model)
+            while sample.events:
+                yield sample.events.popleft()
+            if sample.choice:
+                return
+            self.model.engine.step()
 
 
 def _offer(request: CompletionRequest) -> Offer | None:
