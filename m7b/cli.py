@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import typer
 from typer.exceptions import TyperException
 
-from m7b import __version__
 from m7b.commands.bench import bench
 from m7b.commands.chat import chat
 from m7b.commands.complete import complete
@@ -27,6 +26,7 @@ from m7b.commands.tokenize import detokenize, tokenize
 from m7b.commands.verify import verify
 from m7b.errors import ExitCode, M7bError
 from m7b.render import PipeClosed, note
+from m7b.version import __version__
 
 app = typer.Typer(
     name="m7b",

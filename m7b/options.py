@@ -8,6 +8,7 @@ import math
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from types import MappingProxyType, UnionType
 from typing import Any, get_args
 
@@ -82,11 +83,15 @@ class Option:
         return value
 
     def check(self, value: Any) -> None:
-        """See that a value is in range; None and words are.
+        """See that a value is one that the option can have; None is.
 
         Raises:
             UsageError: it is not.
         """
+        if isinstance(self.kind, type) and issubclass(self.kind, Enum) and value is not None:
+            names = [entry.value for entry in self.kind]
+            if value not in names:
+                raise UsageError(f"{self.name} is {value!r}", hint=f"it can be {', '.join(names)}")
         if self.kind in _NUMBERS and value is not None and value not in self.words.values():
             check_range(self.name, value, self.low, self.high)
 

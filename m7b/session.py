@@ -28,6 +28,9 @@ from m7b.offer import AUTO, NONE, Offer
 from m7b.stream import REPLACEMENT, stream_events
 from m7b.templates import Tools
 
+CHAT_SAMPLING = SamplingParams(max_tokens=1024)
+"""How answers in a conversation are sampled where nothing else is said."""
+
 
 class OnFull(StrEnum):
     """What to do when the conversation no longer fits the context.

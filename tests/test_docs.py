@@ -72,3 +72,18 @@ def test_every_example_of_the_help_texts_runs(line, demo_home, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_examples_of_the_library_page_run(demo_home):
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 8
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=ROOT,
+        env=os.environ | {"M7B_HOME": str(demo_home), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

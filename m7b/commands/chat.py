@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from m7b import __version__
 from m7b.commands.shared.expansion import expand_options
 from m7b.commands.shared.fetching import choose_usual
 from m7b.commands.shared.grammar_options import GrammarOptions
@@ -28,15 +27,14 @@ from m7b.errors import UsageError
 from m7b.generation import EngineOptions, SamplingParams
 from m7b.models import Model, ModelChoice, refuse_base, require_template
 from m7b.paths import history_file, sessions_file
-from m7b.session import OnFull, Session
+from m7b.session import CHAT_SAMPLING, OnFull, Session
 from m7b.store import Conversation, Store, check_name
 from m7b.tools import Approval, Toolbox
 from m7b.variants import VARIANTS
+from m7b.version import __version__
 
 if TYPE_CHECKING:
     from m7b.repl import Chat
-
-_SAMPLING = SamplingParams(max_tokens=1024)
 
 
 @expand_options
@@ -96,7 +94,7 @@ def chat(
     ] = 30.0,
     constrain: ConstrainOption = True,
     grammar: GrammarOptions,
-    sampling: SamplingParams = _SAMPLING,
+    sampling: SamplingParams = CHAT_SAMPLING,
     engine: EngineOptions,
     offline: OfflineOption = False,
 ) -> None:

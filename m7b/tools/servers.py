@@ -13,11 +13,11 @@ from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, TextIO
 
-from m7b import __version__
 from m7b.errors import UsageError
 from m7b.tools.mcp_config import ServerConfig
 from m7b.tools.mcp_tools import answer_of
 from m7b.tools.tool import Answer, last_line
+from m7b.version import __version__
 
 if TYPE_CHECKING:
     import mcp_types
