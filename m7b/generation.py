@@ -276,6 +276,10 @@ class SequenceHandle(Protocol):
         """Whether something happened that nobody has taken yet."""
         ...
 
+    def cancel(self) -> None:
+        """Want no more of it."""
+        ...
+
     def take(self) -> Sequence[PromptProgress | Step]:
         """What has happened since the last call, in order.
 

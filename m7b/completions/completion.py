@@ -44,7 +44,7 @@ class _Sample:
         if text:
             self._note(TextDelta(text))
 
-    def gather(self, model: Model) -> None:
+    def gather(self) -> None:
         """Take what the engine has said of the sequence; one that has ended its text is let go."""
         if self.choice:
             return
@@ -54,7 +54,7 @@ class _Sample:
             if self._stream.is_done:
                 break
         if self._stream.is_done or (self.sequence.is_done and not self.sequence.has_events):
-            model.engine.cancel(self.sequence)
+            self.sequence.cancel()
             for last in self._stream.finish():
                 self._note(last)
 
@@ -165,14 +165,14 @@ class Completion:
             M7bError: one of the samples failed.
         """
         for sample in self._samples:
-            sample.gather(self.model)
+            sample.gather()
             while sample.events:
                 yield sample.events.popleft()
 
     def cancel(self) -> None:
         """Let go of what is not finished."""
         for sample in self._samples:
-            self.model.engine.cancel(sample.sequence)
+            sample.sequence.cancel()
 
     def samples(self) -> Iterator[Iterator[GenerationEvent]]:
         """The events of each sample in turn; each must be pulled to its end before the next."""
@@ -186,7 +186,7 @@ class Completion:
     def _follow(self, sample: _Sample) -> Iterator[GenerationEvent]:
         while True:
             for each in self._samples:
-                each.gather(self.model)
+                each.gather()
             while sample.events:
                 yield sample.events.popleft()
             if sample.choice:

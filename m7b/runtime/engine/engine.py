@@ -95,7 +95,8 @@ class Engine:
 
     def cancel(self, sequence: Sequence) -> None:
         """Let `sequence` go before its end; does nothing behind it."""
-        self._scheduler.remove(sequence)
+        sequence.cancel()
+        self._scheduler.sweep()
 
     def generate(self, ids: Ids[int], params: SamplingParams) -> Iterator[PromptProgress | Step]:
         """Continue `ids`: progress while the prompt is read, then one step a token.
@@ -122,6 +123,7 @@ class Engine:
         A prompt that shares its beginning with the last is read in other chunks than one that does
         not, which in bfloat16 rounds differently.
         """
+        self._scheduler.sweep()
         self.rows.forget()
 
     def logits(self, ids: Ids[int]) -> Iterator[Tensor]:

@@ -47,12 +47,10 @@ class Scheduler:
         """Let `sequence` wait for its turn."""
         self._waiting.append(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Let `sequence` go, wherever it is."""
-        sequence.is_done = True
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
-        if sequence in self._running:
+    def sweep(self) -> None:
+        """Let go of all sequences that are done."""
+        self._waiting = deque(each for each in self._waiting if not each.is_done)
+        for sequence in [each for each in self._running if each.is_done]:
             self._running.remove(sequence)
             self._rows.release(sequence)
 
@@ -64,11 +62,14 @@ class Scheduler:
         Raises:
             OutOfResources: memory ran out, or does not suffice for the only sequence there is.
         """
+        self.sweep()
         self._admit()
-        ready = [each for each in self._running if not each.is_ahead] or self._running
+        working = [each for each in self._running if not each.is_done]
+        ready = [each for each in working if not each.is_ahead] or working
         spans = list(self._choose_spans(ready))
         for batch in self._cut(spans):
             self._run(batch)
+        self.sweep()
 
     def read(self, span: Span, ids: Ids[int]) -> Tensor:
         """Bring the `ids` of one span into its row at once; the logits after each, (T, V) on the CPU."""
@@ -83,7 +84,6 @@ class Scheduler:
                 continue
             if not self._rows.place(sequence):
                 if not self._running:
-                    self._waiting.remove(sequence)
                     sequence.fail(self._rows.describe_shortage(sequence.longest))
                 return
             self._waiting.remove(sequence)
@@ -142,13 +142,11 @@ class Scheduler:
             self._answer(sequence, span.n, row)
 
     def _answer(self, sequence: Sequence, n: int, logits: Tensor | None) -> None:
-        """Let `sequence` go on, and go if it is done. A fault of its own ends it, not the others."""
+        """Let `sequence` go on. A fault of its own ends it, not the others."""
         try:
             sequence.advance(n, logits)
         except M7bError as error:
             sequence.fail(error)
-        if sequence.is_done:
-            self.remove(sequence)
 
     @torch.inference_mode()
     def _compute(self, spans: list[Span], ids: Ids[int], wanted: Ids[int]) -> Tensor:

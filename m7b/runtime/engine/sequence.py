@@ -100,6 +100,10 @@ class Sequence:
         if logits is not None:
             self._choose(logits)
 
+    def cancel(self) -> None:
+        """Want no more: the engine lets go of it before it does anything else."""
+        self.is_done = True
+
     def fail(self, error: M7bError) -> None:
         """End with `error`."""
         self._events.append(error)
