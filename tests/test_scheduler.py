@@ -349,7 +349,7 @@ def test_more_than_fits_waits_and_what_never_fits_is_refused_with_figures(folder
     assert all(len(steps(events)) == GREEDY.max_tokens for events in answer_all(running, sequences))
     monkeypatch.setattr(rows_module, "free_memory", lambda: 0)
     with running.rows.claim(160), pytest.raises(OutOfResources, match="MiB of cache"):
-        list(running.score(prompts[0]))
+        list(running.score(TEXTS[0][:60]))
 
 
 @pytest.mark.parametrize("n_shared", [1, 15, 40])

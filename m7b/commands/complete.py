@@ -17,10 +17,11 @@ from m7b.commands.shared.options import (
     ModelOption,
     OfflineOption,
     VariantOption,
+    count,
     integer,
     is_flag,
 )
-from m7b.commands.shared.progress import PromptStatus
+from m7b.commands.shared.progress import BatchStatus, PromptStatus
 from m7b.commands.shared.prompt import read_prompt
 from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions
 from m7b.completions import (
@@ -28,9 +29,9 @@ from m7b.completions import (
     ChatPrompt,
     Completion,
     CompletionRequest,
+    Together,
     answer_request,
     parse_chat_prompt,
-    parse_request,
 )
 from m7b.errors import UsageError
 from m7b.generation import CallDelta, EngineOptions, GenerationEvent, SamplingParams, TextDelta
@@ -68,6 +69,15 @@ def complete(
     resume: Annotated[
         bool, typer.Option("--resume", help="With -o: keep its answers and do the rest.")
     ] = False,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            parser=count,
+            metavar="N",
+            help="With --jsonl: answer this many at once; as many as pay and fit if not given.",
+            show_default=False,
+        ),
+    ] = None,
     variant: VariantOption = None,
     model: ModelOption = None,
     sampling: SamplingParams,
@@ -115,6 +125,8 @@ def complete(
     choice = ModelChoice(variant, model)
     if chat:
         refuse_base(choice, chat_template)
+    if parallel and not jsonl:
+        raise UsageError("--parallel goes with --jsonl")
     batch = _open_batch(file if prompt is None else prompt, jsonl, output, resume=resume)
     if batch is None:
         request = _fill(request, read_prompt(prompt, file, keep_newline=keep_newline), is_chat=chat)
@@ -122,7 +134,7 @@ def complete(
     if chat:
         require_template(loaded.name, loaded.template)
     if batch:
-        batch.run(lambda fields: complete_silently(loaded, parse_request(fields, request, is_chat=chat)))
+        _answer_batch(batch, loaded, request, is_chat=chat, parallel=parallel)
     elif as_json:
         Output().write_json(complete_silently(loaded, request))
     else:
@@ -133,6 +145,17 @@ def complete_silently(model: Model, request: CompletionRequest) -> dict[str, Any
     """The whole answer object of one request."""
     with PromptStatus() as status:
         return answer_request(model, request, status.show)
+
+
+def _answer_batch(
+    batch: Batch, model: Model, defaults: CompletionRequest, *, is_chat: bool, parallel: int | None
+) -> None:
+    """Answer all lines, `parallel` at once; on a terminal, tell how far it is."""
+    n_tokens = defaults.params.max_tokens + EngineOptions().prefill_chunk
+    at_once = parallel or model.engine.suggest_parallel(n_tokens)
+    with BatchStatus(batch.count_left(), None if parallel else at_once) as status:
+        together = Together(model, defaults, is_chat=is_chat, parallel=at_once, report=status.show)
+        batch.run_together(together.answer)
 
 
 def _open_batch(

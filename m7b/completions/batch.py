@@ -1,6 +1,5 @@
 """JSONL in, JSONL out: one request a line, one answer a line, in order, and a way to carry on."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -8,11 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from m7b.completions.feed import LineFeed
+from m7b.completions.line import find_id, is_error, parse_object
 from m7b.errors import M7bError, SomeFailed, UsageError
 from m7b.render import Output
 
 AnswerLine = Callable[[dict[str, Any]], dict[str, Any]]
 """What turns the object on a line into the object of its answer."""
+
+AnswerLines = Callable[[LineFeed], Iterator[dict[str, Any]]]
+"""What turns lines into the objects of their answers, in order."""
 
 
 class Batch:
@@ -46,18 +50,31 @@ class Batch:
         self._resume = resume
 
     def run(self, answer: AnswerLine) -> None:
-        """Answer every line that is not blank; an M7bError becomes the answer of its line.
+        """Answer every line that is not blank, one after another; an M7bError becomes the answer of its line.
+
+        Raises: as `run_together`.
+        """
+
+        def answer_or_error(line: bytes) -> dict[str, Any]:
+            try:
+                return answer(parse_object(line))
+            except M7bError as error:
+                return {"id": find_id(line, "id"), "error": error.report()}
+
+        self.run_together(lambda lines: map(answer_or_error, lines))
+
+    def run_together(self, answer_lines: AnswerLines) -> None:
+        """Answer all lines that are not blank, and write what comes as it comes.
 
         Raises:
-            SomeFailed: some lines did.
+            SomeFailed: some answers are errors.
             UsageError: the answers kept are not those of these requests.
         """
         kept, kept_bytes = self._kept_answers() if self._resume else ([], 0)
-        n_failed = sum("error" in result for result in kept)
-        n_lines = 0
+        n_failed, n_lines = sum(map(is_error, kept)), 0
         with ExitStack() as stack:
-            lines = self._lines(stack)
-            for result, line in zip(kept, lines, strict=False):  # stops before it takes a line too many
+            feed = self._open_feed(stack)
+            for result, line in zip(kept, feed, strict=False):  # stops before it takes a line too many
                 n_lines += 1
                 self._check_kept(n_lines, result, line)
             if n_lines < len(kept):
@@ -66,19 +83,25 @@ class Batch:
                     hint="name another file",
                 )
             write = self._writer(stack, kept_bytes)
-            for line in lines:
+            for result in answer_lines(feed):
                 n_lines += 1
-                result = _answer_or_error(line, answer)
-                n_failed += "error" in result
+                n_failed += is_error(result)
                 write(result)
         if n_failed:
             raise SomeFailed(f"{n_failed} of {n_lines} lines failed", hint="each has its error in the output")
 
-    def _lines(self, stack: ExitStack) -> Iterator[bytes]:
-        source = (
-            sys.stdin.buffer if str(self._source) == "-" else stack.enter_context(self._source.open("rb"))
-        )
-        return (line for line in source if line.strip())
+    def count_left(self) -> int | None:
+        """How many requests are not answered yet; None where they come from a pipe."""
+        if str(self._source) == "-":
+            return None
+        kept = len(self._kept_answers()[0]) if self._resume else 0
+        with self._source.open("rb") as lines:
+            return sum(bool(line.strip()) for line in lines) - kept
+
+    def _open_feed(self, stack: ExitStack) -> LineFeed:
+        if str(self._source) == "-":
+            return LineFeed(sys.stdin.buffer)
+        return LineFeed(stack.enter_context(self._source.open("rb")))
 
     def _writer(self, stack: ExitStack, kept_bytes: int) -> Callable[[dict[str, Any]], None]:
         if self._target is None:
@@ -99,7 +122,7 @@ class Batch:
         answers = []
         for line in filter(None, whole.split(b"\n")):
             try:
-                answers.append(json_object(line))
+                answers.append(parse_object(line))
             except UsageError as error:
                 raise UsageError(f"{self._target}: {error.message}", hint="name another file") from None
             if not answers[-1].keys() & {"choices", "error"}:
@@ -109,46 +132,12 @@ class Batch:
         return answers, len(whole) + 1 if whole else 0
 
     def _check_kept(self, number: int, result: dict[str, Any], line: bytes) -> None:
-        wanted = request_id(line)
-        if wanted is not None and result.get("id") != wanted:
-            raise UsageError(
-                f"line {number} of {self._target} answers {result.get('id')!r}, the request is {wanted!r}",
-                hint="these are the answers of other requests: name another file",
-            )
-
-
-def json_object(line: bytes) -> dict[str, Any]:
-    """The JSON object on one line.
-
-    Raises:
-        UsageError: it is none.
-    """
-    try:
-        value = json.loads(line.strip().decode("utf-8"), parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be answered
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"a JSON {type(value).__name__} instead of an object")
-    return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def request_id(line: bytes) -> Any:
-    """The `id` on a line that may be bad otherwise, None where it has none."""
-    try:
-        found = json.loads(line)["id"]
-        json.dumps(found, ensure_ascii=False, allow_nan=False).encode("utf-8")
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return found
-
-
-def _answer_or_error(line: bytes, answer: AnswerLine) -> dict[str, Any]:
-    try:
-        return answer(json_object(line))
-    except M7bError as error:
-        return {"id": request_id(line), "error": error.report()}
+        for name in ("custom_id", "id"):
+            wanted, found = find_id(line, name), result.get(name)
+            if wanted is not None and found != wanted:
+                raise UsageError(
+                    f"line {number} of {self._target} answers {found!r}, the request is {wanted!r}",
+                    hint="these are the answers of other requests: name another file",
+                )
+            if wanted is not None:
+                return

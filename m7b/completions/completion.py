@@ -130,7 +130,12 @@ class Completion:
     @property
     def is_done(self) -> bool:
         """Whether all samples are finished."""
-        return len(self.choices) == self.request.n
+        return self.n_running == 0
+
+    @property
+    def n_running(self) -> int:
+        """How many samples are not finished."""
+        return self.request.n - len(self.choices)
 
     def start(self) -> None:
         """Queue all samples.

@@ -37,6 +37,14 @@ def integer(text: str) -> int:
         raise typer.BadParameter(f"{reprlib.repr(text)} is not a whole number") from None
 
 
+def count(text: str) -> int:
+    """A whole number, at least one."""
+    value = integer(text)
+    if value < 1:
+        raise typer.BadParameter(f"{value} is not at least 1")
+    return value
+
+
 def number(text: str) -> float:
     """A number."""
     try:

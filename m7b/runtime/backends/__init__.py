@@ -26,6 +26,9 @@ from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
 from m7b.runtime.model import Linear, Transformer
 from m7b.runtime.operations import LinearFactory, Operations
 
+FEW = 8
+"""Tokens up to which multiplying many is done like multiplying one."""
+
 Forward = Callable[[Batch, RollingKVCache], Tensor]
 """A model, ready to run: the wanted logits (M, V) float32 of a batch over a cache."""
 
@@ -41,6 +44,11 @@ class Batching(Enum):
     EXACT = "exact"
     APART = "apart"
     MIXED = "mixed"
+
+    @property
+    def n_paying(self) -> int:
+        """How many sequences decode at once before more of them gain little."""
+        return FEW if self is Batching.APART else 16
 
 
 @dataclass(frozen=True, slots=True)

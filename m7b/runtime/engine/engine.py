@@ -85,6 +85,11 @@ class Engine:
             self._scheduler.add(sequence)
         return sequence
 
+    def suggest_parallel(self, n_tokens: int) -> int:
+        """How many sequences of `n_tokens` are worth running at once: as many as pay and fit into memory."""
+        most = self._backend.batching.n_paying
+        return max(1, min(most, self.rows.count_fitting(min(n_tokens, self._ctx_size))))
+
     def step(self) -> None:
         """Do the next batch of work for the sequences that were submitted.
 

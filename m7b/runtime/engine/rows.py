@@ -1,5 +1,6 @@
 """Which row of the cache a sequence gets: one that holds the beginning of its prompt, or has room for it."""
 
+import sys
 from collections.abc import Iterator
 from collections.abc import Sequence as Ids
 from contextlib import contextmanager
@@ -125,6 +126,11 @@ class Rows:
             yield row
         finally:
             self._held[row].is_idle = True
+
+    def count_fitting(self, n_tokens: int) -> int:
+        """How many sequences of `n_tokens` free memory has room for, beside the row that is always there."""
+        free = self._free_bytes()
+        return sys.maxsize if free is None else 1 + max(0, free) // self.cache.row_bytes(n_tokens)
 
     def describe_shortage(self, n_tokens: int) -> OutOfResources:
         """Why there is no row for `n_tokens`, with both figures."""

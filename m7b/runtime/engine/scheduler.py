@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from m7b.errors import M7bError
-from m7b.runtime.backends import Batching, Forward
+from m7b.runtime.backends import FEW, Batching, Forward
 from m7b.runtime.batch import Batch, Span
 from m7b.runtime.engine.rows import Rows
 from m7b.runtime.engine.sequence import Sequence
 from m7b.runtime.placement import memory_errors
 
 _CHUNK_BESIDE = 128  # tokens of prompts beside sequences that decode
-_FEW = 8  # tokens that a backend multiplies like one (`Batching.APART`)
 
 
 class Scheduler:
@@ -114,10 +113,10 @@ class Scheduler:
         few: list[tuple[Sequence, Span]] = []
         n_few = 0
         for sequence, span in spans:
-            if span.n > _FEW:
+            if span.n > FEW:
                 yield [(sequence, span)]
                 continue
-            if n_few + span.n > _FEW:
+            if n_few + span.n > FEW:
                 yield few
                 few, n_few = [], 0
             few, n_few = [*few, (sequence, span)], n_few + span.n
