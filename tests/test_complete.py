@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from m7b.completions import answer_request
+from m7b.completions import format_answer
 from m7b.runtime import loader
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer
 from m7b.variants import TokenizerVersion
@@ -312,14 +312,14 @@ def contents(text):
 def test_a_batch_answers_each_line_in_order_as_if_it_were_alone(complete, tmp_path):
     file = tmp_path / "requests.jsonl"
     file.write_bytes(b"\n".join([lines(request) for request in REQUESTS]) + b" \n")  # blank lines are none
-    ran = succeeded(complete("--jsonl", file))
+    ran = succeeded(complete("--parallel", 3, "--jsonl", file))
     assert [answer["id"] for answer in ran.answers] == ["a", 2, "c", "d"]
-    alone = [complete("--jsonl", "-", stdin=lines(request)).out for request in REQUESTS]
+    alone = [complete("--parallel", 3, "--jsonl", "-", stdin=lines(request)).out for request in REQUESTS]
     assert contents(ran.out) == contents("".join(alone))
 
 
 def test_a_line_means_what_the_options_of_its_names_mean(complete):
-    ran = complete("--jsonl", "-", stdin=lines(*REQUESTS))
+    ran = complete("--parallel", 3, "--jsonl", "-", stdin=lines(*REQUESTS))
     options = [["-n", 5], ["--temperature", 0, "-N", 2, "--echo"]]
     options += [["--seed", 9, "--stop", "e", "--stop", "i", "--logit-bias", "5=-5"]]
     options += [["--presence-penalty", 0.5, "--frequency-penalty", 0.5]]
@@ -332,14 +332,14 @@ def test_a_line_means_what_the_options_of_its_names_mean(complete):
 def test_a_batch_loads_the_model_once(complete, monkeypatch):
     loads, load_engine = [], loader.load_engine
     monkeypatch.setattr(loader, "load_engine", lambda *given: loads.append(given) or load_engine(*given))
-    succeeded(complete("--jsonl", "-", stdin=lines(*REQUESTS)))
+    succeeded(complete("--parallel", 3, "--jsonl", "-", stdin=lines(*REQUESTS)))
     assert len(loads) == 1
 
 
 def test_null_stands_for_the_default(complete):
     fields = ["max_tokens", "temperature", "top_p", "n", "stop", "seed", "logprobs", "echo", "logit_bias"]
     request = {"id": 1, "prompt": PROMPT} | dict.fromkeys(fields)
-    ran = complete("--jsonl", "-", stdin=lines(request, {"id": 1, "prompt": PROMPT}))
+    ran = complete("--parallel", 3, "--jsonl", "-", stdin=lines(request, {"id": 1, "prompt": PROMPT}))
     assert contents(ran.out)[0] == contents(ran.out)[1]
 
 
@@ -366,7 +366,7 @@ BAD_LINES = {
 def test_a_bad_line_is_answered_in_place_and_the_rest_goes_on(case, complete):
     bad, kind, fragment = BAD_LINES[case]
     bad = {"id": "bad"} | bad if isinstance(bad, dict) else bad
-    ran = complete("--jsonl", "-", stdin=lines(REQUESTS[0], bad, REQUESTS[0]))
+    ran = complete("--parallel", 3, "--jsonl", "-", stdin=lines(REQUESTS[0], bad, REQUESTS[0]))
     assert ran.err == "m7b: 1 of 3 lines failed; each has its error in the output\n"
     assert ran.code == 7
     first, answer, last = contents(ran.out)
@@ -379,7 +379,7 @@ def test_a_bad_line_is_answered_in_place_and_the_rest_goes_on(case, complete):
 
 def test_half_a_surrogate_pair_fails_its_line_only(complete):
     """JSON can spell it and UTF-8 cannot, so no tokenizer takes it."""
-    ran = complete("--jsonl", "-", stdin=lines({"id": 1, "prompt": "\ud800"}, REQUESTS[0]))
+    ran = complete("--parallel", 3, "--jsonl", "-", stdin=lines({"id": 1, "prompt": "\ud800"}, REQUESTS[0]))
     assert ran.code == 7, ran.err
     assert ["error" in answer for answer in ran.answers] == [True, False]
 
@@ -393,13 +393,17 @@ ANSWERS = lines(*({"id": i, "choices": []} for i in (0, 1, 2, "bad", 4)))
 
 def test_output_goes_to_a_new_file_only(complete, tmp_path):
     file = tmp_path / "answers.jsonl"
-    ran = complete("--jsonl", "-", "-o", file, stdin=BATCH)
+    ran = complete("--parallel", 3, "--jsonl", "-", "-o", file, stdin=BATCH)
     assert (ran.code, ran.out) == (7, "")
     written = file.read_bytes()
-    assert contents(written.decode()) == contents(complete("--jsonl", "-", stdin=BATCH).out)
-    assert_refused(complete("--jsonl", "-", "-o", file, stdin=BATCH), 2, str(file), "--resume")
+    assert contents(written.decode()) == contents(complete("--parallel", 3, "--jsonl", "-", stdin=BATCH).out)
     assert_refused(
-        complete("--jsonl", "-", "-o", tmp_path / "no" / "x", stdin=BATCH), 2, str(tmp_path / "no")
+        complete("--parallel", 3, "--jsonl", "-", "-o", file, stdin=BATCH), 2, str(file), "--resume"
+    )
+    assert_refused(
+        complete("--parallel", 3, "--jsonl", "-", "-o", tmp_path / "no" / "x", stdin=BATCH),
+        2,
+        str(tmp_path / "no"),
     )
     assert file.read_bytes() == written
 
@@ -407,11 +411,11 @@ def test_output_goes_to_a_new_file_only(complete, tmp_path):
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_resume_makes_the_file_that_was_interrupted(kept, complete, tmp_path):
     whole, file = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    complete("--jsonl", "-", "-o", whole, stdin=BATCH)
+    complete("--parallel", 3, "--jsonl", "-", "-o", whole, stdin=BATCH)
     data = whole.read_bytes()
     cut = data[: int(kept * len(data))]
     file.write_bytes(cut)
-    ran = complete("--jsonl", "-", "-o", file, "--resume", stdin=BATCH)
+    ran = complete("--parallel", 3, "--jsonl", "-", "-o", file, "--resume", stdin=BATCH)
     assert (ran.code, ran.err[:24]) == (7, "m7b: 1 of 4 lines failed")
     assert file.read_bytes().startswith(cut[: cut.rfind(b"\n") + 1])
     assert contents(file.read_text("utf-8")) == contents(data.decode())
@@ -420,11 +424,11 @@ def test_resume_makes_the_file_that_was_interrupted(kept, complete, tmp_path):
 def test_ctrl_c_leaves_whole_lines_to_carry_on_with(complete, tmp_path, monkeypatch):
     file = tmp_path / "answers.jsonl"
     with monkeypatch.context() as patch:
-        calls = iter([answer_request, answer_request])
-        patch.setattr("m7b.commands.complete.answer_request", lambda *given: next(calls, interrupt)(*given))
-        assert complete("--jsonl", "-", "-o", file, stdin=BATCH).code == 130
+        calls = iter([format_answer, format_answer])
+        patch.setattr("m7b.completions.together.format_answer", lambda *given: next(calls, interrupt)(*given))
+        assert complete("--parallel", 1, "--jsonl", "-", "-o", file, stdin=BATCH).code == 130
     assert [answer["id"] for answer in Ran(0, file.read_text("utf-8"), "").answers] == [0, 1]
-    assert complete("--jsonl", "-", "-o", file, "--resume", stdin=BATCH).code == 7
+    assert complete("--parallel", 3, "--jsonl", "-", "-o", file, "--resume", stdin=BATCH).code == 7
     assert [answer["id"] for answer in Ran(0, file.read_text("utf-8"), "").answers] == [0, 1, 2, "bad"]
 
 
@@ -440,5 +444,7 @@ def interrupt(*_):
 def test_resume_refuses_a_file_of_something_else_and_leaves_it(kept, complete, tmp_path):
     file = tmp_path / "answers.jsonl"
     file.write_bytes(kept)
-    assert_refused(complete("--jsonl", "-", "-o", file, "--resume", stdin=BATCH), 2, str(file))
+    assert_refused(
+        complete("--parallel", 3, "--jsonl", "-", "-o", file, "--resume", stdin=BATCH), 2, str(file)
+    )
     assert file.read_bytes() == kept

@@ -479,7 +479,9 @@ def test_stop_string_across_the_place_where_an_answer_rolls_ends_it():
 def test_seconds_of_another_prompt_in_the_middle_count_as_prefill(monkeypatch):
     """Not as slow decoding."""
     ticks = itertools.count()
-    monkeypatch.setattr("m7b.stream.stream_events.__kwdefaults__", {"continues": False, "clock": ticks.__next__})
+    monkeypatch.setattr(
+        "m7b.stream.stream_events.__kwdefaults__", {"continues": False, "clock": ticks.__next__}
+    )
     session = fake_session("abcdef", *turns(1), ctx_size=16, on_full=OnFull.ROLL)
     *_, finished = session.send("uuu")
     # The first token of each go ends a prefill; the stop id is no decoding.
