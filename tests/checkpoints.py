@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from m7b.runtime.batch import Span
 from m7b.runtime.cache import CacheRow
 from m7b.runtime.checkpoints import open_checkpoint
 from m7b.runtime.engine import Engine
 from m7b.runtime.loader import EngineOptions, load_engine
+from m7b.runtime.model.batch import Span
 
 TINY = {
     "hidden_size": 32,

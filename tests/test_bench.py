@@ -20,9 +20,9 @@ from m7b.runtime import claims as claims_module
 from m7b.runtime.cache import RollingKVCache, visible
 from m7b.runtime.checkpoints.random import cut, random_checkpoint
 from m7b.runtime.claims import fitting_layers, shapes_of
-from m7b.runtime.config import ModelConfig
 from m7b.runtime.loader import EngineOptions, load_engine
 from m7b.runtime.measure import EngineRunner, fill, peak_rss, repeat, reset_peak_rss, weight_bytes
+from m7b.runtime.model.config import ModelConfig
 from m7b.variants import VARIANTS
 from tests.checkpoints import main_row
 from tests.tiny import CONFIG, WINDOW, assert_refused, call, write_tiny

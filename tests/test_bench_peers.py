@@ -18,9 +18,9 @@ from m7b.runtime.checkpoints import open_checkpoint
 from m7b.runtime.checkpoints.random import random_checkpoint
 from m7b.runtime.loader import EngineOptions, load_engine
 from m7b.runtime.measure import EngineRunner, repeat
+from m7b.runtime.model.rope import half_split_to_interleaved, interleaved_to_half_split
 from m7b.runtime.peers import PeerName, Task, check_peer, open_peer
 from m7b.runtime.peers.gguf_file import file_bytes, read_bytes, write_gguf
-from m7b.runtime.rope import half_split_to_interleaved, interleaved_to_half_split
 from tests.tiny import CONFIG, assert_refused, call, write_tiny
 
 IDS = torch.randint(0, CONFIG.vocab_size, (40,), generator=torch.Generator().manual_seed(3)).tolist()

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m7b.generation import SamplingParams, Step
-from m7b.runtime.batch import Span
 from m7b.runtime.cache import CacheRow, RollingKVCache, visible
-from m7b.runtime.config import ModelConfig
+from m7b.runtime.model.batch import Span
+from m7b.runtime.model.config import ModelConfig
 from m7b.variants import VARIANTS
 from tests.checkpoints import engine, logits, main_row, mistral, read, rewind, write_hf
 

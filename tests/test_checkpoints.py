@@ -27,10 +27,10 @@ from m7b.errors import (
 from m7b.runtime.checkpoints import Format, gguf_header, hf, native, open_checkpoint
 from m7b.runtime.checkpoints.fields import Fields
 from m7b.runtime.checkpoints.gguf import _TYPES, _lost_window, _rare_type
-from m7b.runtime.config import ModelConfig
 from m7b.runtime.loader import EngineOptions, load_engine
+from m7b.runtime.model.config import ModelConfig
+from m7b.runtime.model.rope import interleaved_to_half_split
 from m7b.runtime.placement import plan_devices
-from m7b.runtime.rope import interleaved_to_half_split
 from m7b.variants import VARIANTS
 from tests.checkpoints import engine, logits, mistral, native_tensors, write_gguf, write_hf, write_native
 

@@ -20,9 +20,9 @@ from m7b.hub.sources.pypi import DEMO_FILE
 from m7b.models.fit import FORMATS, cache_read_bytes, fits, read_bytes, weight_bytes
 from m7b.runtime import machine as machine_module
 from m7b.runtime.backends.eager import TORCH
-from m7b.runtime.config import ModelConfig
 from m7b.runtime.machine import describe_machine
-from m7b.runtime.model import Linear, Transformer
+from m7b.runtime.model.config import ModelConfig
+from m7b.runtime.model.transformer import Linear, Transformer
 from m7b.variants import VARIANTS
 from tests.terminal import Terminal
 from tests.tiny import call

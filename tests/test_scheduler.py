@@ -11,8 +11,8 @@ from transformers import MistralForCausalLM
 from m7b.errors import OutOfResources, UsageError
 from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
 from m7b.runtime import kernels
-from m7b.runtime.batch import Batch, Span
 from m7b.runtime.engine import rows as rows_module
+from m7b.runtime.model.batch import Batch, Span
 from tests.checkpoints import engine, mistral, write_hf
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from m7b.cli import main
-from m7b.runtime.config import ModelConfig
+from m7b.runtime.model.config import ModelConfig
 from m7b.tokenizer import official_file
 from m7b.variants import TokenizerVersion
 from tests.checkpoints import mistral, write_hf

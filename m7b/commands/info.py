@@ -18,7 +18,7 @@ from m7b.variants import VARIANTS
 
 if TYPE_CHECKING:
     from m7b.runtime.checkpoints import Checkpoint
-    from m7b.runtime.config import ModelConfig
+    from m7b.runtime.model.config import ModelConfig
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 _CONTEXTS = (4096, 8192, 16384, 32768)
@@ -50,7 +50,7 @@ def info(
 def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict[str, Any]:
     import psutil
 
-    from m7b.runtime.config import ModelConfig
+    from m7b.runtime.model.config import ModelConfig
 
     checkpoint: Checkpoint | None = None
     if choice.release and not choice.is_installed:

@@ -8,7 +8,7 @@ from m7b.variants import VARIANTS
 
 if TYPE_CHECKING:
     from m7b.runtime.checkpoints import Checkpoint
-    from m7b.runtime.config import ModelConfig
+    from m7b.runtime.model.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def open_model(
     """
     from m7b.runtime.checkpoints import open_checkpoint
     from m7b.runtime.checkpoints.random import random_checkpoint
-    from m7b.runtime.config import ModelConfig
+    from m7b.runtime.model.config import ModelConfig
 
     if has_random_weights and choice.release:
         name = choice.release

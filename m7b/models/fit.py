@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from m7b.runtime.config import ModelConfig
+from m7b.runtime.model.config import ModelConfig
 from m7b.variants import VARIANTS
 
 DEPTHS = (0, 4096)

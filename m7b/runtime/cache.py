@@ -24,8 +24,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from m7b.runtime.batch import Span
-from m7b.runtime.config import ModelConfig
+from m7b.runtime.model.batch import Span
+from m7b.runtime.model.config import ModelConfig
 
 
 class CacheRow:

@@ -12,11 +12,11 @@ from m7b.bench.results import Sample, Work, speeds
 from m7b.errors import OutOfResources, UsageError
 from m7b.generation import EngineOptions
 from m7b.runtime.checkpoints.random import random_checkpoint
-from m7b.runtime.config import ModelConfig
 from m7b.runtime.engine import Engine
 from m7b.runtime.loader import load_engine
 from m7b.runtime.machine import free_memory
 from m7b.runtime.measure import EngineRunner, repeat
+from m7b.runtime.model.config import ModelConfig
 
 MISTRAL_WINDOW = 4096
 """The window that a model without one is given, to see what it would save."""

@@ -18,7 +18,7 @@ from m7b.runtime.checkpoints import Blocks, Checkpoint
 from m7b.runtime.engine import Engine
 from m7b.runtime.linears import PackedLinear
 from m7b.runtime.linears.blocks import type_named
-from m7b.runtime.model import Transformer
+from m7b.runtime.model.transformer import Transformer
 from m7b.runtime.placement import (
     DISK,
     DeviceMap,

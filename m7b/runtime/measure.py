@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from m7b.bench.results import Reads, Sample, Work
 from m7b.generation import PromptProgress, SamplingParams, Step
-from m7b.runtime.batch import Span
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints.random import cut
 from m7b.runtime.engine import Engine
 from m7b.runtime.kernels import BlockType
 from m7b.runtime.linears.blocks import BlockLinear
 from m7b.runtime.linears.packed import PackedLinear
-from m7b.runtime.model import Transformer
+from m7b.runtime.model.batch import Span
+from m7b.runtime.model.transformer import Transformer
 
 _BLOCK = 1_048_573  # a prime, so no two rows are the same
 _TOKEN = 1  # which one it is changes no speed

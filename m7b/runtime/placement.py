@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import get_max_memory, infer_auto_device_map
 
 from m7b.errors import OutOfResources, UsageError
-from m7b.runtime.model import Transformer
+from m7b.runtime.model.transformer import Transformer
 
 AUTO, DISK = "auto", "disk"
 

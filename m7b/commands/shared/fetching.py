@@ -186,7 +186,7 @@ def _offer_first() -> None:
         CheckpointNotFound: something else is wanted.
     """
     from m7b.hub.sources.pypi import DEMO_WHEEL
-    from m7b.runtime.config import ModelConfig
+    from m7b.runtime.model.config import ModelConfig
 
     latest = chat_releases()[-1]
     n_bytes = 2 * ModelConfig.of_variant(VARIANTS[latest]).n_params

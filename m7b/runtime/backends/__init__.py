@@ -15,7 +15,6 @@ from m7b.generation import Quant
 from m7b.runtime import kernels
 from m7b.runtime.backends.cpu import KERNELS, FusedTransformer
 from m7b.runtime.backends.eager import TORCH
-from m7b.runtime.batch import Batch
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Checkpoint
 from m7b.runtime.kernels import BLOCK
@@ -23,8 +22,9 @@ from m7b.runtime.linears import PackedLinear
 from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear, type_named
 from m7b.runtime.linears.bnb import Int8Linear, make_four_bit_factory
 from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
-from m7b.runtime.model import Linear, Transformer
-from m7b.runtime.operations import LinearFactory, Operations
+from m7b.runtime.model.batch import Batch
+from m7b.runtime.model.operations import LinearFactory, Operations
+from m7b.runtime.model.transformer import Linear, Transformer
 
 FEW = 8
 """Tokens up to which multiplying many is done like multiplying one."""

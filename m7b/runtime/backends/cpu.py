@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from m7b.runtime import kernels
-from m7b.runtime.batch import Batch, Span
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.kernels import LayerArrays, LayerStack, PackedWeight, RingSpan, RingSpans
 from m7b.runtime.linears.blocks import BlockLinear
 from m7b.runtime.linears.dense import DenseLinear
-from m7b.runtime.model import Transformer, TransformerBlock
-from m7b.runtime.operations import Attend, Operations
-from m7b.runtime.rope import rotation
+from m7b.runtime.model.batch import Batch, Span
+from m7b.runtime.model.operations import Attend, Operations
+from m7b.runtime.model.rope import rotation
+from m7b.runtime.model.transformer import Transformer, TransformerBlock
 
 
 def locate(cache: RollingKVCache, spans: Sequence[Span]) -> RingSpans:

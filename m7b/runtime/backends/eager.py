@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m7b.runtime import rope
-from m7b.runtime.attention import attend, score_bias
-from m7b.runtime.batch import Span
 from m7b.runtime.cache import CacheRow, RollingKVCache, visible
-from m7b.runtime.operations import Operations
+from m7b.runtime.model import rope
+from m7b.runtime.model.attention import attend, score_bias
+from m7b.runtime.model.batch import Span
+from m7b.runtime.model.operations import Operations
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

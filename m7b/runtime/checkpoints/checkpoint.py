@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
-from m7b.runtime.config import ModelConfig
+from m7b.runtime.model.config import ModelConfig
 from m7b.tokenizer import TokenizerSource
 
 BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}

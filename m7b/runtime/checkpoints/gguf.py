@@ -19,8 +19,8 @@ from m7b.runtime.checkpoints.checkpoint import (
 )
 from m7b.runtime.checkpoints.fields import MAX_DIM, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, Fields, head_dim_of
 from m7b.runtime.checkpoints.gguf_header import MAGIC, Header, HeaderError, read_header
-from m7b.runtime.config import ModelConfig
-from m7b.runtime.rope import canonical_rows
+from m7b.runtime.model.config import ModelConfig
+from m7b.runtime.model.rope import canonical_rows
 from m7b.tokenizer import GGUFVocabulary
 from m7b.variants import VARIANTS
 

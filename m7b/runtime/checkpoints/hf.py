@@ -19,7 +19,7 @@ from m7b.runtime.checkpoints.fields import (
     read_json,
 )
 from m7b.runtime.checkpoints.folder import chat_template, tokenizer_source
-from m7b.runtime.config import ModelConfig
+from m7b.runtime.model.config import ModelConfig
 
 NAMES = {
     "tok_embeddings": "model.embed_tokens",

@@ -15,8 +15,8 @@ from m7b.runtime.checkpoints.fields import (
     read_json,
 )
 from m7b.runtime.checkpoints.folder import tokenizer_source
-from m7b.runtime.config import ModelConfig
-from m7b.runtime.rope import canonical_rows
+from m7b.runtime.model.config import ModelConfig
+from m7b.runtime.model.rope import canonical_rows
 
 _WEIGHTS = ("consolidated.safetensors", "consolidated.00.pth")
 _MAX_SEQ_LEN = 32768  # params.json does not say; every release takes this many

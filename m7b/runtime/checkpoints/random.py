@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, StoredTensor
-from m7b.runtime.config import ModelConfig
+from m7b.runtime.model.config import ModelConfig
 
 STD = 0.02
 """Of the weights, as models start their training; norms are 1."""

@@ -9,13 +9,13 @@ from torch import Tensor
 from m7b.errors import ContextOverflow, UsageError
 from m7b.generation import PromptProgress, SamplingParams, Step, TokenLogprob
 from m7b.runtime.backends import Backend
-from m7b.runtime.batch import Span
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.engine.rows import Rows
 from m7b.runtime.engine.sampling import logprob_of
 from m7b.runtime.engine.scheduler import Scheduler
 from m7b.runtime.engine.sequence import Sequence
-from m7b.runtime.model import Transformer
+from m7b.runtime.model.batch import Span
+from m7b.runtime.model.transformer import Transformer
 
 
 class Engine:

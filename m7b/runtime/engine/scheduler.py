@@ -14,9 +14,9 @@ from torch import Tensor
 
 from m7b.errors import M7bError
 from m7b.runtime.backends import FEW, Batching, Forward
-from m7b.runtime.batch import Batch, Span
 from m7b.runtime.engine.rows import Rows
 from m7b.runtime.engine.sequence import Sequence
+from m7b.runtime.model.batch import Batch, Span
 from m7b.runtime.placement import memory_errors
 
 _CHUNK_BESIDE = 128  # tokens of prompts beside sequences that decode

@@ -11,7 +11,7 @@ from m7b.runtime import kernels
 from m7b.runtime.checkpoints import Blocks
 from m7b.runtime.kernels import BLOCK, BlockType
 from m7b.runtime.linears.packed import PackedLinear
-from m7b.runtime.operations import LinearFactory
+from m7b.runtime.model.operations import LinearFactory
 
 _TILE_ROWS = 1024  # rows that torch turns back into numbers at a time
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from m7b.runtime import kernels
 from m7b.runtime.checkpoints import Blocks
 from m7b.runtime.linears.packed import PackedLinear
-from m7b.runtime.operations import LinearFactory
+from m7b.runtime.model.operations import LinearFactory
 
 _OUTLIER = 6.0  # activations beyond it are not quantized: section 3.2 of LLM.int8(), transformers' default
 BLOCK = kernels.LEVELS_BLOCK

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from m7b.runtime.checkpoints import Checkpoint
-from m7b.runtime.config import ModelConfig
+from m7b.runtime.model.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from m7b.bench.results import Reads
 from m7b.runtime.checkpoints import hf
 from m7b.runtime.checkpoints.checkpoint import translated
 from m7b.runtime.checkpoints.random import cut
-from m7b.runtime.config import ModelConfig
 from m7b.runtime.measure import kept_bytes, step_seconds
+from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.peers.task import Task
 from m7b.runtime.placement import check_memory, memory_errors
 

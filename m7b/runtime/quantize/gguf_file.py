@@ -20,11 +20,11 @@ from gguf import (
 from m7b.errors import UsageError
 from m7b.runtime.checkpoints import Blocks, Checkpoint, gguf
 from m7b.runtime.checkpoints.checkpoint import translated
-from m7b.runtime.config import ModelConfig
 from m7b.runtime.kernels import BLOCK, BlockType
+from m7b.runtime.model.config import ModelConfig
+from m7b.runtime.model.rope import native_rows
 from m7b.runtime.quantize.rounding import best_blocks
 from m7b.runtime.quantize.writing import ROWS, Written, relative_error
-from m7b.runtime.rope import native_rows
 from m7b.tokenizer import GGUFVocabulary, Tokenizer, to_gguf
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from m7b.runtime.engine import Engine
 from m7b.runtime.linears.packed import PackedLinear
-from m7b.runtime.model import Linear
+from m7b.runtime.model.transformer import Linear
 
 
 def column_importance(

@@ -7,7 +7,7 @@ The angles and the rotation are float32 whatever the model's dtype, as in mistra
 import torch
 from torch import Tensor
 
-from m7b.runtime.config import ModelConfig
+from m7b.runtime.model.config import ModelConfig
 
 
 def rotation(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m7b.runtime.batch import Batch
 from m7b.runtime.cache import RollingKVCache
-from m7b.runtime.config import ModelConfig
-from m7b.runtime.operations import Attend, LinearFactory, Operations
-from m7b.runtime.rope import rotation
+from m7b.runtime.model.batch import Batch
+from m7b.runtime.model.config import ModelConfig
+from m7b.runtime.model.operations import Attend, LinearFactory, Operations
+from m7b.runtime.model.rope import rotation
 
 
 class Linear(nn.Module):

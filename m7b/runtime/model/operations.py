@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from m7b.runtime.batch import Span
 from m7b.runtime.cache import RollingKVCache
+from m7b.runtime.model.batch import Span
 
 LinearFactory = Callable[[int, int], nn.Module]
 """Makes the layer that maps (N, in) to (N, out) without a bias, in the dtype of what it is given.
