@@ -1,4 +1,4 @@
-// Tokens through layers: what the blocks of m7b/runtime/model.py do, without going back to Python in between.
+// Tokens through layers: what the blocks of m7b/runtime/model/ do, without going back to Python in between.
 #pragma once
 #include "operations.h"
 
