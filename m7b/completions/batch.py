@@ -66,9 +66,8 @@ class Batch:
                     hint="name another file",
                 )
             write = self._writer(stack, kept_bytes)
-            for line in lines:
+            for result in answer_lines(lines, answer):
                 n_lines += 1
-                result = _answer_or_error(line, answer)
                 n_failed += "error" in result
                 write(result)
         if n_failed:
@@ -117,6 +116,15 @@ class Batch:
             )
 
 
+def answer_lines(lines: Iterator[bytes], answer: AnswerLine) -> Iterator[dict[str, Any]]:
+    """The answers to lines, in their order; an M7bError becomes the answer of its line."""
+    for line in lines:
+        try:
+            yield answer(json_object(line))
+        except M7bError as error:
+            yield {"id": request_id(line), "error": error.report()}
+
+
 def json_object(line: bytes) -> dict[str, Any]:
     """The JSON object on one line.
 
@@ -145,10 +153,3 @@ def request_id(line: bytes) -> Any:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return found
-
-
-def _answer_or_error(line: bytes, answer: AnswerLine) -> dict[str, Any]:
-    try:
-        return answer(json_object(line))
-    except M7bError as error:
-        return {"id": request_id(line), "error": error.report()}
