@@ -81,7 +81,6 @@ class SamplingParams:
         "Drop tokens less likely than this times the likeliest; 0 is off.",
         low=0,
         high=1,
-        metavar="X",
         sample=0.0,
     )
     typical_p: float = option(
@@ -98,7 +97,6 @@ class SamplingParams:
         "Subtract for every time a token was seen; 0 is off.",
         low=-100,
         high=100,
-        metavar="X",
         sample=0.0,
     )
     repeat_last_n: int = option(-1, "Tokens that the penalties look back on; -1 is all.", low=-1, sample=-1)

@@ -72,8 +72,6 @@ def load(
     """
     choice = ModelChoice(path=name) if isinstance(name, Path) else ModelChoice.named(name)
     settings = EngineOptions(**options)
-    if report is None:
-        return load_model(choice, settings, chat_template=chat_template)
     return load_model(choice, settings, chat_template=chat_template, report=report)
 
 
@@ -113,7 +111,7 @@ def answer(model: Model, request: Mapping[str, Any]) -> dict[str, Any]:
     """
     defaults = CompletionRequest("", SamplingParams())
     parsed = parse_request(request, defaults, is_chat="messages" in request)
-    return answer_request(model, parsed, _ignore)
+    return answer_request(model, parsed)
 
 
 def chat(
@@ -224,7 +222,3 @@ def _sampling(defaults: SamplingParams, given: dict[str, Any]) -> SamplingParams
     """The defaults with what was given in their place; `stop` may be one text."""
     stop = given.get("stop", ())
     return replace(defaults, **given | {"stop": (stop,) if isinstance(stop, str) else tuple(stop)})
-
-
-def _ignore(event: GenerationEvent) -> None:
-    pass

@@ -9,6 +9,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from functools import cache
 from types import MappingProxyType, UnionType
 from typing import Any, get_args
 
@@ -115,12 +116,8 @@ def option_mapping(help: str, **details: Any) -> Any:
 
 def list_options(owner: type) -> Mapping[str, Option]:
     """The options among the fields of a dataclass, by name and in their order."""
-    found = {}
-    for entry in fields(owner):
-        if stated := entry.metadata.get(_KEY):
-            kind = _number_kind(entry.type) or stated.kind
-            found[entry.name] = replace(stated, name=entry.name, kind=kind)
-    return MappingProxyType(found)
+    hashable: Any = owner  # every class is, though mypy does not think so
+    return _read_options(hashable)
 
 
 def check_options(value: Any) -> None:
@@ -142,6 +139,16 @@ def check_range(name: str, value: float, low: float, high: float = math.inf) -> 
     if not low <= value <= high or value == math.inf:  # false for NaN as well
         bounds = f"from {low} to {high}" if high < math.inf else f"at least {low}"
         raise UsageError(f"{name} is {value}", hint=f"it must be {bounds}")
+
+
+@cache
+def _read_options(owner: Any) -> Mapping[str, Option]:
+    found = {}
+    for entry in fields(owner):
+        if stated := entry.metadata.get(_KEY):
+            kind = _number_kind(entry.type) or stated.kind
+            found[entry.name] = replace(stated, name=entry.name, kind=kind)
+    return MappingProxyType(found)
 
 
 def _number_kind(annotation: Any) -> type | None:

@@ -649,8 +649,8 @@ def test_tools_need_a_conversation(tiny, tool_file):
 
 def test_text_that_looks_like_calls_is_printed_once():
     """It was printed twice, as the text of calls that formed and as the text that it turned out to be."""
-    from m7b.commands.complete import printed
+    from m7b.commands.complete import select_text
 
     events = [CallDelta("[1"), CallDelta("] x"), TextDelta("[1] x")]
-    assert "".join(printed(iter(events))) == "[1] x"
-    assert "".join(printed(iter([TextDelta("a"), TextDelta("b")]))) == "ab"
+    assert "".join(select_text(iter(events))) == "[1] x"
+    assert "".join(select_text(iter([TextDelta("a"), TextDelta("b")]))) == "ab"

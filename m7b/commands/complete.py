@@ -191,7 +191,7 @@ def _print(completion: Completion, *, streaming: bool) -> None:
     try:
         for events in completion.samples():
             with PromptStatus() as status:
-                texts = printed(status.watch(events))
+                texts = select_text(status.watch(events))
                 for text in texts if streaming else ["".join(texts)]:
                     output.write(text)
             output.write("\n")
@@ -201,7 +201,7 @@ def _print(completion: Completion, *, streaming: bool) -> None:
         raise
 
 
-def printed(events: Iterator[GenerationEvent]) -> Iterator[str]:
+def select_text(events: Iterator[GenerationEvent]) -> Iterator[str]:
     """The text of an answer, or that of its calls. Calls that turn out to be text are told again as such."""
     is_of_calls = False
     for event in events:

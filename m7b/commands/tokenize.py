@@ -71,16 +71,16 @@ def tokenize(
         raise UsageError("--chat-template goes with --chat")
     choice = ModelChoice(variant, model)
     if chat and jsonl:
-        templates = _Cached(partial(load_chosen_template, chat_template=chat_template), choice)
-        Batch(jsonl).run(lambda fields: _templated(fields, *templates.of(fields)))
+        templates = _Cache(partial(load_chosen_template, chat_template=chat_template), choice)
+        Batch(jsonl).run(lambda fields: _encode_messages(fields, *templates.load_for(fields)))
     elif chat:
         file = None if text in (None, "-") else Path(text or "")
         conversation = parse_chat_prompt(read_prompt(None, file), prompt_allowed=False)
         tokenizer, template = load_chosen_template(choice, chat_template)
         _show(tokenizer, template.encode(conversation.messages, conversation.tools), as_json=as_json)
     elif jsonl:
-        tokenizers = _Cached(load_chosen_tokenizer, choice)
-        Batch(jsonl).run(lambda fields: _tokenized(fields, tokenizers.of(fields), bos))
+        tokenizers = _Cache(load_chosen_tokenizer, choice)
+        Batch(jsonl).run(lambda fields: _encode_line(fields, tokenizers.load_for(fields), bos))
     else:
         tokenizer = load_chosen_tokenizer(choice)
         ids = _encode(tokenizer, read_prompt(text, None, keep_newline=keep_newline), bos)
@@ -109,11 +109,11 @@ def detokenize(
     if jsonl:
         if tokens:
             raise UsageError("--jsonl brings its own tokens", hint="leave out the ids")
-        tokenizers = _Cached(load_chosen_tokenizer, choice)
-        Batch(jsonl).run(lambda fields: _detokenized(fields, tokenizers.of(fields)))
+        tokenizers = _Cache(load_chosen_tokenizer, choice)
+        Batch(jsonl).run(lambda fields: _decode_line(fields, tokenizers.load_for(fields)))
         return
     tokenizer = load_chosen_tokenizer(choice)
-    ids = _ids(" ".join(tokens) if tokens else read_prompt(None, None))
+    ids = _parse_ids(" ".join(tokens) if tokens else read_prompt(None, None))
     text = _decode(tokenizer, ids)
     output = Output()
     if as_json:
@@ -122,7 +122,7 @@ def detokenize(
         output.write(text + "\n")
 
 
-class _Cached(Generic[T]):
+class _Cache(Generic[T]):
     """What `load` makes of the variants that the lines of one batch name, each made once."""
 
     def __init__(self, load: Callable[[ModelChoice], T], default: ModelChoice) -> None:
@@ -130,7 +130,7 @@ class _Cached(Generic[T]):
         self._default = default
         self._loaded: dict[str | None, T] = {}
 
-    def of(self, fields: dict[str, Any]) -> T:
+    def load_for(self, fields: dict[str, Any]) -> T:
         """What belongs to the line's `variant`, else to the options."""
         name = fields.get("variant")
         if name is not None and not (isinstance(name, str) and name in VARIANTS):
@@ -153,18 +153,18 @@ def _show(tokenizer: Tokenizer, ids: list[int], *, as_json: bool) -> None:
         output.write("\n")
 
 
-def _templated(fields: dict[str, Any], tokenizer: Tokenizer, template: Template) -> dict[str, Any]:
+def _encode_messages(fields: dict[str, Any], tokenizer: Tokenizer, template: Template) -> dict[str, Any]:
     """A line of `tokenize --chat --jsonl`. What else a request holds changes no token and is left aside."""
     messages: Any = fields.get("messages")
     tools: Any = fields.get("tools")
     if isinstance(template, MistralTemplate):
-        ids = template.encode(messages, tools, **_settings(fields))
+        ids = template.encode(messages, tools, **_list_settings(fields))
     else:
         ids = template.encode(messages, tools)
     return {"id": fields.get("id"), "tokens": ids, "text": "".join(map(tokenizer.piece, ids))}
 
 
-def _settings(fields: dict[str, Any]) -> dict[str, Any]:
+def _list_settings(fields: dict[str, Any]) -> dict[str, Any]:
     """What else mistral-common validates: `mode`, `model`, and the request fields in `extra`."""
     extra = fields.get("extra") or {}
     if not isinstance(extra, dict) or extra.keys() & {"self", "messages", "tools", "mode"}:
@@ -173,7 +173,7 @@ def _settings(fields: dict[str, Any]) -> dict[str, Any]:
     return given | extra
 
 
-def _tokenized(fields: dict[str, Any], tokenizer: Tokenizer, bos: bool | None) -> dict[str, Any]:
+def _encode_line(fields: dict[str, Any], tokenizer: Tokenizer, bos: bool | None) -> dict[str, Any]:
     _check_fields(fields, {"id", "text", "variant"})
     text = fields.get("text")
     if not isinstance(text, str):
@@ -181,7 +181,7 @@ def _tokenized(fields: dict[str, Any], tokenizer: Tokenizer, bos: bool | None) -
     return {"id": fields.get("id"), "tokens": _encode(tokenizer, text, bos)}
 
 
-def _detokenized(fields: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+def _decode_line(fields: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     _check_fields(fields, {"id", "tokens", "variant"})
     return {"id": fields.get("id"), "text": _decode(tokenizer, fields.get("tokens"))}
 
@@ -207,7 +207,7 @@ def _decode(tokenizer: Tokenizer, ids: Any) -> str:
     return tokenizer.decode(ids)
 
 
-def _ids(text: str) -> Any:
+def _parse_ids(text: str) -> Any:
     """Ids as JSON (a list, or an object with `tokens`) or as numbers with space or commas between."""
     try:
         if text.lstrip().startswith(("[", "{")):

@@ -14,7 +14,9 @@ from m7b.tokenizer import Tokenizer
 
 
 def answer_request(
-    model: Model, request: CompletionRequest, report: Callable[[GenerationEvent], object]
+    model: Model,
+    request: CompletionRequest,
+    report: Callable[[GenerationEvent], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Runs the request to its end, calling `report(event)` for each event; returns the answer object."""
     completion = Completion(model, request)

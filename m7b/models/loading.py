@@ -37,16 +37,12 @@ class Remark:
 LoadEvent = Loading | Remark
 
 
-def _ignore(event: LoadEvent) -> None:
-    pass
-
-
 def load_model(
     choice: ModelChoice,
     options: EngineOptions | None = None,
     *,
     chat_template: str | None = None,
-    report: Callable[[LoadEvent], object] = _ignore,
+    report: Callable[[LoadEvent], object] | None = None,
 ) -> Model:
     """Load a model that is on this machine.
 
@@ -62,7 +58,7 @@ def load_model(
         DamagedCheckpoint: its files are cut short or contradict each other.
         OutOfResources: memory, disk or the device do not suffice.
     """
-    options = options or EngineOptions()
+    options, report = options or EngineOptions(), report or (lambda event: None)
     started = time.perf_counter()
     files = open_model(choice, window=options.window)
     name, checkpoint, config = files.name, files.checkpoint, files.config

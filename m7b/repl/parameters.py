@@ -19,7 +19,7 @@ _ALIASES = {"num_predict": "max_tokens", "n_predict": "max_tokens", "repeat_pena
 _OTHERS = {"num_ctx": "--ctx-size", "ctx_size": "--ctx-size", "window": "--window"}
 
 
-def assignments(text: str) -> list[tuple[str, str]]:
+def parse_assignments(text: str) -> list[tuple[str, str]]:
     """The names and values in `NAME VALUE`, `parameter NAME VALUE`, or any number of `NAME=VALUE`.
 
     Raises:
@@ -42,7 +42,7 @@ def assignments(text: str) -> list[tuple[str, str]]:
     return [(name, shlex.quote(value) if name == "stop" else value) for name, _, value in pairs]
 
 
-def changed(params: SamplingParams, pairs: list[tuple[str, str]]) -> SamplingParams:
+def change(params: SamplingParams, pairs: list[tuple[str, str]]) -> SamplingParams:
     """`params` with new values.
 
     Raises:

@@ -62,8 +62,8 @@ def flag(option: Option) -> Any:
     )
 
 
-def read_option(option: Option, text: str) -> Any:
-    """The value that `text` says, in the way of Typer's parsers.
+def read_option(option: Option, text: str, hint: str | None = None) -> Any:
+    """The value that `text` says, in the way of Typer's parsers; `hint` names the flag where Typer does not.
 
     Raises:
         typer.BadParameter: it says none.
@@ -71,7 +71,7 @@ def read_option(option: Option, text: str) -> Any:
     try:
         return option.read(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error), param_hint=hint) from None
 
 
 def _list_parameters(group: Any) -> Iterator[inspect.Parameter]:
@@ -98,12 +98,7 @@ def _fill(group: Any, values: dict[str, Any]) -> Any:
     """`group` with the `values` of its options."""
     for name, option in list_options(type(group)).items():
         if option.collect and name in values:
-            values[name] = option.collect([_read_part(option, text) for text in values[name] or ()])
+            values[name] = option.collect(
+                [read_option(option, text, f"'{option.flag}'") for text in values[name] or ()]
+            )
     return replace(group, **values)
-
-
-def _read_part(option: Option, text: str) -> Any:
-    try:
-        return option.read(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=f"'{option.flag}'") from None

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from m7b.errors import UsageError
-from m7b.repl.parameters import PARAMETERS, assignments, changed
+from m7b.repl.parameters import PARAMETERS, change, parse_assignments
 from m7b.repl.slash.registry import Argument, command
 from m7b.session import OnFull
 
@@ -28,14 +28,14 @@ def set_parameters(chat: "Chat", argument: str) -> None:
     if not argument:
         show_parameters(chat)
         return
-    pairs = assignments(argument)
+    pairs = parse_assignments(argument)
     if pairs[0][0] == "system":
         system(chat, pairs[0][1])
         return
     on_full = [value for name, value in pairs if name.replace("-", "_") == "on_full"]
     if wrong := [value for value in on_full if value not in tuple(OnFull)]:
         raise UsageError(f"on_full is {wrong[0]!r}", hint=f"it can be {', '.join(OnFull)}")
-    chat.session.params = changed(
+    chat.session.params = change(
         chat.session.params, [pair for pair in pairs if pair[0].replace("-", "_") != "on_full"]
     )
     if on_full:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from m7b.editor import edit_text
 from m7b.errors import UsageError
 from m7b.repl.keys import normal_keys
-from m7b.repl.parameters import assignments, changed
+from m7b.repl.parameters import change, parse_assignments
 from m7b.repl.slash.registry import Argument, command
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def clear(chat: "Chat", argument: str) -> None:
 @command("regen", "retry", usage="[NAME=VALUE ...]", argument=Argument.PARAMETER)
 def regenerate(chat: "Chat", argument: str) -> None:
     """Answer the last message anew, perhaps with other parameters for this once."""
-    params = changed(chat.session.params, assignments(argument)) if argument else None
+    params = change(chat.session.params, parse_assignments(argument)) if argument else None
     chat.show(chat.session.regenerate(params))
 
 
