@@ -18,9 +18,9 @@ def variant_of(conversation: Conversation | None) -> VariantName | None:
 def usual_variant(*, can_ask: bool) -> VariantName:
     """The latest release on this machine that can chat, else the demo, which may have to be fetched."""
     for name in reversed(_releases()):
-        if hub.installed(name):
+        if hub.find_path(name):
             return VariantName(name)
-    if can_ask and not hub.installed("demo"):
+    if can_ask and not hub.find_path("demo"):
         _offer()
     return VariantName("demo")
 
@@ -58,7 +58,7 @@ def named_model(name: str) -> tuple[VariantName | None, Path | None]:
     if name in VARIANTS:
         return VariantName(name), None
     path = path_of(name)
-    if not path.exists() and hub.installed(name):
+    if not path.exists() and hub.find_path(name):
         return None, Path(name)
     if not path.exists():
         raise CheckpointNotFound(

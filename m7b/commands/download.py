@@ -13,7 +13,7 @@ from m7b.commands.fetching import FetchScreen
 from m7b.commands.options import OfflineOption, VariantName, YesOption
 from m7b.errors import CheckpointNotFound, UsageError
 from m7b.generation import QuantizeTarget
-from m7b.hub import Format, Plan, Record, Source, Wish
+from m7b.hub import CheckpointRecord, DownloadFormat, DownloadPlan, Source, Wish
 from m7b.render import can_ask, note, printable
 from m7b.variants import VARIANTS
 
@@ -48,7 +48,7 @@ def download(
         ),
     ] = None,
     format: Annotated[
-        Format | None,
+        DownloadFormat | None,
         typer.Option("--format", help="Which layout, where there are several.", show_default=False),
     ] = None,
     revision: Annotated[
@@ -97,7 +97,7 @@ def download(
     if print_magnet:
         typer.echo(MAGNET)
         return
-    if made and format is Format.GGUF:
+    if made and format is DownloadFormat.GGUF:
         include, made = include or f"*{made}*", None
     wish = Wish(released and released.value, reference, source, format, revision, include, copy)
     name, chosen = choose_source(wish)
@@ -113,20 +113,22 @@ def download(
             screen.run(chosen.seed(Path(record.folder), ratio))
 
 
-def fetch(name: str, source: Source, wish: Wish, *, force: bool = False, asks: bool = True) -> Record:
+def fetch(
+    name: str, source: Source, wish: Wish, *, force: bool = False, asks: bool = True
+) -> CheckpointRecord:
     """Fetch a checkpoint unless it is here, and say where it is.
 
     Raises:
         CheckpointNotFound: it is not there, or the user does not want it after all.
     """
-    present = hub.present(name, wish)
+    present = hub.find_present(name, wish)
     if present:
         note(f"{name} is here already: {present.path}")
         return present
     if source.kind != "path":
         hub.refuse_offline(f"download {name}")
     with FetchScreen() as screen:
-        plan = screen.run(source.look(name, hub.Retries()))
+        plan = screen.run(source.plan(name, hub.Retries()))
     if not force:
         hub.check_disk(plan)
     if asks and source.kind != "path" and can_ask():
@@ -139,7 +141,7 @@ def fetch(name: str, source: Source, wish: Wish, *, force: bool = False, asks: b
     return record
 
 
-def fetch_default(name: str, *, asks: bool) -> Record:
+def fetch_default(name: str, *, asks: bool) -> CheckpointRecord:
     """Fetch a variant or a hub id from where it is by default."""
     from m7b.hub.sources import choose_source
 
@@ -147,7 +149,7 @@ def fetch_default(name: str, *, asks: bool) -> Record:
     return fetch(*choose_source(wish), wish, asks=asks)
 
 
-def _confirm(name: str, plan: Plan) -> None:
+def _confirm(name: str, plan: DownloadPlan) -> None:
     """Show what would be fetched, and ask.
 
     Raises:

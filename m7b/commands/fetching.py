@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from m7b.commands.loading import drained
-from m7b.hub import Plan, Progress
+from m7b.hub import DownloadPlan, FileProgress
 from m7b.render import Status, note, printable
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class FetchScreen:
     Before there is a `plan`, it shows on terminals only.
     """
 
-    def __init__(self, plan: Plan | None = None) -> None:
+    def __init__(self, plan: DownloadPlan | None = None) -> None:
         self._starts: dict[str, tuple[int, int]] = {}
         done = 0
         for file in plan.files if plan else ():
@@ -53,11 +53,11 @@ class FetchScreen:
         self._stack.close()
         self._status.clear()
 
-    def run(self, running: Generator[Progress, None, Result]) -> Result:
+    def run(self, running: Generator[FileProgress, None, Result]) -> Result:
         """What `running` comes to; what it tells is shown meanwhile."""
         return drained(running, self._show)
 
-    def _show(self, progress: Progress) -> None:
+    def _show(self, progress: FileProgress) -> None:
         if self._bars is not None:
             self._draw(self._bars, progress)
         elif self._starts:
@@ -65,7 +65,7 @@ class FetchScreen:
         else:
             self._status.show(progress.note or f"checking {progress.file}")
 
-    def _draw(self, bars: "Bars", progress: Progress) -> None:
+    def _draw(self, bars: "Bars", progress: FileProgress) -> None:
         assert self._whole is not None
         assert self._single is not None
         if not progress.total:
@@ -83,7 +83,7 @@ class FetchScreen:
         if progress.note != _CHECKING:  # which reads again what is counted already
             bars.update(self._whole, visible=True, completed=progress.done, total=progress.total)
 
-    def _say(self, progress: Progress) -> None:
+    def _say(self, progress: FileProgress) -> None:
         now = time.monotonic()
         is_news = progress.note not in ("", _CHECKING) and progress.note.split(":")[0] != self._said_note
         if not is_news and now - self._said_s < _LINE_EVERY_S:

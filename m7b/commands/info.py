@@ -59,7 +59,7 @@ def _report(
 
     name = chosen_variant(variant, model)
     checkpoint: Checkpoint | None = None
-    if name and not hub.installed(name):
+    if name and not hub.find_path(name):
         config = ModelConfig.of_variant(VARIANTS[name])
     else:
         name, checkpoint = open_chosen(variant, model, window_given=window is not None)

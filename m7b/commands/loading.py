@@ -76,7 +76,7 @@ def open_chosen(
 def offer_missing(variant: VariantName | None, model: Path | None) -> None:
     """Offer to fetch the chosen checkpoint if it is not here and somebody can be asked."""
     name = chosen_variant(variant, model) or _hub_id(model)
-    if name is None or hub.installed(name) or hub.is_offline():
+    if name is None or hub.find_path(name) or hub.is_offline():
         return
     if can_ask():
         from m7b.commands.download import fetch_default
