@@ -18,7 +18,7 @@ def edit_file(file: Path) -> None:
     Raises:
         UsageError: there is no editor, or it failed.
     """
-    editor = _editor()
+    editor = _find_editor()
     try:
         code = subprocess.run([*editor, str(file)]).returncode
     except OSError as error:
@@ -45,7 +45,7 @@ def edit_text(text: str) -> str:
             raise UsageError(f"what the editor left cannot be read: {error}") from None
 
 
-def _editor() -> list[str]:
+def _find_editor() -> list[str]:
     """The words that start the user's editor."""
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     try:

@@ -36,7 +36,7 @@ class Message:
         return {"role": self.role, "content": self.content, **self.extra}
 
 
-def message_of(value: Any) -> Message:
+def parse_message(value: Any) -> Message:
     """The message that a JSON object describes.
 
     Raises:

@@ -5,7 +5,7 @@ Knows templates, tokenizers and grammars; nothing about what tools do, nor who r
 
 from dataclasses import dataclass
 
-from m7b.calls import calls_schema
+from m7b.calls import build_calls_schema
 from m7b.constraint import CallsOrText, Grammar, JsonSchema, compile_constraint
 from m7b.errors import UsageError
 from m7b.generation import Constraint, Matcher
@@ -63,7 +63,7 @@ class Offer:
         if not self.is_constrained:
             return None
         is_required = self.choice != AUTO
-        schema = calls_schema(self.tools, name=self.choice if self.choice in self.names else None)
+        schema = build_calls_schema(self.tools, name=self.choice if self.choice in self.names else None)
         grammar: Grammar = JsonSchema(schema) if call_id is not None or is_required else CallsOrText(schema)
         constraint = compile_constraint(
             grammar, tokenizer, vocab_size=vocab_size, stop_ids=stop_ids, continues=False

@@ -9,7 +9,7 @@ import platformdirs
 from m7b.errors import UsageError
 
 
-def path_of(text: str) -> Path:
+def parse_path(text: str) -> Path:
     """The path that somebody typed or dropped onto a terminal: `~/a`, `'/with space'`, `/with\\ space`.
 
     Raises:

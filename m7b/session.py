@@ -26,7 +26,7 @@ from m7b.generation import (
 )
 from m7b.messages import Message
 from m7b.offer import AUTO, NONE, Offer
-from m7b.stream import REPLACEMENT, events_of
+from m7b.stream import REPLACEMENT, stream_steps
 from m7b.templates import Template, Tools
 from m7b.tokenizer import Tokenizer
 
@@ -146,17 +146,19 @@ class Session:
         """The messages that the model no longer sees."""
         return self._n_dropped
 
-    def last(self, role: str) -> Message:
+    def find_last(self, role: str) -> Message:
         """The last message of `role`.
 
         Raises:
             UsageError: there is none.
         """
-        return self._messages[self._last(role)]
+        return self._messages[self._find_last(role)]
 
-    def prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str) -> list[int]:
         """The ids that `send(text)` would start from, were there room for all."""
-        return self._encode(self._visible([*_settled(self._messages), Message("user", text)]))
+        return self._encode(
+            self._select_visible([*_add_missing_results(self._messages), Message("user", text)])
+        )
 
     def send(self, text: str) -> Iterator[SessionEvent]:
         """Say `text` and let the model answer.
@@ -165,7 +167,7 @@ class Session:
             ContextOverflow: there is no room for it.
             InvalidConversation: the template does not take it.
         """
-        return self._turn([*_settled(self._messages), Message("user", text)], self.params)
+        return self._run_turn([*_add_missing_results(self._messages), Message("user", text)], self.params)
 
     def regenerate(
         self, params: SamplingParams | None = None, *, text: str | None = None
@@ -175,8 +177,10 @@ class Session:
         Raises:
             UsageError: there is none.
         """
-        *before, asked = self._messages[: self._last("user") + 1]
-        return self._turn([*before, asked if text is None else Message("user", text)], params or self.params)
+        *before, asked = self._messages[: self._find_last("user") + 1]
+        return self._run_turn(
+            [*before, asked if text is None else Message("user", text)], params or self.params
+        )
 
     def return_results(
         self, results: Sequence[tuple[ToolCall, str]], *, may_call: bool = True
@@ -188,7 +192,7 @@ class Session:
         for call, content in results:
             extra = {"tool_call_id": call.id, "name": call.name}
             self._messages = [*self._messages, Message("tool", content, extra)]
-        return self._turn(self._messages, self.params, may_call=may_call)
+        return self._run_turn(self._messages, self.params, may_call=may_call)
 
     def continue_answer(self) -> Iterator[SessionEvent]:
         """Go on with the last answer where it ended.
@@ -205,7 +209,7 @@ class Session:
         *question, answer = self._messages
         # What may have been cut in two is answered again: a character, and the space before a word.
         begun = answer.text.rstrip(f" {REPLACEMENT}" if answer.is_partial else " ")
-        return self._turn([*question, Message("assistant", begun)] if begun else question, self.params)
+        return self._run_turn([*question, Message("assistant", begun)] if begun else question, self.params)
 
     def undo(self, n_turns: int = 1) -> list[Message]:
         """Take back the last turns, each a user message and what follows it; returns what was taken.
@@ -230,7 +234,7 @@ class Session:
         """
         if not text:
             raise UsageError("an answer cannot be empty", hint="/undo takes the turn back")
-        at = self._last("assistant")
+        at = self._find_last("assistant")
         if not _is_answer(self._messages[at]):
             raise UsageError("the last answer calls tools", hint="/undo takes the turn back")
         self._messages[at] = Message("assistant", text)
@@ -245,7 +249,7 @@ class Session:
         """Begin again; the system prompt stays."""
         self.load(self._messages[: self._has_system])
 
-    def _turn(
+    def _run_turn(
         self, asked: Sequence[Message], params: SamplingParams, *, may_call: bool = True
     ) -> Iterator[SessionEvent]:
         """Answer `asked`, or go on with its last message where that is an answer."""
@@ -256,8 +260,8 @@ class Session:
         # A question is kept at once; an old answer until there is a new one.
         waiting = self._messages = max(before, list(question), key=len)
         try:
-            offer = self._offer(asked, may_call=may_call)
-            for event in self._answer(asked, self._complete(params, offer), offer):
+            offer = self._make_offer(asked, may_call=may_call)
+            for event in self._generate_answer(asked, self._complete_params(params, offer), offer):
                 match event:
                     case TextDelta():
                         text += event.text
@@ -265,7 +269,7 @@ class Session:
                     case Finished():
                         self.usage = event.usage
                         if event.calls:
-                            self._messages = [*question, _calls_message(event.calls)]
+                            self._messages = [*question, _make_calls_message(event.calls)]
                         elif event.reason is FinishReason.STOP and text:
                             self._messages = [*question, replace(self._messages[-1], is_partial=False)]
                     case PromptProgress() | Dropped() | CallDelta():
@@ -277,23 +281,23 @@ class Session:
             if self._messages is waiting:
                 self._messages, self._n_dropped = before, n_dropped
 
-    def _answer(
+    def _generate_answer(
         self, asked: Sequence[Message], params: SamplingParams, offer: Offer | None
     ) -> Iterator[SessionEvent]:
-        ids, dropped = self._fitted(asked, params)
+        ids, dropped = self._fit(asked, params)
         if dropped:
             yield dropped
         rolled: list[Dropped] = []
-        steps = self._steps(asked, ids, params, rolled)
+        steps = self._generate_steps(asked, ids, params, rolled)
         continues = asked[-1].role == "assistant"
         tokenizer = self.model.tokenizer
         syntax = offer.syntax(tokenizer) if offer else None
-        for event in events_of(steps, tokenizer, len(ids), params, continues=continues, calls=syntax):
+        for event in stream_steps(steps, tokenizer, len(ids), params, continues=continues, calls=syntax):
             yield from rolled
             rolled.clear()
             yield event
 
-    def _steps(
+    def _generate_steps(
         self, asked: Sequence[Message], ids: list[int], params: SamplingParams, rolled: list[Dropped]
     ) -> Iterator[PromptProgress | Step]:
         """The engine's steps, in several goes where the context rolls; what that drops goes to `rolled`.
@@ -309,13 +313,16 @@ class Session:
                 if isinstance(step, Step):
                     tokens.append(step.token)
             is_full = len(tokens) < params.max_tokens
-            if not (is_full and self.on_full is OnFull.ROLL and self._next_turn(asked)) or params.constraint:
+            if (
+                not (is_full and self.on_full is OnFull.ROLL and self._count_oldest_turn(asked))
+                or params.constraint
+            ):
                 return
-            ids, dropped = self._fitted(asked, left, tokens)
+            ids, dropped = self._fit(asked, left, tokens)
             if dropped:
                 rolled.append(dropped)
 
-    def _fitted(
+    def _fit(
         self, asked: Sequence[Message], params: SamplingParams, tokens: Sequence[int] = ()
     ) -> tuple[list[int], Dropped | None]:
         """The prompt, with the `tokens` of the answer so far, and what had to be left out of it.
@@ -323,7 +330,7 @@ class Session:
         Dropping changes the beginning of the prompt, so all of it is read again: it goes down to half
         the context at once, not a turn at a time.
         """
-        ids = [*self._encode(self._visible(asked)), *tokens]
+        ids = [*self._encode(self._select_visible(asked)), *tokens]
         size = self.model.ctx_size
         is_strict = self.on_full in (OnFull.ERROR, OnFull.DROP_OLDEST)
         room = max(1, min(params.max_tokens, size // 4)) if is_strict else 1
@@ -332,9 +339,9 @@ class Session:
         n_dropped, n_tokens = self._n_dropped, len(ids)
         if self.on_full in (OnFull.DROP_OLDEST, OnFull.ROLL):
             room = 1  # when all has been dropped that can be, a short answer is better than none
-            while len(ids) > size // 2 and (turn := self._next_turn(asked)):
+            while len(ids) > size // 2 and (turn := self._count_oldest_turn(asked)):
                 self._n_dropped += turn
-                ids = [*self._encode(self._visible(asked)), *tokens]
+                ids = [*self._encode(self._select_visible(asked)), *tokens]
         if len(ids) + room > size:
             raise ContextOverflow(
                 f"the prompt has {len(ids)} tokens and the context holds {size}, {room} of them to answer",
@@ -344,13 +351,13 @@ class Session:
             return ids, None
         return ids, Dropped(self._n_dropped - n_dropped, n_tokens - len(ids))
 
-    def _next_turn(self, asked: Sequence[Message]) -> int:
+    def _count_oldest_turn(self, asked: Sequence[Message]) -> int:
         """The messages of the oldest turn of `asked` that is in sight, 0 where only the last is."""
         start = self._has_system + self._n_dropped
         later = (at for at in range(start + 1, len(asked)) if asked[at].role == "user")
         return next(later, start) - start
 
-    def _visible(self, messages: Sequence[Message]) -> list[Message]:
+    def _select_visible(self, messages: Sequence[Message]) -> list[Message]:
         start = self._has_system
         return [*messages[:start], *messages[start + self._n_dropped :]]
 
@@ -361,7 +368,7 @@ class Session:
             asked[-1]["prefix"] = True
         return self.model.template.encode(asked, self.tools)
 
-    def _offer(self, asked: Sequence[Message], *, may_call: bool) -> Offer | None:
+    def _make_offer(self, asked: Sequence[Message], *, may_call: bool) -> Offer | None:
         """The tools for an answer to `asked`; none where that is already begun, and so is text.
 
         A call that was demanded is demanded once: with its result, the model may answer.
@@ -371,7 +378,7 @@ class Session:
         choice = AUTO if asked[-1].role == "tool" and self.tool_choice != NONE else self.tool_choice
         return Offer(self.tools, choice if may_call else NONE, self.constrains_calls)
 
-    def _complete(self, params: SamplingParams, offer: Offer | None) -> SamplingParams:
+    def _complete_params(self, params: SamplingParams, offer: Offer | None) -> SamplingParams:
         """`params` with what the model, the tools and the grammar add to them."""
         constraint = params.constraint
         if self.grammar is not None:
@@ -384,7 +391,7 @@ class Session:
     def _has_system(self) -> bool:
         return bool(self._messages) and self._messages[0].role == "system"
 
-    def _last(self, role: str) -> int:
+    def _find_last(self, role: str) -> int:
         """Where the last message of `role` is."""
         for at in reversed(range(len(self._messages))):
             if self._messages[at].role == role:
@@ -392,12 +399,12 @@ class Session:
         raise UsageError(f"there is no {role} message yet", hint="say something first")
 
 
-def _calls_message(calls: Sequence[ToolCall]) -> Message:
+def _make_calls_message(calls: Sequence[ToolCall]) -> Message:
     """The calls as OpenAI writes them."""
     return Message("assistant", None, {"tool_calls": [call.as_json() for call in calls]})
 
 
-def _settled(messages: Sequence[Message]) -> list[Message]:
+def _add_missing_results(messages: Sequence[Message]) -> list[Message]:
     """`messages`, with a result for every last call that has none: a chat can end while a tool runs."""
     at = len(messages)
     while at and messages[at - 1].role == "tool":

@@ -73,7 +73,7 @@ def load(environ: Mapping[str, str], file: Path, known: Collection[str]) -> dict
     Raises:
         UsageError: the file cannot be read, or a setting is unknown or at odds with another.
     """
-    of_file, of_environ = _of_file(file, known), _of_environ(environ, known)
+    of_file, of_environ = _read_file(file, known), _read_environ(environ, known)
     for settings, place in ((of_file, file.name), (of_environ, "the environment")):
         if settings.keys() >= _CHECKPOINT:
             raise UsageError(f"variant and model are both set in {place}", hint="name one checkpoint")
@@ -81,7 +81,7 @@ def load(environ: Mapping[str, str], file: Path, known: Collection[str]) -> dict
     return {name: setting for name, setting in of_file.items() if name not in beaten} | of_environ
 
 
-def similar_variables(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
+def find_similar_variables(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
     """Variables that look like a setting misspelt, each with the one that may be meant."""
     variables = [variable(name) for name in known]
     unknown = (name for name in environ if name.startswith("M7B_") and name not in variables)
@@ -89,12 +89,15 @@ def similar_variables(environ: Mapping[str, str], known: Collection[str]) -> dic
     return {name: close[0] for name, close in matches.items() if close}
 
 
-def _of_environ(environ: Mapping[str, str], known: Collection[str]) -> dict[str, Setting]:
+def _read_environ(environ: Mapping[str, str], known: Collection[str]) -> dict[str, Setting]:
     texts = {name: environ[variable(name)] for name in known if environ.get(variable(name))}
-    return {name: Setting(name, _utf8(text, variable(name)), variable(name)) for name, text in texts.items()}
+    return {
+        name: Setting(name, _decode_utf8(text, variable(name)), variable(name))
+        for name, text in texts.items()
+    }
 
 
-def _of_file(file: Path, known: Collection[str]) -> dict[str, Setting]:
+def _read_file(file: Path, known: Collection[str]) -> dict[str, Setting]:
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -108,10 +111,12 @@ def _of_file(file: Path, known: Collection[str]) -> dict[str, Setting]:
         close = difflib.get_close_matches(unknown, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"they are {', '.join(known)}"
         raise UsageError(f"{file.name}: {unknown} is no setting", hint=hint)
-    return {name: Setting(name, _text(name, value, file), file.name) for name, value in values.items()}
+    return {
+        name: Setting(name, _format_value(name, value, file), file.name) for name, value in values.items()
+    }
 
 
-def _text(name: str, value: Any, file: Path) -> str:
+def _format_value(name: str, value: Any, file: Path) -> str:
     """A value of the file as the text of its flag."""
     match value:
         case bool():
@@ -126,7 +131,7 @@ def _text(name: str, value: Any, file: Path) -> str:
             raise UsageError(f"{file.name}: {name} is neither a number nor a text, nor true or false")
 
 
-def _utf8(text: str, source: str) -> str:
+def _decode_utf8(text: str, source: str) -> str:
     # Variables are bytes, which Python has decoded by the locale: go back and take them as UTF-8.
     try:
         return os.fsencode(text).decode("utf-8")

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from m7b.database import Database
 from m7b.errors import M7bError, UsageError
-from m7b.messages import Message, message_of
+from m7b.messages import Message, parse_message
 
 TITLE_LENGTH = 60
 NAME_LENGTH = 80
@@ -37,7 +37,7 @@ _Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class StoredConversation:
     """What a list of conversations says about one of them; times are seconds since 1970."""
 
     id: int
@@ -71,27 +71,27 @@ class Store:
         """Let go of the file."""
         self._database.close()
 
-    def conversations(self) -> list[Conversation]:
+    def list_conversations(self) -> list[StoredConversation]:
         """All of them, the most recently saved first."""
-        with self._database.reading() as connection:
+        with self._database.begin_read() as connection:
             rows = connection.execute(_CONVERSATIONS).fetchall()
-        return [self._conversation(row) for row in rows]
+        return [self._read_conversation(row) for row in rows]
 
-    def latest(self) -> Conversation | None:
+    def find_latest(self) -> StoredConversation | None:
         """The most recently saved one that has messages."""
-        return next((found for found in self.conversations() if found.n_messages), None)
+        return next((found for found in self.list_conversations() if found.n_messages), None)
 
-    def named(self, name: str) -> Conversation | None:
+    def find_named(self, name: str) -> StoredConversation | None:
         """The one called `name`."""
-        return next((found for found in self.conversations() if found.name == name), None)
+        return next((found for found in self.list_conversations() if found.name == name), None)
 
-    def find(self, reference: str) -> Conversation:
+    def find(self, reference: str) -> StoredConversation:
         """The one whose id or name is `reference`.
 
         Raises:
             UsageError: there is none; the hint says which there are.
         """
-        known = self.conversations()
+        known = self.list_conversations()
         for found in known:
             if reference in (str(found.id), found.name):
                 return found
@@ -99,17 +99,17 @@ class Store:
         hint = f"the latest are {latest}: see m7b sessions list" if known else "there are none yet"
         raise UsageError(f"there is no conversation {reference!r}", hint=hint)
 
-    def messages(self, id: int) -> list[Message]:
+    def load_messages(self, id: int) -> list[Message]:
         """The messages of one conversation, none where it does not exist."""
-        with self._database.reading() as connection:
+        with self._database.begin_read() as connection:
             rows = connection.execute(_MESSAGES, (id,)).fetchall()
-        return [self._message(row) for row in rows]
+        return [self._read_message(row) for row in rows]
 
-    def search(self, text: str) -> Iterator[tuple[Conversation, int, Message]]:
+    def search(self, text: str) -> Iterator[tuple[StoredConversation, int, Message]]:
         """The messages that hold `text` in whatever case, each with its conversation and its position."""
         wanted = text.casefold()
-        for conversation in self.conversations():  # nothing is locked while the caller takes its time
-            for position, message in enumerate(self.messages(conversation.id)):
+        for conversation in self.list_conversations():  # nothing is locked while the caller takes its time
+            for position, message in enumerate(self.load_messages(conversation.id)):
                 if wanted in message.text.casefold():
                     yield conversation, position, message
 
@@ -120,7 +120,7 @@ class Store:
             UsageError: `name` is taken or cannot be a name.
         """
         now = time.time()
-        with self._database.writing() as connection:
+        with self._database.begin_write() as connection:
             if name is not None:
                 check_name(name)
                 _check_free(connection, name)
@@ -146,9 +146,9 @@ class Store:
         Raises:
             ChangedMeanwhile: other messages are stored than those that were `seen` last.
         """
-        rows = [_row(message) for message in messages]
+        rows = [_make_row(message) for message in messages]
         label = None if model is None else as_utf8(model)
-        with self._database.writing() as connection:
+        with self._database.begin_write() as connection:
             connection.execute(
                 "INSERT INTO conversations (id, model, created, updated)"
                 " VALUES (:id, coalesce(:model, ''), :now, :now)"
@@ -156,7 +156,7 @@ class Store:
                 {"id": id, "model": label, "now": time.time()},
             )
             stored = connection.execute(_MESSAGES, (id,)).fetchall()
-            if stored and seen is not None and stored != [_row(message) for message in seen]:
+            if stored and seen is not None and stored != [_make_row(message) for message in seen]:
                 raise ChangedMeanwhile(f"another chat has changed conversation {id}")
             pairs = zip(stored, rows, strict=False)
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -172,7 +172,7 @@ class Store:
         Raises:
             UsageError: `name` is taken or cannot be a name, or there is no such conversation.
         """
-        with self._database.writing() as connection:
+        with self._database.begin_write() as connection:
             check_name(name)
             _check_free(connection, name, id)
             done = connection.execute("UPDATE conversations SET name = ? WHERE id = ?", (name, id))
@@ -181,20 +181,20 @@ class Store:
 
     def remove(self, id: int) -> None:
         """Remove a conversation with all its messages, if it is there."""
-        with self._database.writing() as connection:
+        with self._database.begin_write() as connection:
             connection.execute("DELETE FROM messages WHERE conversation = ?", (id,))
             connection.execute("DELETE FROM conversations WHERE id = ?", (id,))
 
-    def _conversation(self, row: _Row) -> Conversation:
+    def _read_conversation(self, row: _Row) -> StoredConversation:
         id, name, model, created, updated, n_messages, content = row
-        title = "" if content is None else _title(self._message(("user", content, b"{}", 0)).text)
-        return Conversation(id, name, model, created, updated, n_messages, title)
+        title = "" if content is None else _make_title(self._read_message(("user", content, b"{}", 0)).text)
+        return StoredConversation(id, name, model, created, updated, n_messages, title)
 
-    def _message(self, row: _Row) -> Message:
+    def _read_message(self, row: _Row) -> Message:
         role, content, extra, is_partial = row
         try:
-            fields = {**_unpacked(extra), "role": role, "content": _unpacked(content)}
-            return replace(message_of(fields), is_partial=bool(is_partial))
+            fields = {**_unpack(extra), "role": role, "content": _unpack(content)}
+            return replace(parse_message(fields), is_partial=bool(is_partial))
         except (ValueError, TypeError, AttributeError, UsageError):
             self._database.refuse("a message in it cannot be read")
 
@@ -223,19 +223,19 @@ def _check_free(connection: Connection, name: str, id: int | None = None) -> Non
         raise UsageError(f"conversation {holder[0]} is called {name!r} already", hint="choose another name")
 
 
-def _title(text: str) -> str:
+def _make_title(text: str) -> str:
     line = as_utf8(" ".join(text.split()))
     return line if len(line) <= TITLE_LENGTH else f"{line[: TITLE_LENGTH - 1]}…"
 
 
-def _row(message: Message) -> _Row:
-    return (message.role, _packed(message.content), _packed(dict(message.extra)), int(message.is_partial))
+def _make_row(message: Message) -> _Row:
+    return (message.role, _pack(message.content), _pack(dict(message.extra)), int(message.is_partial))
 
 
-def _packed(value: Any) -> bytes:
+def _pack(value: Any) -> bytes:
     """JSON that keeps every Python string, even half a surrogate pair."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def _unpacked(data: bytes) -> Any:
+def _unpack(data: bytes) -> Any:
     return json.loads(data.decode("utf-8", "surrogatepass"))

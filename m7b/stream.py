@@ -156,10 +156,10 @@ def stream(
         clock: seconds, for `Usage`.
     """
     steps = engine.generate(ids, params)
-    return events_of(steps, tokenizer, len(ids), params, continues=continues, calls=calls, clock=clock)
+    return stream_steps(steps, tokenizer, len(ids), params, continues=continues, calls=calls, clock=clock)
 
 
-def events_of(
+def stream_steps(
     steps: Iterable[PromptProgress | Step],
     tokenizer: Tokenizer,
     n_prompt: int,

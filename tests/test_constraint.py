@@ -14,7 +14,7 @@ import tokenizers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from m7b.calls import calls_schema
+from m7b.calls import build_calls_schema
 from m7b.constraint import AnyJson, CallsOrText, JsonSchema, Lark, Regex, compile_constraint
 from m7b.constraint.vocabulary import strips_space, token_bytes
 from m7b.errors import UsageError
@@ -556,7 +556,7 @@ def test_pattern_that_would_hang_a_backtracker_does_not(pattern, loaded, authors
 def test_calls_or_text_admits_no_other_list_behind_blanks(text, is_admitted, name, loaded):
     """A blank in front once made any list text."""
     tools = [{"function": {"name": "f", "parameters": {"type": "object", "additionalProperties": False}}}]
-    assert follows(CallsOrText(calls_schema(tools)), text, loaded[name]) is is_admitted
+    assert follows(CallsOrText(build_calls_schema(tools)), text, loaded[name]) is is_admitted
 
 
 def test_answer_without_a_stop_id_is_refused(loaded):

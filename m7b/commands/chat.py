@@ -65,7 +65,7 @@ from m7b.errors import UsageError
 from m7b.generation import SamplingParams
 from m7b.paths import history_file, sessions_file
 from m7b.session import ChatModel, OnFull, Session
-from m7b.store import Conversation, Store, check_name
+from m7b.store import Store, StoredConversation, check_name
 from m7b.tools import Approval, Toolbox
 
 if TYPE_CHECKING:
@@ -198,14 +198,14 @@ def chat(
             device=device,
             threads=threads,
         )
-        from m7b.repl import Chat, Record, Screen, Toolbelt
-        from m7b.repl.keys import silent_keys
+        from m7b.repl import Autosaver, Chat, Screen, Toolbelt
+        from m7b.repl.keys import silence_keys
 
         if is_interactive:
-            stack.enter_context(silent_keys())
+            stack.enter_context(silence_keys())
         loaded = load(variant, model, chat_template=chat_template)
 
-        messages = store.messages(kept.id) if kept else []
+        messages = store.load_messages(kept.id) if kept else []
         conversation = Session(
             loaded,
             params,
@@ -223,7 +223,7 @@ def chat(
         talk = Chat(
             conversation,
             screen,
-            Record(store if save else None, kept, messages, session),
+            Autosaver(store if save else None, kept, messages, session),
             Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit),
             lambda name: load(*named_model(name)),
         )
@@ -235,7 +235,7 @@ def chat(
             raise KeyboardInterrupt
 
 
-def _talk(talk: "Chat", kept: Conversation | None, *, vi: bool) -> None:
+def _talk(talk: "Chat", kept: StoredConversation | None, *, vi: bool) -> None:
     """Talk until the user has had enough."""
     from m7b.repl import Prompt, SlashCompleter, show_last_turn
 
@@ -243,10 +243,10 @@ def _talk(talk: "Chat", kept: Conversation | None, *, vi: bool) -> None:
     talk.screen.note(f"m7b {__version__} · {model.name} · /help lists the commands, Ctrl+D ends")
     if kept:
         show_last_turn(talk, kept)
-    is_remembered = talk.record.store is not None and not os.environ.get("M7B_NO_HISTORY")
+    is_remembered = talk.autosaver.store is not None and not os.environ.get("M7B_NO_HISTORY")
     prompt = Prompt(
         SlashCompleter(talk),
-        talk.toolbar,
+        talk.format_toolbar,
         lambda: talk.is_multiline,
         history_file=history_file() if is_remembered else None,
         vi=vi,
@@ -289,13 +289,13 @@ def _question(question: str | None, file: Path | None) -> str:
     return "\n\n".join(texts)
 
 
-def _conversation(store: Store, *, latest: bool, reference: str | None) -> Conversation | None:
+def _conversation(store: Store, *, latest: bool, reference: str | None) -> StoredConversation | None:
     """The conversation to carry on with, None for a new one."""
     if latest:
-        found = store.latest()
+        found = store.find_latest()
         if found is None:
             raise UsageError("there is no conversation to continue", hint="leave out --continue")
         return found
     if reference is None:
         return None
-    return store.find(reference) if reference.isdigit() else store.named(reference)
+    return store.find(reference) if reference.isdigit() else store.find_named(reference)

@@ -5,12 +5,12 @@ from pathlib import Path
 from m7b import hub
 from m7b.commands.options import VariantName
 from m7b.errors import CheckpointNotFound
-from m7b.paths import path_of
-from m7b.store import Conversation
+from m7b.paths import parse_path
+from m7b.store import StoredConversation
 from m7b.variants import VARIANTS
 
 
-def variant_of(conversation: Conversation | None) -> VariantName | None:
+def variant_of(conversation: StoredConversation | None) -> VariantName | None:
     """The variant that a conversation was with."""
     return VariantName(conversation.model) if conversation and conversation.model in VARIANTS else None
 
@@ -57,7 +57,7 @@ def named_model(name: str) -> tuple[VariantName | None, Path | None]:
     """What /model NAME means: a variant, or the path or hub id of a checkpoint."""
     if name in VARIANTS:
         return VariantName(name), None
-    path = path_of(name)
+    path = parse_path(name)
     if not path.exists() and hub.find_path(name):
         return None, Path(name)
     if not path.exists():

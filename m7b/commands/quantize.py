@@ -14,7 +14,7 @@ from m7b.commands.loading import load_model, open_chosen, tokenizer_of
 from m7b.commands.options import DType, VariantName
 from m7b.errors import OutOfResources, UsageError
 from m7b.generation import QuantizeTarget
-from m7b.paths import checkpoints_folder, path_of
+from m7b.paths import checkpoints_folder, parse_path
 from m7b.render import Output, Status, note
 from m7b.texts import ENGLISH, english_text
 
@@ -78,7 +78,7 @@ def quantize(
     from m7b.runtime.quantize import Settings
     from m7b.runtime.quantize import quantize as write
 
-    destination = path_of(out)
+    destination = parse_path(out)
     text = read_text(eval_file) if eval_file else Text(ENGLISH, english_text())
     _check_options(to, double_quant, compute_dtype, calibrate)
     variant, model = named_model(source)

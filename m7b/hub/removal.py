@@ -50,7 +50,7 @@ def plan_removal(record: CheckpointRecord) -> Removal:
 
 
 def _plan_cache_removal(record: CheckpointRecord, what: str) -> Removal:
-    """Plan to delete the revision from the hub's cache, or nothing where another record has the same revision.
+    """Plan to delete the revision from the hub's cache, or nothing where another record has it too.
 
     huggingface_hub counts the bytes that only this revision uses.
     """

@@ -31,35 +31,35 @@ class SlashCompleter(Completer):
             return
         name, space, argument = line[1:].partition(" ")
         if not space:
-            yield from _starting(name, (name for entry in COMMANDS for name in entry.names))
+            yield from _complete_word(name, (name for entry in COMMANDS for name in entry.names))
             return
         entry = next((entry for entry in COMMANDS if name in entry.names), None)
         if entry is None:
             return
         if entry.argument in (Argument.PATH, Argument.MODEL):
             yield from _PATHS.get_completions(Document(argument), complete_event)
-        if entry.argument in self._words:
+        if entry.argument in self._word_lists:
             word = argument.split(" ")[-1]
-            yield from _starting(word, self._words[entry.argument]())
+            yield from _complete_word(word, self._word_lists[entry.argument]())
 
     @property
-    def _words(self) -> Mapping[Argument, Callable[[], Iterable[str]]]:
+    def _word_lists(self) -> Mapping[Argument, Callable[[], Iterable[str]]]:
         return {
             Argument.COMMAND: lambda: (name for entry in COMMANDS for name in entry.names),
             Argument.PARAMETER: lambda: PARAMETERS,
             Argument.TOPIC: lambda: TOPICS,
             Argument.SIDE: lambda: ("user", "answer"),
-            Argument.CONVERSATION: self._conversations,
+            Argument.CONVERSATION: self._list_conversations,
             Argument.MODEL: lambda: VARIANTS,
             Argument.TOOLS: lambda: ("list", "on", "off", "load"),
         }
 
-    def _conversations(self) -> list[str]:
-        store = self._chat.record.store
-        found = store.conversations() if store else []
+    def _list_conversations(self) -> list[str]:
+        store = self._chat.autosaver.store
+        found = store.list_conversations() if store else []
         return [conversation.name or str(conversation.id) for conversation in found]
 
 
-def _starting(word: str, words: Iterable[str]) -> Iterator[Completion]:
+def _complete_word(word: str, words: Iterable[str]) -> Iterator[Completion]:
     """Completions of `word` to each of `words` that begins with it."""
     return (Completion(found, start_position=-len(word)) for found in words if found.startswith(word))

@@ -10,7 +10,7 @@ from prompt_toolkit.input.vt100 import cooked_mode
 
 
 @contextmanager
-def silent_keys() -> Iterator[None]:
+def silence_keys() -> Iterator[None]:
     """Keep what is typed from showing up between the prompts; it waits for the next one.
 
     The terminal hands such keys on as they are, so that Enter still is Enter when they are read.
@@ -37,7 +37,7 @@ def silent_keys() -> Iterator[None]:
 
 
 @contextmanager
-def normal_keys() -> Iterator[None]:
+def restore_keys() -> Iterator[None]:
     """The modes that other programs expect, for as long as one of them has the terminal."""
     with cooked_mode(sys.stdin.fileno()):
         yield

@@ -10,11 +10,11 @@ from m7b.errors import UsageError
 from m7b.generation import SamplingParams
 
 
-def _optional_integer(text: str) -> int | None:
+def _parse_optional_integer(text: str) -> int | None:
     return None if text.lower() in ("none", "off", "random") else int(text)
 
 
-def _texts(text: str) -> tuple[str, ...]:
+def _parse_texts(text: str) -> tuple[str, ...]:
     return () if text.lower() in ("none", "off") else tuple(shlex.split(text))
 
 
@@ -29,8 +29,8 @@ PARAMETERS: Mapping[str, Callable[[str], Any]] = {
     "presence_penalty": float,
     "frequency_penalty": float,
     "repeat_last_n": int,
-    "seed": _optional_integer,
-    "stop": _texts,
+    "seed": _parse_optional_integer,
+    "stop": _parse_texts,
 }
 """Every parameter and what reads its value."""
 
@@ -38,7 +38,7 @@ _ALIASES = {"num_predict": "max_tokens", "n_predict": "max_tokens", "repeat_pena
 _OTHERS = {"num_ctx": "--ctx-size", "ctx_size": "--ctx-size", "window": "--window"}
 
 
-def assignments(text: str) -> list[tuple[str, str]]:
+def parse_assignments(text: str) -> list[tuple[str, str]]:
     """The names and values in `NAME VALUE`, `parameter NAME VALUE`, or any number of `NAME=VALUE`.
 
     Raises:
@@ -61,7 +61,7 @@ def assignments(text: str) -> list[tuple[str, str]]:
     return [(name, shlex.quote(value) if name == "stop" else value) for name, _, value in pairs]
 
 
-def changed(params: SamplingParams, pairs: list[tuple[str, str]]) -> SamplingParams:
+def change_params(params: SamplingParams, pairs: list[tuple[str, str]]) -> SamplingParams:
     """`params` with new values.
 
     Raises:
@@ -69,7 +69,7 @@ def changed(params: SamplingParams, pairs: list[tuple[str, str]]) -> SamplingPar
     """
     values = {}
     for given, text in pairs:
-        name = _known(given)
+        name = _resolve_name(given)
         try:
             values[name] = PARAMETERS[name](text)
         except ValueError:
@@ -77,7 +77,7 @@ def changed(params: SamplingParams, pairs: list[tuple[str, str]]) -> SamplingPar
     return replace(params, **values)
 
 
-def _known(given: str) -> str:
+def _resolve_name(given: str) -> str:
     name = given.lower().replace("-", "_")
     name = _ALIASES.get(name, name)
     if name in PARAMETERS:

@@ -44,13 +44,13 @@ class Prompt:
             _PROMPT,
             multiline=True,
             prompt_continuation=_continuation,
-            key_bindings=_bindings(is_multiline),
+            key_bindings=_bind_keys(is_multiline),
             completer=completer,
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
             bottom_toolbar=lambda: [("", toolbar())],
             style=_STYLE,
-            history=_history(history_file),
+            history=_open_history(history_file),
             enable_suspend=True,
             tempfile_suffix=".md",
             vi_mode=vi,
@@ -84,7 +84,7 @@ class _PrivateHistory(FileHistory):
             return []
 
 
-def _history(file: Path | None) -> History:
+def _open_history(file: Path | None) -> History:
     return _PrivateHistory(file) if file else InMemoryHistory()
 
 
@@ -92,7 +92,7 @@ def _continuation(width: int, line: int, wraps: int) -> AnyFormattedText:
     return "" if wraps else _MORE
 
 
-def _bindings(is_multiline: Callable[[], bool]) -> KeyBindings:
+def _bind_keys(is_multiline: Callable[[], bool]) -> KeyBindings:
     """Our keys; all others are prompt-toolkit's."""
     bindings = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)

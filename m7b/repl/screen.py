@@ -11,7 +11,7 @@ from rich.text import Text
 
 from m7b.markdown import MarkdownStream
 from m7b.render import Status, has_colours, note, printable
-from m7b.repl.signals import uninterrupted
+from m7b.repl.signals import delay_ctrl_c
 
 
 class Screen:
@@ -31,11 +31,11 @@ class Screen:
         self.status = Status()
 
     @contextmanager
-    def answer(self, *, after: str = "") -> Iterator["Answer"]:
+    def begin_answer(self, *, after: str = "") -> Iterator["AnswerView"]:
         """A place for one answer, or its rest `after` some text; it ends with a newline however it ends."""
         stream = MarkdownStream(plain=None if self._markdown else True)
         stream.resume(after)
-        answer = Answer(self, stream)
+        answer = AnswerView(self, stream)
         try:
             yield answer
         finally:
@@ -46,14 +46,14 @@ class Screen:
             for remark in answer.remarks:
                 self.note(remark, "yellow")
 
-    def progress(self, text: str) -> None:
+    def show_progress(self, text: str) -> None:
         """Show what goes on, in a line that is never wrapped and so can be taken away."""
         if not self._console.is_dumb_terminal:
             self.status.show(text[: self._console.width - 1])
 
-    def answered(self, text: str) -> None:
+    def show_answer(self, text: str) -> None:
         """Show an answer that was given before."""
-        with uninterrupted(), self.answer() as answer:
+        with delay_ctrl_c(), self.begin_answer() as answer:
             answer.write(text)
 
     def note(self, text: str = "", style: str = "dim") -> None:
@@ -63,22 +63,22 @@ class Screen:
         else:
             note(text)
 
-    def dim(self, text: str) -> None:
+    def show_dim(self, text: str) -> None:
         """Show more of a line of something that is no answer."""
         self._console.print(Text(printable(text), "dim"), end="", soft_wrap=True)
 
-    def table(self, rows: Iterable[tuple[str, str]]) -> None:
+    def show_table(self, rows: Iterable[tuple[str, str]]) -> None:
         """Show labels and what belongs to them, in two columns."""
         grid = Table.grid(padding=(0, 2))
         for label, value in rows:
             grid.add_row(Text(label), Text(printable(value), "dim", overflow="fold"))
         self._console.print(grid)
 
-    def raw(self, text: str) -> None:
+    def show_raw(self, text: str) -> None:
         """Show a text exactly as it is written."""
         self._console.print(Text(printable(text)), soft_wrap=True)
 
-    def pieces(self, pieces: Iterable[tuple[str, bool]]) -> None:
+    def show_pieces(self, pieces: Iterable[tuple[str, bool]]) -> None:
         """Show vocabulary entries one behind the other, control tokens in colour."""
         styled = ((printable(piece), "bold magenta" if is_control else "") for piece, is_control in pieces)
         self._console.print(Text.assemble(*styled), soft_wrap=True)
@@ -89,7 +89,7 @@ class Screen:
         sys.stdout.flush()
 
 
-class Answer:
+class AnswerView:
     """One answer on the screen."""
 
     def __init__(self, screen: Screen, stream: MarkdownStream) -> None:
@@ -108,13 +108,13 @@ class Answer:
         """Show more of a call as it forms, where somebody watches."""
         self._screen.status.clear()
         if self._screen.is_interactive:
-            self._screen.dim(text)
+            self._screen.show_dim(text)
             self.has_calls = True
 
-    def progress(self, text: str) -> None:
+    def show_progress(self, text: str) -> None:
         """Show what goes on before the first word."""
         if not self.has_begun:
-            self._screen.progress(text)
+            self._screen.show_progress(text)
 
     def remark(self, text: str) -> None:
         """Show a remark, if need be when the answer is over."""

@@ -9,14 +9,14 @@ T = TypeVar("T")
 
 
 @contextmanager
-def deaf() -> Iterator[None]:
+def ignore_ctrl_c() -> Iterator[None]:
     """Let Ctrl-C do nothing."""
-    with _on_ctrl_c(lambda *_: None):
+    with _call_on_ctrl_c(lambda *_: None):
         yield
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def raise_on_ctrl_c() -> Iterator[None]:
     """Let the first Ctrl-C raise KeyboardInterrupt in the body; more of them do nothing."""
     is_open = True
 
@@ -26,22 +26,22 @@ def stoppable() -> Iterator[None]:
         if was_open:
             raise KeyboardInterrupt
 
-    with _on_ctrl_c(stop):
+    with _call_on_ctrl_c(stop):
         yield
         is_open = False
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def delay_ctrl_c() -> Iterator[None]:
     """Put Ctrl-C off until the body is done: for the few milliseconds in which it would leave a mess."""
     caught: list[tuple[Any, Any]] = []
-    with _on_ctrl_c(lambda *arguments: caught.append(arguments)) as before:
+    with _call_on_ctrl_c(lambda *arguments: caught.append(arguments)) as before:
         yield
     if caught and callable(before):
         before(*caught[0])
 
 
-def until_interrupted(events: Iterator[T]) -> Generator[T, None, None]:
+def stop_on_ctrl_c(events: Iterator[T]) -> Generator[T, None, None]:
     """`events`, until the first Ctrl-C: it cuts the wait for an event short, and nothing done with one.
 
     An event that was just about to come is lost.
@@ -54,7 +54,7 @@ def until_interrupted(events: Iterator[T]) -> Generator[T, None, None]:
         if is_first and is_waiting:
             raise KeyboardInterrupt
 
-    with _on_ctrl_c(stop):
+    with _call_on_ctrl_c(stop):
         try:
             while True:
                 is_waiting = True
@@ -71,7 +71,7 @@ def until_interrupted(events: Iterator[T]) -> Generator[T, None, None]:
 
 
 @contextmanager
-def _on_ctrl_c(act: Callable[..., None]) -> Iterator[Any]:
+def _call_on_ctrl_c(act: Callable[..., None]) -> Iterator[Any]:
     """Let Ctrl-C call `act`; hands over what it called before."""
     before = signal.signal(signal.SIGINT, act)
     try:

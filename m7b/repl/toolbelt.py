@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from m7b.generation import ToolCall
-from m7b.repl.keys import normal_keys
+from m7b.repl.keys import restore_keys
 from m7b.repl.screen import Screen
-from m7b.repl.signals import stoppable
+from m7b.repl.signals import raise_on_ctrl_c
 from m7b.tools import Approval, Tool, Toolbox
 
 _SHOWN = 300  # characters of a result on the screen; the model reads all of it
@@ -41,7 +41,7 @@ class Toolbelt:
         """All tools, whether they are offered now or not."""
         return self._toolbox.tools
 
-    def offered(self) -> list[dict[str, Any]]:
+    def list_offered(self) -> list[dict[str, Any]]:
         """What is offered now, in OpenAI's shape."""
         return [tool.as_json() for tool in self.tools] if self.is_on else []
 
@@ -53,19 +53,19 @@ class Toolbelt:
         """
         return self._toolbox.load(file)
 
-    def results(self, calls: Sequence[ToolCall]) -> Iterator[tuple[ToolCall, str]]:
+    def run_calls(self, calls: Sequence[ToolCall]) -> Iterator[tuple[ToolCall, str]]:
         """Make the calls that are allowed, one after another; each comes to something the model can read."""
         for call in calls:
-            content = self._refusal(call)
+            content = self._ask_approval(call)
             if content is None:
-                with stoppable():
+                with raise_on_ctrl_c():
                     result = self._toolbox.call(call.name, json.loads(call.arguments))
                 content = result.content
                 mark = "failed" if result.is_error else "returned"
-                self._screen.note(f"{call.name} {mark} in {result.seconds:.1f} s: {_clipped(content)}")
+                self._screen.note(f"{call.name} {mark} in {result.seconds:.1f} s: {_clip(content)}")
             yield call, content
 
-    def _refusal(self, call: ToolCall) -> str | None:
+    def _ask_approval(self, call: ToolCall) -> str | None:
         """Why a call is not made, in words for the model; None where it is."""
         source = next((tool.source for tool in self.tools if tool.name == call.name), None)
         if source is None or not self.is_on:
@@ -74,7 +74,7 @@ class Toolbelt:
         if self._approval is Approval.AUTO or call.name in self._always:
             return None
         if self._approval is Approval.ASK and sys.stdin is not None and sys.stdin.isatty():
-            match self._asked(f"run {call.name} ({source}) with {call.arguments}? [y]es, [n]o, [a]lways: "):
+            match self._ask(f"run {call.name} ({source}) with {call.arguments}? [y]es, [n]o, [a]lways: "):
                 case "y" | "yes":
                     return None
                 case "a" | "always":
@@ -84,10 +84,10 @@ class Toolbelt:
             self._screen.note(f"{call.name} was not run; --tool-approval auto runs tools unasked", "yellow")
         return "the user declined this call"
 
-    def _asked(self, question: str) -> str:
+    def _ask(self, question: str) -> str:
         """What the user answers, nothing for Ctrl-C. Keys typed before the question do not count."""
         try:
-            with stoppable(), normal_keys():
+            with raise_on_ctrl_c(), restore_keys():
                 termios.tcflush(sys.stdin, termios.TCIFLUSH)
                 self._screen.note(question, "bold")  # from here on keys count
                 return sys.stdin.readline().strip().lower()
@@ -95,6 +95,6 @@ class Toolbelt:
             return ""
 
 
-def _clipped(text: str) -> str:
+def _clip(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"

@@ -11,7 +11,7 @@ from m7b.hub.sources.huggingface import HubSource
 from m7b.hub.sources.imported import PathSource
 from m7b.hub.sources.originals import RELEASES, TarSource, TorrentSource
 from m7b.hub.sources.pypi import PypiSource
-from m7b.paths import path_of
+from m7b.paths import parse_path
 from m7b.variants import VARIANTS
 
 
@@ -55,7 +55,7 @@ def choose_source(wish: Wish) -> tuple[str, Source]:
             if name != "demo":
                 raise UsageError(f"{name} is on no package index", hint="--source pypi is for --variant demo")
             return name, PypiSource()
-    place = path_of(wish.source or "")
+    place = parse_path(wish.source or "")
     return _check_name(name or place.resolve().stem), PathSource(place, wish.copies)
 
 

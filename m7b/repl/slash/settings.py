@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from m7b.errors import UsageError
-from m7b.repl.parameters import PARAMETERS, assignments, changed
+from m7b.repl.parameters import PARAMETERS, change_params, parse_assignments
 from m7b.repl.slash.registry import Argument, command
 from m7b.session import OnFull
 
@@ -14,11 +14,11 @@ _OFF = ("off", "none", '""', "''")
 
 
 @command("system", usage="[TEXT|off]")
-def system(chat: "Chat", argument: str) -> None:
+def change_system(chat: "Chat", argument: str) -> None:
     """Show, set or remove the system prompt."""
     if argument:
         chat.session.system = "" if argument in _OFF else argument
-        chat.record.save(chat.session)
+        chat.autosaver.save(chat.session)
     chat.screen.note(chat.session.system or "there is no system prompt")
 
 
@@ -28,14 +28,14 @@ def set_parameters(chat: "Chat", argument: str) -> None:
     if not argument:
         show_parameters(chat)
         return
-    pairs = assignments(argument)
+    pairs = parse_assignments(argument)
     if pairs[0][0] == "system":
-        system(chat, pairs[0][1])
+        change_system(chat, pairs[0][1])
         return
     on_full = [value for name, value in pairs if name.replace("-", "_") == "on_full"]
     if wrong := [value for value in on_full if value not in tuple(OnFull)]:
         raise UsageError(f"on_full is {wrong[0]!r}", hint=f"it can be {', '.join(OnFull)}")
-    chat.session.params = changed(
+    chat.session.params = change_params(
         chat.session.params, [pair for pair in pairs if pair[0].replace("-", "_") != "on_full"]
     )
     if on_full:
@@ -47,24 +47,24 @@ def show_parameters(chat: "Chat") -> None:
     """Every parameter with its value."""
     params = chat.session.params
     rows = [(name, str(getattr(params, name))) for name in PARAMETERS]
-    chat.screen.table([*rows, ("on_full", chat.session.on_full)])
+    chat.screen.show_table([*rows, ("on_full", chat.session.on_full)])
 
 
 @command("model", usage="[NAME|PATH]", argument=Argument.MODEL)
-def model(chat: "Chat", argument: str) -> None:
+def change_model(chat: "Chat", argument: str) -> None:
     """Show the model, or carry on with another."""
     session = chat.session
     if argument:
         session.model = chat.open_model(argument)
         session.load(session.messages)  # what the old model no longer saw, this one may
-        chat.record.save(session)
+        chat.autosaver.save(session)
     chat.screen.note(f"{session.model.name}: {session.model.ctx_size} tokens of context")
     if argument:
         chat.offer_tools()
 
 
 @command("multiline")
-def multiline(chat: "Chat", argument: str) -> None:
+def toggle_multiline(chat: "Chat", argument: str) -> None:
     """Let Enter begin a new line and Alt+Enter send, or the other way round again."""
     chat.is_multiline = not chat.is_multiline
     chat.screen.note("Alt+Enter sends" if chat.is_multiline else "Enter sends")

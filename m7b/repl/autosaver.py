@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 from m7b.errors import UsageError
 from m7b.messages import Message
-from m7b.repl.signals import uninterrupted
+from m7b.repl.signals import delay_ctrl_c
 from m7b.session import Session
-from m7b.store import ChangedMeanwhile, Conversation, Store
+from m7b.store import ChangedMeanwhile, Store, StoredConversation
 
 _INTERVAL_S = 1.0  # what a power cut may cost of an answer
 
 
-class Record:
+class Autosaver:
     """Keeps a session in `store`, in a conversation that is created when there is something to keep.
 
     Args:
@@ -29,7 +29,7 @@ class Record:
     def __init__(
         self,
         store: Store | None,
-        kept: Conversation | None = None,
+        kept: StoredConversation | None = None,
         messages: Sequence[Message] = (),
         name: str | None = None,
     ) -> None:
@@ -38,7 +38,7 @@ class Record:
         self._name = name
         self.begin(kept, messages)
 
-    def begin(self, kept: Conversation | None = None, messages: Sequence[Message] = ()) -> None:
+    def begin(self, kept: StoredConversation | None = None, messages: Sequence[Message] = ()) -> None:
         """Leave the conversation as it is stored and go on with another, a new one without `kept`."""
         self.id = kept.id if kept else None
         self._seen = tuple(messages)
@@ -53,7 +53,7 @@ class Record:
         if self.store is None or (self.id is None and is_empty):
             return
         try:
-            with uninterrupted():
+            with delay_ctrl_c():
                 self._save(self.store, session)
         finally:
             self._saved_at = time.monotonic()
@@ -67,7 +67,7 @@ class Record:
     def _save(self, store: Store, session: Session) -> None:
         model, messages = session.model.name, session.messages
         if self.id is None:
-            self.id = self._created(store, model)
+            self.id = self._create(store, model)
         try:
             store.save(self.id, messages, model, seen=self._seen)
         except ChangedMeanwhile as error:
@@ -76,7 +76,7 @@ class Record:
             self.notice = f"{error}; this one goes on as {self.id}"
         self._seen = messages
 
-    def _created(self, store: Store, model: str) -> int:
+    def _create(self, store: Store, model: str) -> int:
         name, self._name = self._name, None
         try:
             return store.create(model, name)
