@@ -12,7 +12,7 @@ from m7b.commands.options import DType, VariantName
 from m7b.errors import UnsupportedCheckpoint, UsageError
 from m7b.generation import Engine, Quant
 from m7b.render import Status, can_ask, note
-from m7b.templates import MistralTemplate, Template, choose_template, named_template, source_named
+from m7b.templates import MistralTemplate, Template, choose_template, load_template, read_source
 from m7b.tokenizer import MistralTokenizer, OfficialVocabulary, Tokenizer, load_tokenizer
 from m7b.variants import VARIANTS
 
@@ -157,7 +157,7 @@ def _template(
     eos_id = next((token for token in (tokenizer.eos_id, *stop_ids) if token is not None), None)
     eos = "" if eos_id is None else tokenizer.piece(eos_id)
     if chat_template is not None:
-        return named_template(chat_template, tokenizer, eos)
+        return load_template(chat_template, tokenizer, eos)
     variant = VARIANTS.get(name or "")
     if variant and isinstance(tokenizer, MistralTokenizer):
         return MistralTemplate(tokenizer) if variant.is_instruct else None
@@ -176,7 +176,7 @@ def tokenizer_of(checkpoint: "Checkpoint", chat_template: str | None = None) -> 
             f"{checkpoint.path}: holds no tokenizer",
             hint="put tokenizer.model or tokenizer.json beside the weights",
         )
-    named = source_named(chat_template) if chat_template is not None else None
+    named = read_source(chat_template) if chat_template is not None else None
     tokenizer = load_tokenizer(checkpoint.tokenizer, named or checkpoint.chat_template or "")
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise UnsupportedCheckpoint(

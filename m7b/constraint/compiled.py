@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from m7b.constraint.grammar import Grammar, llguidance_grammar
-from m7b.constraint.vocabulary import Vocabulary, vocabulary_of
+from m7b.constraint.grammar import Grammar, write_llguidance_grammar
+from m7b.constraint.vocabulary import Vocabulary, build_vocabulary
 from m7b.errors import UsageError
 from m7b.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ class GrammarMatcher:
         Raises:
             UsageError: the grammar cannot go on, or takes too much work here.
         """
-        return self._allowed().to_bytes(self._vocabulary.n_bytes, "little")
+        return self._compute_mask().to_bytes(self._vocabulary.n_bytes, "little")
 
     def accept(self, token: int) -> None:
         """Go on behind `token`, which must be allowed."""
@@ -52,9 +52,9 @@ class GrammarMatcher:
     @property
     def is_complete(self) -> bool:
         """Whether nothing but a stop id may follow."""
-        return self._allowed() == self._vocabulary.stop_ids
+        return self._compute_mask() == self._vocabulary.stop_ids
 
-    def _allowed(self) -> int:
+    def _compute_mask(self) -> int:
         mask = int.from_bytes(self._matcher.compute_bitmask(), "little")
         self._check()
         mask &= self._vocabulary.text_ids | self._vocabulary.stop_ids
@@ -103,9 +103,9 @@ def compile_constraint(
     stop_ids = frozenset(token for token in stop_ids if 0 <= token < vocab_size)
     if not stop_ids:
         raise UsageError("no stop id could end an answer that keeps to a grammar")
-    vocabulary = vocabulary_of(tokenizer, vocab_size, stop_ids)  # type: ignore[arg-type]
+    vocabulary = build_vocabulary(tokenizer, vocab_size, stop_ids)  # type: ignore[arg-type]
     behind_space = vocabulary.strips_space and not continues
-    source = llguidance_grammar(grammar, behind_space=behind_space)
+    source = write_llguidance_grammar(grammar, behind_space=behind_space)
     # The other limits are llguidance's own, which stop within a second.
     limits = LLParserLimits(verbose_errors=False)
     matcher = LLMatcher(vocabulary.backend, source, log_level=0, limits=limits)

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from m7b.markdown import inline
-from m7b.markdown.blocks import HOLD, Block, Fence, Prose, Rule, TableRow, block_of, is_delimiter_row
+from m7b.markdown.blocks import HOLD, Block, Fence, Prose, Rule, TableRow, is_delimiter_row, parse_block
 from m7b.markdown.code import Highlighter
-from m7b.markdown.row import Row, is_wide
+from m7b.markdown.row import TerminalRow, is_wide
 from m7b.render import Output, has_colours, printable
 
 __all__ = ["MarkdownStream"]
@@ -53,8 +53,8 @@ class MarkdownStream:
         is_complete = _GLYPHS.encode(self._encoding, "replace").decode(self._encoding) == _GLYPHS
         self._bullet, self._bar, self._rule, self._more = tuple(_GLYPHS if is_complete else _ASCII_GLYPHS)
         self._width = width or (lambda: console.width)
-        self._row = Row(console, self._width())
-        self._forget()
+        self._row = TerminalRow(console, self._width())
+        self._reset()
 
     def resume(self, before: str) -> None:
         """Go on behind `before`, which was shown elsewhere: a block of code that it leaves open is open."""
@@ -62,7 +62,7 @@ class MarkdownStream:
             return
         *lines, begun = before.split("\n")
         for line in lines:
-            self._pass(line)
+            self._skip_shown_line(line)
         if self._fence is not None:
             self._line, self._at = begun, len(begun)
 
@@ -82,7 +82,7 @@ class MarkdownStream:
         self._resize()
         for char in printable(text).encode(self._encoding, "replace").decode(self._encoding):
             self._push(char)
-        self._row.update(self._tail())
+        self._row.update(self._format_tail())
 
     def finish(self) -> None:
         """The text is over, be it complete or cut off: make all of it final, and end its last line."""
@@ -95,11 +95,11 @@ class MarkdownStream:
                 self._end_line()
             self._end_table()
             if not self._row.is_empty:
-                self._row.newline()
+                self._row.end_line()
             self._row.update("")
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._line = ""  # the current line, as it is written
         self._at = 0  # its characters that are final
         self._block: Block | None = None  # what it is, once that is known
@@ -113,7 +113,7 @@ class MarkdownStream:
         if not self._rows:
             self._at += n_final
 
-    def _tail(self) -> str:
+    def _format_tail(self) -> str:
         n = len(self._rows)
         return f"{self._more} {n} row{'s' * (n > 1)}" if n else self._line[self._at :]
 
@@ -127,7 +127,7 @@ class MarkdownStream:
             pass  # a model's habit to begin with a space indents nothing
         else:
             if self._has_gap and char not in " \t":
-                self._row.newline()
+                self._row.end_line()
                 self._has_gap = False
             self._line += char if char != "\t" else "    "
             if self._block is None:
@@ -137,14 +137,14 @@ class MarkdownStream:
 
     def _decide(self, *, is_whole: bool) -> None:
         """Find out what the line is, and begin it if it is text."""
-        block = block_of(self._line, is_whole=is_whole)
+        block = parse_block(self._line, is_whole=is_whole)
         if self._at and not isinstance(block, Fence | None):
             block = Prose("", 0, self._at)  # a resize made its first characters final as they were
         if block is not None and not isinstance(block, TableRow):
             self._end_table()
         if isinstance(block, Prose):
             self._at = block.start
-            self._row.begin(*self._marks(block))
+            self._row.begin(*self._format_marks(block))
         self._block = block
 
     def _put_settled(self, block: Prose) -> None:
@@ -181,7 +181,7 @@ class MarkdownStream:
             case Prose(heading=heading):
                 rest = re.sub(r" +#+ *$", "", rest) if heading else rest
                 self._row.put(inline.render(rest.rstrip(" "), _HEADINGS[heading]))
-                self._row.newline()
+                self._row.end_line()
             case Rule():
                 self._row.put_line(Text(self._rule * min(_RULE_CELLS, self._row.limit), "dim"))
             case Fence():
@@ -195,17 +195,17 @@ class MarkdownStream:
                 assert_never(other)
         self._is_started = True
 
-    def _pass(self, line: str) -> None:
+    def _skip_shown_line(self, line: str) -> None:
         """Take in a line that was shown elsewhere, as far as it opens or closes a block of code."""
         if self._fence is None or not self._fence.covers(line):
-            block = block_of(line, is_whole=True) if line.strip() else None
+            block = parse_block(line, is_whole=True) if line.strip() else None
             self._fence = None
             if isinstance(block, Fence):
                 self._open(block)
         elif self._fence.is_closed_by(line):
             self._fence = None
         else:
-            self._highlighter.line(line)
+            self._highlighter.highlight(line)
 
     def _open(self, fence: Fence) -> None:
         self._fence = fence
@@ -216,7 +216,7 @@ class MarkdownStream:
             self._row.put_line(Text(self._line, "dim")[self._at :])
             self._fence = None
         else:
-            self._row.put_line(self._highlighter.line(self._line)[self._at :])
+            self._row.put_line(self._highlighter.highlight(self._line)[self._at :])
 
     def _add_table_row(self) -> None:
         self._rows.append(self._line)
@@ -225,17 +225,17 @@ class MarkdownStream:
 
     def _end_table(self) -> None:
         rows, self._rows = self._rows, []
-        if len(rows) > 1 and self._row.limit >= _COLUMN_CELLS * inline.n_columns(rows):
-            self._row.put_block(inline.table(rows))
+        if len(rows) > 1 and self._row.limit >= _COLUMN_CELLS * inline.count_columns(rows):
+            self._row.put_block(inline.render_table(rows))
         else:
             for row in rows:
                 self._put_literally(row)
 
     def _put_literally(self, line: str) -> None:
         self._row.put(Text(line))
-        self._row.newline()
+        self._row.end_line()
 
-    def _marks(self, block: Prose) -> tuple[Text, Text]:
+    def _format_marks(self, block: Prose) -> tuple[Text, Text]:
         """What stands in front of the text, and in front of its further rows."""
         texts = []
         for marks in (re.sub(r"[-*+](?=\s)", self._bullet, block.marks), re.sub(r"[^\s>]", " ", block.marks)):

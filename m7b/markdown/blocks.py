@@ -57,7 +57,7 @@ class TableRow:
 Block = Prose | Rule | Fence | TableRow
 
 
-def block_of(line: str, *, is_whole: bool) -> Block | None:
+def parse_block(line: str, *, is_whole: bool) -> Block | None:
     """What `line` is, or None where that depends on what follows and the line is not whole yet."""
     if is_whole and _RULE.fullmatch(line):
         return Rule()
@@ -72,9 +72,9 @@ def block_of(line: str, *, is_whole: bool) -> Block | None:
     if is_whole and (fence := _FENCE.match(line, start)):
         return Fence(fence[1], fence[2], ">" in marks)
     if heading := _HEADING.match(line, start):
-        return Prose(_spaced(marks), len(heading[1]), heading.end())
+        return Prose(_space_quotes(marks), len(heading[1]), heading.end())
     start = len(line) - len(line[start:].lstrip(" \t"))
-    return Prose(_spaced(line[:start]), 0, start)
+    return Prose(_space_quotes(line[:start]), 0, start)
 
 
 def is_delimiter_row(line: str) -> bool:
@@ -82,5 +82,5 @@ def is_delimiter_row(line: str) -> bool:
     return "-" in line and _DELIMITERS.fullmatch(line.rstrip()) is not None
 
 
-def _spaced(marks: str) -> str:
+def _space_quotes(marks: str) -> str:
     return re.sub(r">(?! )", "> ", marks)

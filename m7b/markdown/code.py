@@ -23,7 +23,7 @@ class Highlighter:
         self._theme = Syntax.get_theme("ansi_dark")
         self._lines: list[str] = []
 
-    def line(self, code: str) -> Text:
+    def highlight(self, code: str) -> Text:
         """`code`, coloured."""
         if self._lexer is None:
             return Text(code)

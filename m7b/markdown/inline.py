@@ -61,24 +61,24 @@ def render(source: str, style: str = "") -> Text:
         if side == "open":
             styles.append(_STYLES[name])
             if name == "link":
-                links.append((len(text), _address(token)))
+                links.append((len(text), _format_address(token)))
         elif side == "close":
             styles.pop()
             if name == "link":
                 start, address = links.pop()
                 text.append("" if text.plain[start:] == address else f" ({address})")
         elif token.type == "image":
-            text.append(f"{token.content} ({_address(token)})", " ".join(styles))
+            text.append(f"{token.content} ({_format_address(token)})", " ".join(styles))
         else:
             text.append(token.content, " ".join([*styles, _CODE] if token.type == "code_inline" else styles))
     return text
 
 
-def table(lines: list[str]) -> Table:
+def render_table(lines: list[str]) -> Table:
     """The table that `lines` spell: a head, a delimiter row, rows."""
-    head, delimiters, *rows = (_cells(line) for line in lines)
+    head, delimiters, *rows = (_split_cells(line) for line in lines)
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for column in range(n_columns(lines)):
+    for column in range(count_columns(lines)):
         title = head[column] if column < len(head) else ""
         justify = _justify(delimiters[column]) if column < len(delimiters) else "left"
         grid.add_column(render(title), justify=justify, overflow="fold")
@@ -87,9 +87,9 @@ def table(lines: list[str]) -> Table:
     return grid
 
 
-def n_columns(lines: list[str]) -> int:
+def count_columns(lines: list[str]) -> int:
     """How many columns the longest of `lines` has."""
-    return max(len(_cells(line)) for line in lines)
+    return max(len(_split_cells(line)) for line in lines)
 
 
 def _parse(source: str) -> list[Token]:
@@ -103,14 +103,14 @@ def _has_open_bracket(text: str) -> bool:
     return depth > 0
 
 
-def _address(token: Token) -> str:
+def _format_address(token: Token) -> str:
     """Where a link or an image leads, with its title; an entity may have put a line end into it."""
     attributes: dict[str, Any] = token.attrs
     title = f' "{attributes["title"]}"' if attributes.get("title") else ""
     return printable(f"{attributes.get('href', attributes.get('src'))}{title}").replace("\n", " ")
 
 
-def _cells(line: str) -> list[str]:
+def _split_cells(line: str) -> list[str]:
     """`| a | b \\| c |` has the cells `a` and `b | c`."""
     cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)]
     return cells[1 : -1 if not cells[-1] else None]

@@ -19,8 +19,8 @@ __all__ = [
     "Template",
     "Tools",
     "choose_template",
-    "named_template",
-    "source_named",
+    "load_template",
+    "read_source",
 ]
 
 
@@ -36,13 +36,13 @@ def choose_template(source: str | None, tokenizer: Tokenizer, eos: str) -> Templ
     return JinjaTemplate(source, tokenizer, eos)
 
 
-def named_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:
+def load_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:
     """The template that the user names: `v1`, `v3` or a Jinja file.
 
     Raises:
         UsageError: there is no such template, or it is not for this tokenizer.
     """
-    source = source_named(name)
+    source = read_source(name)
     if source is not None:
         return JinjaTemplate(source, tokenizer, eos)
     if not isinstance(tokenizer, MistralTokenizer):
@@ -50,7 +50,7 @@ def named_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:
     return MistralTemplate(tokenizer, TokenizerVersion(name))
 
 
-def source_named(name: str) -> str | None:
+def read_source(name: str) -> str | None:
     """The Jinja template in the file `name`, None where that is `v1` or `v3`.
 
     Raises:

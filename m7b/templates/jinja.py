@@ -38,8 +38,8 @@ class JinjaTemplate:
         # A guard needs two characters to stand between.
         names = [name for name in tokenizer.controls if len(name) > 1]
         beginnings = {name[:end] for name in names for end in range(1, len(name))}
-        self._control = re.compile(_any_of(names))
-        self._begins = re.compile(rf"(?={_any_of(names)}|{_any_of(beginnings)}\s*\Z).", re.DOTALL)
+        self._control = re.compile(_match_any(names))
+        self._begins = re.compile(rf"(?={_match_any(names)}|{_match_any(beginnings)}\s*\Z).", re.DOTALL)
 
     @property
     def description(self) -> str:
@@ -63,14 +63,14 @@ class JinjaTemplate:
         """
         from m7b.templates.sandbox import render
 
-        plain = [_plain(message) for message in _objects("messages", messages)]
+        plain = [_simplify(message) for message in _check_objects("messages", messages)]
         if not plain:
             raise InvalidConversation("UsageError", "there are no messages")
-        continues = _continues(messages)
+        continues = _is_continued(messages)
         try:
-            guard, mark = self._unused(plain, tools)
-            guarded = [self._guarded(message, guard) for message in plain]
-            offered = self._guarded(_objects("tools", tools), guard) if tools else None
+            guard, mark = self._find_unused(plain, tools)
+            guarded = [self._guard(message, guard) for message in plain]
+            offered = self._guard(_check_objects("tools", tools), guard) if tools else None
         except RecursionError:
             raise InvalidConversation("UsageError", "the messages or tools are nested too deep") from None
         if continues:
@@ -84,39 +84,37 @@ class JinjaTemplate:
             eos_token=self._eos,
         )
         if continues:
-            text = _before(mark, text)
-        ids = self._encoded(text, guard)
+            text = _cut_at_mark(mark, text)
+        ids = self._encode_text(text, guard)
         bos = self._tokenizer.bos_id
         return [bos, *ids] if self._tokenizer.adds_bos and bos is not None and ids[:1] != [bos] else ids
 
-    def _encoded(self, text: str, guard: str) -> list[int]:
+    def _encode_text(self, text: str, guard: str) -> list[int]:
         ids: list[int] = []
         at = 0
         for found in self._control.finditer(text):
-            ids += self._segment(text[at : found.start()], guard, at)
+            ids += self._encode_segment(text[at : found.start()], guard, at)
             ids.append(self._tokenizer.controls[found[0]])
             at = found.end()
-        return ids + self._segment(text[at:], guard, at)
+        return ids + self._encode_segment(text[at:], guard, at)
 
-    def _segment(self, text: str, guard: str, at: int) -> list[int]:
+    def _encode_segment(self, text: str, guard: str, at: int) -> list[int]:
         text = text.replace(guard, "")
         return self._tokenizer.encode(text, bos=False, inside=at > 0) if text else []
 
-    def _guarded(self, value: Any, guard: str) -> Any:
+    def _guard(self, value: Any, guard: str) -> Any:
         """`value` with a guard behind every character of its strings at which a control token begins."""
         match value:
             case str():
                 return self._begins.sub(lambda found: found[0] + guard, value)
             case Mapping():
-                return {
-                    self._guarded(key, guard): self._guarded(entry, guard) for key, entry in value.items()
-                }
+                return {self._guard(key, guard): self._guard(entry, guard) for key, entry in value.items()}
             case list() | tuple():
-                return [self._guarded(entry, guard) for entry in value]
+                return [self._guard(entry, guard) for entry in value]
             case _:
                 return value
 
-    def _unused(self, *values: Any) -> list[str]:
+    def _find_unused(self, *values: Any) -> list[str]:
         """Two characters that neither `values` nor the template holds."""
         held = json.dumps(values, ensure_ascii=False, default=list) + self._source
         unused = [guard for guard in _GUARDS if guard not in held][:2]
@@ -145,19 +143,19 @@ def is_mistral(source: str) -> bool:
     return "".join(system.split()) == "<s>[INST]SU1[/INST]"
 
 
-def _any_of(names: Iterable[str]) -> str:
+def _match_any(names: Iterable[str]) -> str:
     """A pattern of any of `names`, the longest that fits."""
     return f"(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True))) or '(?!)'})"
 
 
-def _objects(name: str, values: Any) -> list[Mapping[str, Any]]:
+def _check_objects(name: str, values: Any) -> list[Mapping[str, Any]]:
     """`values`, if it is a list of JSON objects."""
     if not isinstance(values, list | tuple) or not all(isinstance(value, Mapping) for value in values):
         raise InvalidConversation("UsageError", f"{name} must be a list of objects")
     return list(values)
 
 
-def _continues(messages: Sequence[Mapping[str, Any]]) -> bool:
+def _is_continued(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the last message is an answer to go on with."""
     *others, last = messages
     if not any(message.get("prefix") for message in messages):
@@ -170,7 +168,7 @@ def _continues(messages: Sequence[Mapping[str, Any]]) -> bool:
     return True
 
 
-def _before(mark: str, text: str) -> str:
+def _cut_at_mark(mark: str, text: str) -> str:
     """What stands before the mark at the end of the continued message; as `transformers` cuts it."""
     before, found, behind = text.rpartition(mark)
     if not found:
@@ -179,7 +177,7 @@ def _before(mark: str, text: str) -> str:
     return before if behind.startswith(" ") else before.rstrip()
 
 
-def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+def _simplify(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message as templates expect it: text content, no `prefix`."""
     if not isinstance(message.get("role"), str):
         raise InvalidConversation("UsageError", "a message has no role")

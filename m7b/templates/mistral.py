@@ -86,7 +86,7 @@ class MistralTemplate:
             normalized = get_normalizer(version, None).from_chat_completion_request(checked)
             tokens: list[int] = self._instruct.encode_instruct(normalized).tokens
         except ValidationError as error:
-            raise InvalidConversation("ValidationError", _digest(error.errors())) from None
+            raise InvalidConversation("ValidationError", _format_errors(error.errors())) from None
         except UnicodeEncodeError:
             raise InvalidConversation("UsageError", "the messages or tools hold half a character") from None
         except (MistralCommonException, AssertionError, RuntimeError, ValueError) as error:
@@ -95,7 +95,7 @@ class MistralTemplate:
         return tokens
 
 
-def _digest(errors: Sequence[Mapping[str, Any]]) -> str:
+def _format_errors(errors: Sequence[Mapping[str, Any]]) -> str:
     """What pydantic found, in one line: where, and which rule."""
     found = (f"{'.'.join(map(str, error['loc']))}: {error['type']}" for error in errors)
     return f"{len(errors)} errors: {'; '.join(found)}"

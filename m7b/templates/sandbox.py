@@ -58,7 +58,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self._spend(len(value) if isinstance(value, str | list | tuple | dict) else 1)
         return value
 
-    def turn(self) -> bool:
+    def count_turn(self) -> bool:
         """True, at the price of a turn."""
         self._spend(_TURN)
         return True
@@ -88,23 +88,23 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Weighing(NodeTransformer):
-    """Puts calls of `weigh` and `turn` into a parsed template."""
+    """Puts calls of `weigh` and `count_turn` into a parsed template."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         """Every element counts, those that the loop's own condition leaves out too."""
         self._visit_body(node)
         if node.test is not None:
-            node.test = nodes.And(_call("turn", node), node.test, lineno=node.lineno)
+            node.test = nodes.And(_make_call("count_turn", node), node.test, lineno=node.lineno)
         return node
 
     def _visit_body(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_call("turn", node), lineno=node.lineno))
+        node.body.insert(0, nodes.ExprStmt(_make_call("count_turn", node), lineno=node.lineno))
         return cast(nodes.Node, node)
 
     def _visit_value(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
-        return _call("weigh", node, node)
+        return _make_call("weigh", node, node)
 
     def _visit_callee(self, node: Any) -> nodes.Node:
         """What jinja2 insists on finding in its place stays there, only its body is weighed."""
@@ -116,7 +116,7 @@ class _Weighing(NodeTransformer):
     visit_CallBlock = visit_FilterBlock = visit_AssignBlock = _visit_callee
 
 
-def _call(name: str, place: nodes.Node, *values: nodes.Expr) -> nodes.Call:
+def _make_call(name: str, place: nodes.Node, *values: nodes.Expr) -> nodes.Call:
     """A call of the environment's method `name` on `values`, at the place of another node."""
     method = nodes.EnvironmentAttribute(name, lineno=place.lineno)
     return nodes.Call(method, list(values), [], None, None, lineno=place.lineno)

@@ -121,7 +121,7 @@ class GGUFVocabulary:
 TokenizerSource = OfficialVocabulary | SentencePieceFile | TokenizerJson | GGUFVocabulary
 
 
-def unicode_text(text: str) -> str:
+def check_unicode(text: str) -> str:
     """`text`, if it is Unicode: arguments that are not UTF-8 and JSON escapes can hold half a character.
 
     Raises:
@@ -141,6 +141,6 @@ def is_reserved(piece: str, template: str) -> bool:
     return piece in template and not piece.isspace() and piece != ""
 
 
-def no_piece(token: int) -> str:
+def name_missing_piece(token: int) -> str:
     """What stands for an id beyond the vocabulary; a model may have more rows than there are ids."""
     return f"<no piece for {token}>"

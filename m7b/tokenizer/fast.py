@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import DamagedCheckpoint, UsageError
-from m7b.tokenizer.base import TokenizerJson, is_reserved, no_piece, unicode_text
+from m7b.tokenizer.base import TokenizerJson, check_unicode, is_reserved, name_missing_piece
 
 
 class FastTokenizer:
@@ -58,7 +58,7 @@ class FastTokenizer:
     def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
         """The ids of `text`, behind `bos_id` with `bos`; `inside` says that it follows a control id."""
         model = self._inside if inside else self._model
-        ids: list[int] = model.encode(unicode_text(text), add_special_tokens=False).ids
+        ids: list[int] = model.encode(check_unicode(text), add_special_tokens=False).ids
         if not bos:
             return ids
         if self._bos_id is None:
@@ -86,7 +86,7 @@ class FastTokenizer:
     def piece(self, token: int) -> str:
         """The vocabulary entry of one id."""
         piece: str | None = self._model.id_to_token(token)
-        return no_piece(token) if piece is None else piece
+        return name_missing_piece(token) if piece is None else piece
 
     def is_control(self, token: int) -> bool:
         """Whether the id stands for no text."""

@@ -26,9 +26,9 @@ def from_gguf(source: GGUFVocabulary, reserved: str) -> Tokenizer:
     source = replace(source, types=types)
     match source.model:
         case "llama":
-            return _sentencepiece(source)
+            return _load_sentencepiece(source)
         case "gpt2":
-            return _byte_level(source)
+            return _load_byte_level(source)
         case other:
             raise UnsupportedCheckpoint(
                 f"{source.path}: tokenizer.ggml.model is {other!r}",
@@ -36,7 +36,7 @@ def from_gguf(source: GGUFVocabulary, reserved: str) -> Tokenizer:
             )
 
 
-def sentencepiece_model(source: GGUFVocabulary) -> bytes:
+def build_sentencepiece_model(source: GGUFVocabulary) -> bytes:
     """The SentencePiece model that the GGUF was written from.
 
     Raises:
@@ -62,10 +62,10 @@ def sentencepiece_model(source: GGUFVocabulary) -> bytes:
     return content
 
 
-def _sentencepiece(source: GGUFVocabulary) -> Tokenizer:
+def _load_sentencepiece(source: GGUFVocabulary) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vocabulary.model"
-        file.write_bytes(sentencepiece_model(source))
+        file.write_bytes(build_sentencepiece_model(source))
         try:
             return MistralTokenizer(file, "SentencePiece from the GGUF", adds_bos=source.adds_bos)
         except DamagedCheckpoint as error:
@@ -73,7 +73,7 @@ def _sentencepiece(source: GGUFVocabulary) -> Tokenizer:
             raise DamagedCheckpoint(f"{source.path}: unusable vocabulary: {reason}") from None
 
 
-def _byte_level(source: GGUFVocabulary) -> Tokenizer:
+def _load_byte_level(source: GGUFVocabulary) -> Tokenizer:
     """Byte-level BPE: pieces and merges as GPT-2 has them, text split the way `pre` was trained."""
     from tokenizers import AddedToken, decoders, models
     from tokenizers import Tokenizer as Backend
@@ -90,7 +90,7 @@ def _byte_level(source: GGUFVocabulary) -> Tokenizer:
         model = Backend(models.BPE(vocab, merges, ignore_merges=source.pre in _LLAMA3))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception
         raise DamagedCheckpoint(f"{source.path}: unusable vocabulary: {error}") from None
-    model.pre_tokenizer = _pre_tokenizer(source)
+    model.pre_tokenizer = _build_pre_tokenizer(source)
     model.decoder = decoders.ByteLevel()
     for type_, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [piece for piece, t in zip(source.pieces, source.types, strict=True) if t == type_]
@@ -108,7 +108,7 @@ LLAMA3_SPLIT = (
 )
 
 
-def _pre_tokenizer(source: GGUFVocabulary) -> Any:
+def _build_pre_tokenizer(source: GGUFVocabulary) -> Any:
     from tokenizers import Regex, pre_tokenizers
 
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)

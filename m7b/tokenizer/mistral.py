@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import DamagedCheckpoint
-from m7b.tokenizer.base import no_piece, unicode_text
+from m7b.tokenizer.base import check_unicode, name_missing_piece
 from m7b.variants import TokenizerVersion
 
 _OFFICIAL_FILES = {
@@ -80,7 +80,7 @@ class MistralTokenizer:
 
     def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
         """The ids of `text`, behind `bos_id` with `bos`. A space goes in front wherever it stands."""
-        return self._model.encode(unicode_text(text), bos=bos, eos=False)
+        return self._model.encode(check_unicode(text), bos=bos, eos=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control ids vanish, bytes that are no UTF-8 become U+FFFD."""
@@ -88,7 +88,7 @@ class MistralTokenizer:
 
     def piece(self, token: int) -> str:
         """The vocabulary entry of one id."""
-        return self._model.id_to_piece(token) if token < self.vocab_size else no_piece(token)
+        return self._model.id_to_piece(token) if token < self.vocab_size else name_missing_piece(token)
 
     def is_control(self, token: int) -> bool:
         """Whether the id stands for no text."""

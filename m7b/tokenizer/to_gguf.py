@@ -30,14 +30,14 @@ def to_gguf(source: TokenizerSource, tokenizer: Tokenizer, vocab_size: int) -> G
         case GGUFVocabulary():
             return source
         case OfficialVocabulary(version):
-            return _sentencepiece(official_file(version), tokenizer, vocab_size)
+            return _convert_sentencepiece(official_file(version), tokenizer, vocab_size)
         case SentencePieceFile(path):
-            return _sentencepiece(path, tokenizer, vocab_size)
+            return _convert_sentencepiece(path, tokenizer, vocab_size)
         case TokenizerJson(path):
-            return _json(path, tokenizer, vocab_size)
+            return _convert_json(path, tokenizer, vocab_size)
 
 
-def _sentencepiece(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
+def _convert_sentencepiece(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
@@ -47,7 +47,7 @@ def _sentencepiece(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVoc
         path=path,
         model="llama",
         pre="default",
-        pieces=[piece.piece for piece in proto.pieces] + _padding(len(proto.pieces), missing),
+        pieces=[piece.piece for piece in proto.pieces] + _make_padding(len(proto.pieces), missing),
         types=[int(piece.type) for piece in proto.pieces] + [_UNUSED] * missing,
         scores=[float(piece.score) for piece in proto.pieces] + [0.0] * missing,
         merges=[],
@@ -58,7 +58,7 @@ def _sentencepiece(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVoc
     )
 
 
-def _json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
+def _convert_json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     try:
         content = json.loads(path.read_bytes())
         model, added = content["model"], content.get("added_tokens") or []
@@ -66,7 +66,7 @@ def _json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise DamagedCheckpoint(f"{path}: no vocabulary with merges: {error!r}") from None
-    pieces = _padding(0, vocab_size)
+    pieces = _make_padding(0, vocab_size)
     types = [_UNUSED] * vocab_size
     for piece, token in ids.items():
         pieces[token], types[token] = piece, _NORMAL
@@ -87,7 +87,7 @@ def _json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     return GGUFVocabulary(
         path=path,
         model="gpt2" if is_byte_level else "llama",
-        pre=_splitter(path, content.get("pre_tokenizer")) if is_byte_level else "default",
+        pre=_name_splitter(path, content.get("pre_tokenizer")) if is_byte_level else "default",
         pieces=pieces,
         types=types,
         scores=scores,
@@ -99,11 +99,11 @@ def _json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     )
 
 
-def _padding(first: int, n: int) -> list[str]:
+def _make_padding(first: int, n: int) -> list[str]:
     return [f"<unused {token}>" for token in range(first, first + n)]
 
 
-def _splitter(path: Path, pre_tokenizer: Any) -> str:
+def _name_splitter(path: Path, pre_tokenizer: Any) -> str:
     """What llama.cpp calls the way in which a byte-level tokenizer splits text."""
     parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     match [part["type"] for part in parts]:

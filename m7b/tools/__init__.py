@@ -5,8 +5,8 @@ screens.
 Tools run with the rights of the user: a process of their own keeps a chat alive, it is not a sandbox.
 """
 
-from m7b.tools.json_file import tools_in
+from m7b.tools.json_file import parse_tools
 from m7b.tools.tool import Approval, Tool, ToolResult
 from m7b.tools.toolbox import Toolbox
 
-__all__ = ["Approval", "Tool", "ToolResult", "Toolbox", "tools_in"]
+__all__ = ["Approval", "Tool", "ToolResult", "Toolbox", "parse_tools"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from m7b.tools.schema import plain
+from m7b.tools.schema import simplify_schema
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -46,7 +46,7 @@ class Function:
         try:
             checked = self.arguments.model_validate_json(arguments)
         except ValidationError as error:
-            raise Refused(f"wrong arguments for {self.name}: {_told(error)}") from None
+            raise Refused(f"wrong arguments for {self.name}: {_format_error(error)}") from None
         values = [getattr(checked, field) for field in self.arguments.model_fields]
         is_positional = [
             parameter.kind is inspect.Parameter.POSITIONAL_ONLY
@@ -57,7 +57,7 @@ class Function:
         return self.run(*positional, **named)
 
 
-def functions_of(module: ModuleType) -> dict[str, Function]:
+def find_functions(module: ModuleType) -> dict[str, Function]:
     """The public functions that `module` defines.
 
     Raises:
@@ -67,30 +67,25 @@ def functions_of(module: ModuleType) -> dict[str, Function]:
     seen: set[int] = set()
     for name, value in vars(module).items():
         is_here = getattr(value, "__module__", None) == module.__name__ and not inspect.isclass(value)
-        if (
-            name.startswith("_")
-            or not is_here
-            or not inspect.isfunction(_unwrapped(value))
-            or id(value) in seen
-        ):
+        if name.startswith("_") or not is_here or not inspect.isfunction(_unwrap(value)) or id(value) in seen:
             continue
         seen.add(id(value))
-        functions[name] = _function(name, value)
+        functions[name] = _build_function(name, value)
     if not functions:
         raise Refused("it defines no function without a leading _")
     return functions
 
 
-def _function(name: str, function: Callable[..., Any]) -> Function:
-    description, told = _split(inspect.getdoc(function) or "")
+def _build_function(name: str, function: Callable[..., Any]) -> Function:
+    description, told = _split_docstring(inspect.getdoc(function) or "")
     if not description:
         raise Refused(f"{name}() has no docstring")
     signature = inspect.signature(function)
     for parameter in signature.parameters.values():
-        _check(name, parameter, function)
+        _check_parameter(name, parameter, function)
     fields: dict[str, Any] = {
         # pydantic has names of its own that a field must not take; p0 is none of them
-        f"p{index}": _field(parameter, function)
+        f"p{index}": _build_field(parameter, function)
         for index, parameter in enumerate(signature.parameters.values())
     }
     from pydantic import ConfigDict, create_model
@@ -100,10 +95,10 @@ def _function(name: str, function: Callable[..., Any]) -> Function:
     for parameter_name, text in told.items():
         if parameter_name in schema["properties"]:
             schema["properties"][parameter_name].setdefault("description", text)
-    return Function(name, description, _ordered(plain(schema)), signature, model, function)
+    return Function(name, description, _sort_keys(simplify_schema(schema)), signature, model, function)
 
 
-def _check(name: str, parameter: inspect.Parameter, function: Callable[..., Any]) -> None:
+def _check_parameter(name: str, parameter: inspect.Parameter, function: Callable[..., Any]) -> None:
     """Refuse a parameter that has no schema."""
     from pydantic import TypeAdapter
     from pydantic.errors import PydanticUserError
@@ -114,7 +109,7 @@ def _check(name: str, parameter: inspect.Parameter, function: Callable[..., Any]
     if parameter.annotation is inspect.Parameter.empty:
         raise Refused(f"{what}: has no type")
     try:
-        hint = _hint(parameter, function)
+        hint = _resolve_hint(parameter, function)
     except Exception as error:  # noqa: BLE001 - evaluating an annotation runs somebody's code
         raise Refused(f"{what}: its type cannot be read: {type(error).__name__}: {error}") from None
     try:
@@ -124,27 +119,27 @@ def _check(name: str, parameter: inspect.Parameter, function: Callable[..., Any]
         raise Refused(f"{what}: its type has no JSON schema: {reason}") from None
 
 
-def _hint(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
-    names = getattr(_unwrapped(function), "__globals__", {})
+def _resolve_hint(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
+    names = getattr(_unwrap(function), "__globals__", {})
     owner = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
     return typing.get_type_hints(owner, globalns=names, include_extras=True)[parameter.name]
 
 
-def _field(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
+def _build_field(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
     from pydantic import Field
 
-    hint = _hint(parameter, function)
+    hint = _resolve_hint(parameter, function)
     field: Any = Annotated[hint, Field(alias=parameter.name)]
     return field if parameter.default is inspect.Parameter.empty else (field, parameter.default)
 
 
-def _ordered(schema: dict[str, Any]) -> dict[str, Any]:
+def _sort_keys(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema as people write it: what it is before what is in it."""
     first = ("type", "properties", "required")
     return {key: schema[key] for key in first if key in schema} | schema
 
 
-def _split(docstring: str) -> tuple[str, dict[str, str]]:
+def _split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     """A Google-style docstring without its `Args:`, and what that says of each argument."""
     match = _SECTION.search(docstring)
     if match is None:
@@ -163,13 +158,13 @@ def _split(docstring: str) -> tuple[str, dict[str, str]]:
     return rest.strip(), {name: text for name, text in told.items() if text}
 
 
-def _told(error: Any) -> str:
+def _format_error(error: Any) -> str:
     """A pydantic ValidationError in one line."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(": ".join(filter(None, (".".join(map(str, f["loc"])), f["msg"]))) for f in faults)
 
 
-def _unwrapped(function: Any) -> Any:
+def _unwrap(function: Any) -> Any:
     try:
         return inspect.unwrap(function)
     except ValueError:  # it wraps itself

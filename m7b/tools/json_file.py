@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import UsageError
-from m7b.tools.tool import Tool, tool_of
+from m7b.tools.tool import Tool, make_tool
 
 
-def json_tools(file: Path) -> list[Tool]:
+def load_json_tools(file: Path) -> list[Tool]:
     """The tools in `file`: a list of them, or an object with the list as its `tools`.
 
     Raises:
@@ -17,12 +17,12 @@ def json_tools(file: Path) -> list[Tool]:
     """
     value = read_json(file)
     if isinstance(value, dict):
-        _only(value, {"tools"}, f"{file.name}")
+        _check_keys(value, {"tools"}, f"{file.name}")
         value = value.get("tools")
-    return tools_in(value, file.name)
+    return parse_tools(value, file.name)
 
 
-def tools_in(value: Any, source: str) -> list[Tool]:
+def parse_tools(value: Any, source: str) -> list[Tool]:
     """The tools of a list as OpenAI writes it.
 
     Raises:
@@ -30,7 +30,7 @@ def tools_in(value: Any, source: str) -> list[Tool]:
     """
     if not isinstance(value, list) or not value:
         raise UsageError(f"{source}: no list of tools", hint='write [{"type": "function", "function": {…}}]')
-    return [_tool(entry, f"{source}: tool {number}", source) for number, entry in enumerate(value, 1)]
+    return [_parse_tool(entry, f"{source}: tool {number}", source) for number, entry in enumerate(value, 1)]
 
 
 def read_json(file: Path) -> Any:
@@ -51,23 +51,23 @@ def read_json(file: Path) -> Any:
         raise UsageError(f"{file.name} is not JSON: {error}") from None
 
 
-def _tool(entry: Any, where: str, source: str) -> Tool:
+def _parse_tool(entry: Any, where: str, source: str) -> Tool:
     if (
         not isinstance(entry, dict)
         or entry.get("type") != "function"
         or not isinstance(entry.get("function"), dict)
     ):
         raise UsageError(f"{where} is none", hint='a tool is {"type": "function", "function": {…}}')
-    _only(entry, {"type", "function"}, where)
+    _check_keys(entry, {"type", "function"}, where)
     function = entry["function"]
-    _only(function, {"name", "description", "parameters", "strict"}, where)
+    _check_keys(function, {"name", "description", "parameters", "strict"}, where)
     nothing = {"type": "object", "properties": {}}
-    return tool_of(
+    return make_tool(
         function.get("name"), function.get("description", ""), function.get("parameters", nothing), source
     )
 
 
-def _only(value: Mapping[str, Any], known: set[str], where: str) -> None:
+def _check_keys(value: Mapping[str, Any], known: set[str], where: str) -> None:
     unknown = [key for key in value if key not in known]
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}", hint=f"known are {', '.join(sorted(known))}")

@@ -20,7 +20,7 @@ class ServerConfig:
     cwd: Path | None
 
 
-def server_configs(file: Path) -> list[ServerConfig]:
+def load_server_configs(file: Path) -> list[ServerConfig]:
     """The servers in `file`, those marked as disabled left out; a relative `cwd` starts at the file's folder.
 
     Other clients keep settings of their own in such files: keys that m7b does not know are ignored.
@@ -33,7 +33,7 @@ def server_configs(file: Path) -> list[ServerConfig]:
     if not isinstance(servers, dict):
         raise UsageError(f"{file.name}: no servers", hint='write {"mcpServers": {"NAME": {"command": "…"}}}')
     configs = [
-        _config(f"{file.name}: server {name!r}", name, entry, file.parent)
+        _parse_config(f"{file.name}: server {name!r}", name, entry, file.parent)
         for name, entry in servers.items()
         if not (isinstance(entry, dict) and entry.get("disabled") is True)
     ]
@@ -42,7 +42,7 @@ def server_configs(file: Path) -> list[ServerConfig]:
     return configs
 
 
-def _config(where: str, name: str, entry: Any, folder: Path) -> ServerConfig:
+def _parse_config(where: str, name: str, entry: Any, folder: Path) -> ServerConfig:
     if not isinstance(entry, dict):
         raise UsageError(f"{where} must be an object")
     if "url" in entry or entry.get("type", "stdio") != "stdio":

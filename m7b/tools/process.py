@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from m7b.tools.tool import last_line
+from m7b.tools.tool import find_last_line
 
 _PIECE = 65_536  # bytes read at a time
 _TAIL = 4_096  # bytes kept of what is printed
@@ -70,20 +70,22 @@ class Worker:
         unsent = b"" if request is None else json.dumps(request).encode() + b"\n"
         reply = self._exchange(unsent, time.monotonic() + seconds, longest)
         if reply is None:
-            raise self.lost(f"it took longer than {seconds:g} seconds and was stopped")
+            raise self.give_up(f"it took longer than {seconds:g} seconds and was stopped")
         if not reply.endswith(b"\n"):
-            raise self.lost("" if len(reply) <= longest else "its process wrote without end")
+            raise self.give_up("" if len(reply) <= longest else "its process wrote without end")
         try:
             return json.loads(reply)
         except (ValueError, RecursionError):
-            raise self.lost("its process wrote something that is no answer") from None
+            raise self.give_up("its process wrote something that is no answer") from None
 
-    def lost(self, reason: str) -> WorkerLost:
+    def give_up(self, reason: str) -> WorkerLost:
         """Stop the worker; the error to raise, with the way it ended where there is no other `reason`."""
         self._drain()
         self.stop()
-        printed = last_line(self._tail)
-        return WorkerLost((reason or self._end()) + (f"; the last it printed: {printed}" if printed else ""))
+        printed = find_last_line(self._tail)
+        return WorkerLost(
+            (reason or self._describe_end()) + (f"; the last it printed: {printed}" if printed else "")
+        )
 
     def stop(self) -> None:
         """Kill the process, its group, and descendants that have left the group; once."""
@@ -119,7 +121,7 @@ class Worker:
                         if not unsent:
                             selector.unregister(key.fd)
                     elif key.fd == self._output:
-                        if not self._take_output():
+                        if not self._read_output():
                             selector.unregister(key.fd)
                     else:
                         data = os.read(self._replies, _PIECE)
@@ -135,7 +137,7 @@ class Worker:
         except BrokenPipeError:
             return b""  # the pipe of replies tells the rest
 
-    def _take_output(self) -> bool:
+    def _read_output(self) -> bool:
         """Take a piece of what was printed; whether more may come."""
         data = os.read(self._output, _PIECE)
         self._tail = (self._tail + data)[-_TAIL:]
@@ -145,10 +147,10 @@ class Worker:
         """Take what a pipe holds of what was printed, but not what is being printed without end."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(16):
-                if not self._take_output():
+                if not self._read_output():
                     return
 
-    def _end(self) -> str:
+    def _describe_end(self) -> str:
         code = self._process.returncode
         if code >= 0:
             return f"its process ended with exit code {code}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from m7b.errors import UsageError
 from m7b.tools.process import Worker, WorkerLost
-from m7b.tools.tool import Answer, Tool, tool_of
+from m7b.tools.tool import CallOutcome, Tool, make_tool
 
 _DESCRIPTION_LIMIT = 4_000_000  # bytes; no prompt holds as much
 
@@ -47,7 +47,7 @@ class PythonFile:
         match reply:
             case {"id": 0, "tools": [*tools]} if all(isinstance(tool, dict) for tool in tools):
                 return [
-                    tool_of(tool.get("name"), tool.get("description"), tool.get("parameters"), name)
+                    make_tool(tool.get("name"), tool.get("description"), tool.get("parameters"), name)
                     for tool in tools
                 ]
             case {"id": 0, "error": str(refusal)}:
@@ -55,7 +55,7 @@ class PythonFile:
             case _:
                 raise UsageError(f"{name}: its process wrote something that is no description")
 
-    def call(self, name: str, arguments: Mapping[str, Any]) -> Answer:
+    def call(self, name: str, arguments: Mapping[str, Any]) -> CallOutcome:
         """The answer of one tool; where the worker is lost, an answer that says why."""
         try:
             if self._worker is None:
@@ -63,7 +63,7 @@ class PythonFile:
             return self._ask(name, arguments)
         except (WorkerLost, OSError) as error:
             self.stop()
-            return Answer(f"{name} failed: {error}", is_error=True)
+            return CallOutcome(f"{name} failed: {error}", is_error=True)
         except KeyboardInterrupt:
             self.stop()
             raise
@@ -79,7 +79,7 @@ class PythonFile:
         self._worker = Worker(self._file)
         return self._worker.ask(None, seconds=self._start_limit, longest=_DESCRIPTION_LIMIT)
 
-    def _ask(self, name: str, arguments: Mapping[str, Any]) -> Answer:
+    def _ask(self, name: str, arguments: Mapping[str, Any]) -> CallOutcome:
         assert self._worker is not None
         self._calls += 1
         limit = self._output_limit
@@ -93,6 +93,6 @@ class PythonFile:
                 "is_error": bool(failed),
                 "left_out": int(left_out),
             }:
-                return Answer(content, failed, left_out)
+                return CallOutcome(content, failed, left_out)
             case _:
-                raise self._worker.lost("its process wrote something that is no answer")
+                raise self._worker.give_up("its process wrote something that is no answer")

@@ -11,53 +11,51 @@ _DROPPED = ("title", "$schema", "discriminator")
 _DEFINITION = "#/$defs/"
 
 
-def plain(schema: Any) -> Any:
+def simplify_schema(schema: Any) -> Any:
     """`schema` without titles and with definitions that are used once written where they are used.
 
     What refers to itself, or is used in several places, stays in `$defs`.
     """
     if not isinstance(schema, Mapping):
         return schema
-    small = untitled(schema)
+    small = drop_titles(schema)
     definitions = small.pop("$defs", {})
     uses = Counter(
-        _definition_of(part)
+        _find_definition(part)
         for root in (small, *definitions.values())
-        for part in _parts(root)
-        if _definition_of(part)
+        for part in _walk(root)
+        if _find_definition(part)
     )
     # ends: in a circle of definitions, the one that is reached from outside is used twice
     once = {name: body for name, body in definitions.items() if uses[name] == 1}
-    small = _inlined(small, once)
+    small = _inline(small, once)
     kept = {
-        name: _inlined(body, once)
-        for name, body in definitions.items()
-        if name not in once and uses[name] > 0
+        name: _inline(body, once) for name, body in definitions.items() if name not in once and uses[name] > 0
     }
     return small | ({"$defs": kept} if kept else {})
 
 
-def untitled(schema: Any) -> Any:
+def drop_titles(schema: Any) -> Any:
     """`schema` without titles and other words that are for documents."""
     if not isinstance(schema, Mapping):
         return schema
     small = {key: value for key, value in schema.items() if key not in _DROPPED}
     if "discriminator" in schema:  # OpenAPI's; its branches exclude each other, so any of them is one of them
         small = {"anyOf" if key == "oneOf" else key: value for key, value in small.items()}
-    return _mapped(small, untitled)
+    return _map_parts(small, drop_titles)
 
 
-def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+def _inline(schema: Any, definitions: Mapping[str, Any]) -> Any:
     if not isinstance(schema, Mapping):
         return schema
-    name = _definition_of(schema)
+    name = _find_definition(schema)
     if name in definitions:
         beside = {key: value for key, value in schema.items() if key != "$ref"}
-        return _inlined(definitions[name] | beside, definitions)
-    return _mapped(schema, lambda part: _inlined(part, definitions))
+        return _inline(definitions[name] | beside, definitions)
+    return _map_parts(schema, lambda part: _inline(part, definitions))
 
 
-def _mapped(schema: Mapping[str, Any], change: Any) -> dict[str, Any]:
+def _map_parts(schema: Mapping[str, Any], change: Any) -> dict[str, Any]:
     """`schema` with each schema directly below it changed."""
     result = dict(schema)
     for key, value in schema.items():
@@ -70,17 +68,17 @@ def _mapped(schema: Mapping[str, Any], change: Any) -> dict[str, Any]:
     return result
 
 
-def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
+def _walk(schema: Any) -> Iterator[Mapping[str, Any]]:
     """`schema` and every schema in it."""
     if isinstance(schema, Mapping):
         yield schema
         below: list[Any] = []
-        _mapped(schema, below.append)
+        _map_parts(schema, below.append)
         for part in below:
-            yield from _parts(part)
+            yield from _walk(part)
 
 
-def _definition_of(schema: Mapping[str, Any]) -> str:
+def _find_definition(schema: Mapping[str, Any]) -> str:
     reference = schema.get("$ref")
     is_ours = isinstance(reference, str) and reference.startswith(_DEFINITION)
     return str(reference).removeprefix(_DEFINITION) if is_ours else ""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from m7b import __version__
 from m7b.errors import UsageError
 from m7b.tools.mcp_config import ServerConfig
-from m7b.tools.mcp_tools import answer_of
-from m7b.tools.tool import Answer, last_line
+from m7b.tools.mcp_tools import convert_result
+from m7b.tools.tool import CallOutcome, find_last_line
 
 if TYPE_CHECKING:
     import mcp_types
@@ -50,21 +50,21 @@ class Server:
         """
         error = self._wait(self._begin(seconds), seconds + _GOODBYE)
         if error is not None:
-            printed = last_line(self._tail)
+            printed = find_last_line(self._tail)
             raise UsageError(
-                f"mcp:{self.name}: the server did not start: {_told(error)}"
+                f"mcp:{self.name}: the server did not start: {_format_error(error)}"
                 + (f"; the last it printed: {printed}" if printed else ""),
                 hint=f"try its command: {' '.join((self._config.command, *self._config.args))}",
             )
 
-    def call(self, name: str, arguments: Mapping[str, Any]) -> Answer:
+    def call(self, name: str, arguments: Mapping[str, Any]) -> CallOutcome:
         """The answer of the tool that the server calls `name`."""
         assert self._client is not None
-        answers: list[Answer] = []
+        answers: list[CallOutcome] = []
         error = self._wait(self._ask(self._client, name, arguments, answers), self._time_limit)
         if error is None:
             return answers[0]
-        return Answer(f"{name} failed: {_told(error)}", is_error=True)
+        return CallOutcome(f"{name} failed: {_format_error(error)}", is_error=True)
 
     def stop(self) -> None:
         """End the server."""
@@ -110,17 +110,17 @@ class Server:
             command=config.command, args=list(config.args), env=dict(config.env), cwd=config.cwd
         )
         us = mcp_types.Implementation(name="m7b", version=__version__)
-        with self._stderr() as stderr:
+        with self._open_stderr() as stderr:
             async with Client(stdio_client(process, errlog=stderr), client_info=us, cache=None) as client:
-                self.listed = await _listed(client)
+                self.listed = await _list_tools(client)
                 self._client = client
                 ready.set()
                 await self._leave.wait()
 
     async def _ask(
-        self, client: "Client", name: str, arguments: Mapping[str, Any], answers: list[Answer]
+        self, client: "Client", name: str, arguments: Mapping[str, Any], answers: list[CallOutcome]
     ) -> None:
-        answers.append(answer_of(await client.call_tool(name, dict(arguments))))
+        answers.append(convert_result(await client.call_tool(name, dict(arguments))))
 
     async def _end(self) -> None:
         self._leave.set()
@@ -128,21 +128,21 @@ class Server:
             await asyncio.wait((self._task,), timeout=_GOODBYE)
 
     @contextlib.contextmanager
-    def _stderr(self) -> Iterator[TextIO]:
+    def _open_stderr(self) -> Iterator[TextIO]:
         """A file for the server's stderr, of which the end is kept and nothing is shown."""
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
-        self._loop.add_reader(reader, self._take, reader)
+        self._loop.add_reader(reader, self._read_stderr, reader)
         try:
             with os.fdopen(writer, "w") as stderr:
                 yield stderr
         finally:
             self._loop.remove_reader(reader)
             for _ in range(16):
-                self._take(reader)
+                self._read_stderr(reader)
             os.close(reader)
 
-    def _take(self, reader: int) -> None:
+    def _read_stderr(self, reader: int) -> None:
         with contextlib.suppress(BlockingIOError):
             self._tail = (self._tail + os.read(reader, 65_536))[-_TAIL:]
 
@@ -186,7 +186,7 @@ class Servers:
             await asyncio.wait(others, timeout=_GOODBYE)
 
 
-async def _listed(client: "Client") -> "list[mcp_types.Tool]":
+async def _list_tools(client: "Client") -> "list[mcp_types.Tool]":
     tools: list[mcp_types.Tool] = []
     cursor: str | None = None
     while True:
@@ -199,7 +199,7 @@ async def _listed(client: "Client") -> "list[mcp_types.Tool]":
             raise ConnectionError(f"it lists more than {_MOST_TOOLS} tools")
 
 
-def _told(error: BaseException) -> str:
+def _format_error(error: BaseException) -> str:
     """The innermost error of a group in one line."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

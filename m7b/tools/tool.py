@@ -56,7 +56,7 @@ class ToolResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CallOutcome:
     """What came of a call: at most so much text, how many characters of it are missing, and if it failed."""
 
     content: str
@@ -64,7 +64,7 @@ class Answer:
     left_out: int = 0
 
 
-def tool_of(name: Any, description: Any, parameters: Any, source: str) -> Tool:
+def make_tool(name: Any, description: Any, parameters: Any, source: str) -> Tool:
     """The tool of these parts.
 
     Raises:
@@ -77,7 +77,7 @@ def tool_of(name: Any, description: Any, parameters: Any, source: str) -> Tool:
         )
     if not isinstance(description, str):
         raise UsageError(f"{source}: the description of {name} must be text")
-    wrong = _wrong_in(parameters)
+    wrong = _find_fault(parameters)
     if wrong:
         raise UsageError(f"{source}: the parameters of {name} must be a JSON schema of an object: {wrong}")
     return Tool(name, description, parameters, source)
@@ -89,14 +89,14 @@ def cut(text: str, limit: int) -> tuple[str, int]:
     return kept, max(0, len(text) - limit)
 
 
-def content_of(answer: Answer, limit: int) -> str:
+def format_content(answer: CallOutcome, limit: int) -> str:
     """The text of `answer` with a last line on what is missing from it."""
     kept, more = cut(answer.content, limit)
     left_out = answer.left_out + more
     return f"{kept}\n[{left_out} more characters left out]" if left_out else kept
 
 
-def unreadable(content: str) -> str:
+def explain_unreadable(content: str) -> str:
     """Why nobody can read `content` back, empty if it is JSON of a usual size or no JSON at all."""
     try:
         level = [json.loads(content)]
@@ -116,14 +116,14 @@ def unreadable(content: str) -> str:
     return f"JSON of more than {DEEPEST} levels" if level else ""
 
 
-def last_line(output: bytes) -> str:
+def find_last_line(output: bytes) -> str:
     """The last line of what a program printed, without escape sequences and control characters."""
     lines = _ESCAPE_SEQUENCE.sub("", output.decode("utf-8", "replace")).splitlines()
     printable = ("".join(c for c in line if c.isprintable()).strip() for line in reversed(lines))
     return next((line[-300:] for line in printable if line), "")
 
 
-def _wrong_in(parameters: Any) -> str:
+def _find_fault(parameters: Any) -> str:
     if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
         return 'it needs "type": "object"'
     properties = parameters.get("properties", {})

@@ -18,9 +18,9 @@ from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
 
-from m7b.tools.describe import Function, Refused, functions_of
-from m7b.tools.tool import Answer, cut
-from m7b.tools.values import NotJson, text_of
+from m7b.tools.describe import Function, Refused, find_functions
+from m7b.tools.tool import CallOutcome, cut
+from m7b.tools.values import NotJson, format_value
 
 
 def main(arguments: list[str]) -> None:
@@ -41,46 +41,46 @@ def main(arguments: list[str]) -> None:
     lines: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_read, args=(requests, lines), daemon=True).start()
     try:
-        functions = functions_of(_imported(Path(arguments[2])))
+        functions = find_functions(_import_file(Path(arguments[2])))
         described = [
             {"name": f.name, "description": f.description, "parameters": f.parameters}
             for f in functions.values()
         ]
         send({"id": 0, "tools": described})
     except BaseException as error:  # noqa: BLE001 - the file may raise anything, SystemExit included
-        send({"id": 0, "error": str(error) if isinstance(error, Refused) else told(error)})
+        send({"id": 0, "error": str(error) if isinstance(error, Refused) else format_error(error)})
         return
     while True:
         request = json.loads(lines.get())
-        answer = _answer(functions, request)
+        answer = _run_call(functions, request)
         content, left_out = cut(answer.content, request["limit"])
         send({"id": request["id"], "content": content, "is_error": answer.is_error, "left_out": left_out})
 
 
-def told(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """The end of the traceback of `error`."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error}"  # the only one that says where
     return "".join(traceback.format_exception_only(error)).strip()
 
 
-def _answer(functions: Mapping[str, Function], request: dict[str, Any]) -> Answer:
+def _run_call(functions: Mapping[str, Function], request: dict[str, Any]) -> CallOutcome:
     """What comes of one call; nothing that a function raises gets past it."""
     function = functions.get(request["name"])
     if function is None:
-        return Answer(f"there is no longer a function {request['name']}", is_error=True)
+        return CallOutcome(f"there is no longer a function {request['name']}", is_error=True)
     try:
-        return Answer(text_of(_finished(function.call(request["arguments"]))))
+        return CallOutcome(format_value(_await_result(function.call(request["arguments"]))))
     except Refused as error:
-        return Answer(str(error), is_error=True)
+        return CallOutcome(str(error), is_error=True)
     except NotJson as error:
         message = f"{function.name} returned {error}; a tool can return JSON values and text"
-        return Answer(message, is_error=True)
+        return CallOutcome(message, is_error=True)
     except BaseException as error:  # noqa: BLE001 - a tool may raise anything, SystemExit included
-        return Answer(told(error), is_error=True)
+        return CallOutcome(format_error(error), is_error=True)
 
 
-def _finished(value: Any) -> Any:
+def _await_result(value: Any) -> Any:
     """What a coroutine returns in the end, and any other value as it is."""
     if not inspect.iscoroutine(value):
         return value
@@ -89,7 +89,7 @@ def _finished(value: Any) -> Any:
     return asyncio.run(value)
 
 
-def _imported(file: Path) -> ModuleType:
+def _import_file(file: Path) -> ModuleType:
     """The module in `file`, under a name of its own so that it hides no other.
 
     Its folder comes last on the path: `import helper` works beside it, and a `types.py` there harms nobody.
