@@ -1,4 +1,4 @@
-"""Tool calls as JSON: the schema that they are kept to, and what a model wrote, read back.
+"""Tool calls as JSON: build the schema that they keep to, and parse what a model wrote.
 
 Knows the shape of calls; nothing about tokens, nor about what a call does.
 """
@@ -15,15 +15,15 @@ from typing import Any
 from m7b.generation import ToolCall
 
 _MARKER = "[TOOL_CALLS]"
-_START = re.compile(r"\[\s*\{|\{\s*[\"']")  # brackets in prose are none
+_START = re.compile(r"\[\s*\{|\{\s*[\"']")  # other brackets are prose
 _PYTHON_PARTS = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[\[{\]}]", re.DOTALL)
 _MAX_QUOTED = 20_000  # characters that are read as Python; the parser's time grows with them
 
 
 def build_calls_schema(tools: Sequence[Mapping[str, Any]], *, name: str | None = None) -> dict[str, Any]:
-    """The schema of `[{"name": one of the tools, "arguments": what it takes}, …]`, one call at least.
+    """Build the schema of `[{"name": one of the tools, "arguments": what it takes}, …]`, one call at least.
 
-    With `name`, that tool only. References within a tool's own schema lead to where it stands here.
+    With `name` it allows that tool only. References within a tool's own schema are moved along with it.
     """
     functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
     calls = [
@@ -43,12 +43,12 @@ def build_calls_schema(tools: Sequence[Mapping[str, Any]], *, name: str | None =
 
 
 def parse_calls(text: str, *, lenient: bool = False) -> tuple[ToolCall, ...]:
-    """The calls in `text`, none where it holds something else. The ids are ours: models invent theirs badly.
+    """Parse the calls in `text`; returns none where it holds something else. The ids of calls are new.
 
-    A marker, a fence or prose in front of the first list and prose behind it are passed over; another marker
-    there brings another list. `arguments` may be called `parameters`, be JSON in a string or null, and a
-    single call may stand without its list. With `lenient`, Python's quotes are read as well. What is no
-    strict JSON, as NaN, 1e400 and half a character, is no call; of keys that come twice the last counts.
+    It skips a marker, a fence or prose before the first list, and prose behind it; a marker behind it begins
+    another list. `arguments` may be called `parameters`, and be JSON in a string, or null; a single call may
+    stand without its list. With `lenient` it reads Python's quotes as well. NaN, 1e400 and lone surrogates
+    are no strict JSON, and so no call; of keys that come twice the last counts.
     """
     entries: list[Any] = []
     at = 0
@@ -63,7 +63,7 @@ def parse_calls(text: str, *, lenient: bool = False) -> tuple[ToolCall, ...]:
 
 
 def _parse_value(text: str, start: int, *, lenient: bool) -> tuple[Any, int]:
-    """The value that begins at `start` and where it ends; None where there is none."""
+    """Parse the value that begins at `start`; returns it and where it ends, or None and the end of `text`."""
     try:
         return _STRICT.raw_decode(text, start)
     except (ValueError, RecursionError):
@@ -76,7 +76,7 @@ def _parse_value(text: str, start: int, *, lenient: bool) -> tuple[Any, int]:
 
 
 def _find_python_end(text: str) -> int:
-    """Where the bracket that begins `text` is closed, 0 where it is not."""
+    """Find where the bracket that begins `text` is closed, 0 where it is not."""
     depth = 0
     for part in _PYTHON_PARTS.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part[0], 0)
@@ -86,8 +86,8 @@ def _find_python_end(text: str) -> int:
 
 
 def _parse_call(entry: Any) -> ToolCall | None:
-    """The call that a value is, None where it is none."""
-    if not isinstance(entry, dict) or "description" in entry:  # models repeat the list of tools
+    """Parse one call, None where the value is no call."""
+    if not isinstance(entry, dict) or "description" in entry:  # some models repeat the list of tools
         return None
     function = entry.get("function")
     if isinstance(function, dict) and "arguments" in function:
@@ -120,12 +120,12 @@ _STRICT = json.JSONDecoder(parse_constant=_refuse, parse_float=_parse_finite)
 
 
 def _make_id() -> str:
-    """Nine letters and digits, as template v3 wants them."""
+    """Make an id of nine letters and digits, as template v3 demands."""
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
 
 def _move_references(schema: Any, place: str) -> Any:
-    """`schema` with its references leading below `place` instead of the root."""
+    """Move the references in `schema`, so that they lead below `place` instead of the root."""
     match schema:
         case dict():
             return {

@@ -1,4 +1,4 @@
-"""A private SQLite file: made for its owner only, at one version, its errors in our words.
+"""A private SQLite file: readable to its owner only, of one version, with errors of ours.
 
 Knows files and SQLite; nothing about what the tables hold.
 """
@@ -24,8 +24,8 @@ class Database:
         path: the file; None keeps everything in memory and forgets it at the end.
         schema: the statements that make the tables of version 1.
 
-    Everything raises UsageError where the file is another or a damaged one, and OutOfResources where the
-    disk, the permissions or another process do not let it work.
+    Every method raises UsageError where the file is damaged or not ours, and OutOfResources where the disk,
+    the permissions or another process stop it.
     """
 
     VERSION = 1
@@ -41,25 +41,25 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     @contextmanager
     def begin_read(self) -> Iterator[sqlite3.Connection]:
-        """One state of the database, whatever other processes do meanwhile."""
+        """Read in one transaction: the block sees one state, whatever other processes do meanwhile."""
         with self._translate_errors(), self._connection:
             self._connection.execute("BEGIN")
             yield self._connection
 
     @contextmanager
     def begin_write(self) -> Iterator[sqlite3.Connection]:
-        """All of the changes of the body, or none of them where it fails."""
+        """Write in one transaction: all changes of the block, or none where it fails."""
         with self._translate_errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
     def refuse(self, reason: str) -> NoReturn:
-        """Say that the file is not what it should be.
+        """Raise the error that says that the file is damaged or not ours.
 
         Raises:
             UsageError: always.
@@ -80,7 +80,7 @@ class Database:
             pass
         except OSError as error:
             raise OutOfResources(f"cannot make {self._path}: {error.strerror}") from None
-        address = f"{self._path.absolute().as_uri()}?mode=rw"  # which never makes the file
+        address = f"{self._path.absolute().as_uri()}?mode=rw"  # mode=rw never creates the file
         return sqlite3.connect(address, uri=True, timeout=PATIENCE_S, isolation_level=None)
 
     def _prepare(self, schema: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""A conversation as a text to keep: Markdown or JSON. Knows messages and files; nothing about screens."""
+"""Export a conversation as Markdown or JSON. Knows messages and files; nothing about screens."""
 
 import json
 import os
@@ -22,7 +22,7 @@ class ExportFormat(StrEnum):
 
 
 def choose_format(file: Path) -> ExportFormat:
-    """The format that a file's suffix means, Markdown where it means none."""
+    """Choose the format by the suffix of the file; Markdown for all but .json and .jsonl."""
     formats = {".json": ExportFormat.JSON, ".jsonl": ExportFormat.JSONL}
     return formats.get(file.suffix.lower(), ExportFormat.MARKDOWN)
 
@@ -30,7 +30,7 @@ def choose_format(file: Path) -> ExportFormat:
 def format_export(
     conversation: StoredConversation, messages: Sequence[Message], form: ExportFormat = ExportFormat.MARKDOWN
 ) -> str:
-    """The whole text of an export, which UTF-8 can say: half a surrogate pair becomes an escape."""
+    """Format a conversation as the text of an export; lone surrogates become escapes."""
     match form:
         case ExportFormat.MARKDOWN:
             heading = conversation.name or conversation.title or f"Conversation {conversation.id}"

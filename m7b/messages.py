@@ -37,10 +37,10 @@ class Message:
 
 
 def parse_message(value: Any) -> Message:
-    """The message that a JSON object describes.
+    """Parse a message from a JSON object.
 
     Raises:
-        UsageError: it is none.
+        UsageError: `value` is no message.
     """
     if not isinstance(value, dict) or value.get("role") not in ROLES:
         raise UsageError("not a message", hint=f"it needs a role: {', '.join(ROLES)}")

@@ -1,4 +1,4 @@
-"""One conversation over an engine: encode it all, generate, keep the answer, and take things back.
+"""One conversation with a model: encode all of it, generate an answer, keep it, take turns back.
 
 Knows messages, templates and events; nothing about screens, files or tensors.
 """
@@ -49,8 +49,8 @@ class OnFull(StrEnum):
 class ChatModel:
     """A model that can hold a conversation.
 
-    `ctx_size` tokens of prompt and answer fit; `window` is None where attention is full. `about` is what
-    people may want to know of it, by label, and `license` its license as far as the checkpoint tells.
+    `ctx_size` tokens of prompt and answer fit; `window` is None where attention is full. `about` are facts
+    for people, by label; `license` is empty where the checkpoint names none.
     """
 
     name: str
@@ -65,13 +65,13 @@ class ChatModel:
     license: str = ""
 
     def constraint(self, grammar: Grammar) -> Constraint:
-        """`grammar` in this model's tokens, for an answer of its own."""
+        """Compile `grammar` for this model's tokens; the answer does not continue a text."""
         return compile_constraint(
             grammar, self.tokenizer, vocab_size=self.vocab_size, stop_ids=self.stop_ids, continues=False
         )
 
     def call_constraint(self, offer: Offer) -> Constraint | None:
-        """What keeps the calls of `offer` valid."""
+        """Compile the constraint that keeps the calls of `offer` valid, None where there is none."""
         return offer.constraint(self.tokenizer, vocab_size=self.vocab_size, stop_ids=self.stop_ids)
 
 
@@ -89,18 +89,18 @@ SessionEvent = GenerationEvent | Dropped
 class Session:
     """A conversation with a model.
 
-    An answer in progress is the last message as soon as it has text, marked partial, so that whoever looks
-    between two events can save it. Closing the events keeps what was answered until then; an answer that
-    has not begun leaves the conversation as it was before.
+    As soon as an answer in progress has text, it is the last message, marked partial, so a caller can save it
+    between two events. A caller that closes the events keeps the answer so far; where the answer had not
+    begun, the conversation is as it was before.
 
     Args:
-        model: answers.
-        params: sampling; stops of the model are added to them.
+        model: generates the answers.
+        params: how to sample; the stop ids of the model are added to them.
         messages: the conversation so far.
-        tools: offered with every turn.
+        tools: those to offer in every turn.
         tool_choice: what the model may choose of them; see `Offer`.
-        constrains_calls: whether calls are kept valid.
-        grammar: what every answer is kept to.
+        constrains_calls: whether a grammar keeps calls valid.
+        grammar: the one that every answer must satisfy.
         on_full: what to do when the context is full.
     """
 
@@ -147,7 +147,7 @@ class Session:
         return self._n_dropped
 
     def find_last(self, role: str) -> Message:
-        """The last message of `role`.
+        """Find the last message of `role`.
 
         Raises:
             UsageError: there is none.
@@ -155,27 +155,27 @@ class Session:
         return self._messages[self._find_last(role)]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids that `send(text)` would start from, were there room for all."""
+        """Encode the prompt that `send(text)` would make if all of it fitted the context."""
         return self._encode(
             self._select_visible([*_add_missing_results(self._messages), Message("user", text)])
         )
 
     def send(self, text: str) -> Iterator[SessionEvent]:
-        """Say `text` and let the model answer.
+        """Add the user message `text` and let the model answer.
 
         Raises:
             ContextOverflow: there is no room for it.
-            InvalidConversation: the template does not take it.
+            InvalidConversation: the template refuses the messages.
         """
         return self._run_turn([*_add_missing_results(self._messages), Message("user", text)], self.params)
 
     def regenerate(
         self, params: SamplingParams | None = None, *, text: str | None = None
     ) -> Iterator[SessionEvent]:
-        """Answer the last user message again, with other `params` for this once, or put as `text`.
+        """Answer the last user message again, with other `params` for this once, or with another `text`.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is no user message.
         """
         *before, asked = self._messages[: self._find_last("user") + 1]
         return self._run_turn(
@@ -185,9 +185,9 @@ class Session:
     def return_results(
         self, results: Sequence[tuple[ToolCall, str]], *, may_call: bool = True
     ) -> Iterator[SessionEvent]:
-        """Tell the model what its calls came to, and let it answer, or unless `may_call` is false call again.
+        """Add the results of the calls and let the model answer; it may call again if `may_call`.
 
-        The results stay in the conversation whatever comes of it.
+        The results stay in the conversation even where the answer fails.
         """
         for call, content in results:
             extra = {"tool_call_id": call.id, "name": call.name}
@@ -207,7 +207,7 @@ class Session:
                 "an answer that keeps to a grammar cannot be continued", hint="/regen answers anew"
             )
         *question, answer = self._messages
-        # What may have been cut in two is answered again: a character, and the space before a word.
+        # The model writes again what may have been cut in two: a character, or the space before a word.
         begun = answer.text.rstrip(f" {REPLACEMENT}" if answer.is_partial else " ")
         return self._run_turn([*question, Message("assistant", begun)] if begun else question, self.params)
 
@@ -223,7 +223,7 @@ class Session:
         taken = self._messages[asked[-n_turns] :]
         del self._messages[asked[-n_turns] :]
         if self._n_dropped >= len(self._messages) - self._has_system:
-            self._n_dropped = 0  # else nothing would be in sight, for all the room there is
+            self._n_dropped = 0  # else the model would see nothing, though there is room
         return taken
 
     def replace_answer(self, text: str) -> None:
@@ -252,12 +252,12 @@ class Session:
     def _run_turn(
         self, asked: Sequence[Message], params: SamplingParams, *, may_call: bool = True
     ) -> Iterator[SessionEvent]:
-        """Answer `asked`, or go on with its last message where that is an answer."""
+        """Generate an answer to `asked`; where its last message is an answer, continue that one."""
         text = asked[-1].text if asked and asked[-1].role == "assistant" else ""
         question = asked[:-1] if text else asked
         before, n_dropped = self._messages, self._n_dropped
         self.usage = None
-        # A question is kept at once; an old answer until there is a new one.
+        # Keep a question at once; keep an old answer until there is a new one.
         waiting = self._messages = max(before, list(question), key=len)
         try:
             offer = self._make_offer(asked, may_call=may_call)
@@ -300,10 +300,10 @@ class Session:
     def _generate_steps(
         self, asked: Sequence[Message], ids: list[int], params: SamplingParams, rolled: list[Dropped]
     ) -> Iterator[PromptProgress | Step]:
-        """The engine's steps, in several goes where the context rolls; what that drops goes to `rolled`.
+        """Yield the engine's steps; where the context is full and rolls, go on with a shorter prompt.
 
-        The next go begins with the ids of the answer so far, not with its text, which may end in half a
-        character, or in what may yet become a stop string.
+        What rolling drops is appended to `rolled`. The shorter prompt ends with the ids of the answer so far,
+        not with its text: that may end in half a character, or in the start of a stop string.
         """
         tokens: list[int] = []
         while True:
@@ -325,10 +325,10 @@ class Session:
     def _fit(
         self, asked: Sequence[Message], params: SamplingParams, tokens: Sequence[int] = ()
     ) -> tuple[list[int], Dropped | None]:
-        """The prompt, with the `tokens` of the answer so far, and what had to be left out of it.
+        """Encode the prompt and append the `tokens` of the answer so far; drop the oldest turns if need be.
 
-        Dropping changes the beginning of the prompt, so all of it is read again: it goes down to half
-        the context at once, not a turn at a time.
+        Dropping changes the beginning of the prompt, so the model reads all of it again. Therefore it drops
+        down to half the context at once, not a turn at a time.
         """
         ids = [*self._encode(self._select_visible(asked)), *tokens]
         size = self.model.ctx_size
@@ -338,7 +338,7 @@ class Session:
             return ids, None
         n_dropped, n_tokens = self._n_dropped, len(ids)
         if self.on_full in (OnFull.DROP_OLDEST, OnFull.ROLL):
-            room = 1  # when all has been dropped that can be, a short answer is better than none
+            room = 1  # when no more turns can be dropped, a short answer is better than none
             while len(ids) > size // 2 and (turn := self._count_oldest_turn(asked)):
                 self._n_dropped += turn
                 ids = [*self._encode(self._select_visible(asked)), *tokens]
@@ -352,7 +352,7 @@ class Session:
         return ids, Dropped(self._n_dropped - n_dropped, n_tokens - len(ids))
 
     def _count_oldest_turn(self, asked: Sequence[Message]) -> int:
-        """The messages of the oldest turn of `asked` that is in sight, 0 where only the last is."""
+        """Count the messages of the oldest turn that the model sees of `asked`, 0 where it sees only one."""
         start = self._has_system + self._n_dropped
         later = (at for at in range(start + 1, len(asked)) if asked[at].role == "user")
         return next(later, start) - start
@@ -362,16 +362,16 @@ class Session:
         return [*messages[:start], *messages[start + self._n_dropped :]]
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of `messages`, of which a last answer is one to continue."""
+        """Encode `messages`; where the last one is an answer, the model is to continue it."""
         asked = [message.as_json() for message in messages]
         if asked and asked[-1]["role"] == "assistant":
             asked[-1]["prefix"] = True
         return self.model.template.encode(asked, self.tools)
 
     def _make_offer(self, asked: Sequence[Message], *, may_call: bool) -> Offer | None:
-        """The tools for an answer to `asked`; none where that is already begun, and so is text.
+        """Offer the tools for an answer to `asked`; none where the answer is begun already, and so is text.
 
-        A call that was demanded is demanded once: with its result, the model may answer.
+        A call can be demanded once only: with its result, the model may answer.
         """
         if not self.tools or asked[-1].role == "assistant":
             return None
@@ -379,7 +379,7 @@ class Session:
         return Offer(self.tools, choice if may_call else NONE, self.constrains_calls)
 
     def _complete_params(self, params: SamplingParams, offer: Offer | None) -> SamplingParams:
-        """`params` with what the model, the tools and the grammar add to them."""
+        """Add to `params` the stop ids of the model and the constraint of the grammar or the tools."""
         constraint = params.constraint
         if self.grammar is not None:
             constraint = self.model.constraint(self.grammar)
@@ -392,7 +392,7 @@ class Session:
         return bool(self._messages) and self._messages[0].role == "system"
 
     def _find_last(self, role: str) -> int:
-        """Where the last message of `role` is."""
+        """Find the index of the last message of `role`."""
         for at in reversed(range(len(self._messages))):
             if self._messages[at].role == role:
                 return at
@@ -400,12 +400,12 @@ class Session:
 
 
 def _make_calls_message(calls: Sequence[ToolCall]) -> Message:
-    """The calls as OpenAI writes them."""
+    """Make the assistant message that holds the calls, in OpenAI's shape."""
     return Message("assistant", None, {"tool_calls": [call.as_json() for call in calls]})
 
 
 def _add_missing_results(messages: Sequence[Message]) -> list[Message]:
-    """`messages`, with a result for every last call that has none: a chat can end while a tool runs."""
+    """Add a result for every last call that has none: a chat can end while a tool runs."""
     at = len(messages)
     while at and messages[at - 1].role == "tool":
         at -= 1

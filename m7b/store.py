@@ -1,4 +1,4 @@
-"""Conversations on disk. Knows messages and how they are kept; nothing about templates or screens."""
+"""Conversations on disk. Knows messages and how they are stored; nothing about templates or screens."""
 
 import json
 import time
@@ -38,7 +38,7 @@ _Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class StoredConversation:
-    """What a list of conversations says about one of them; times are seconds since 1970."""
+    """What the store knows of a conversation besides its messages; times are seconds since 1970."""
 
     id: int
     name: str | None
@@ -50,11 +50,11 @@ class StoredConversation:
 
 
 class ChangedMeanwhile(M7bError):
-    """Somebody else has changed what was to be replaced."""
+    """Another process has changed the conversation that was to be saved."""
 
 
 class Store:
-    """The conversations in the file `path`, or in memory where it is None; see Database for what can fail."""
+    """The conversations in the file `path`, or in memory where it is None; see Database for the errors."""
 
     def __init__(self, path: Path | None) -> None:
         self._database = Database(path, _SCHEMA)
@@ -68,28 +68,28 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._database.close()
 
     def list_conversations(self) -> list[StoredConversation]:
-        """All of them, the most recently saved first."""
+        """List all conversations, the most recently saved first."""
         with self._database.begin_read() as connection:
             rows = connection.execute(_CONVERSATIONS).fetchall()
         return [self._read_conversation(row) for row in rows]
 
     def find_latest(self) -> StoredConversation | None:
-        """The most recently saved one that has messages."""
+        """Find the most recently saved conversation that has messages."""
         return next((found for found in self.list_conversations() if found.n_messages), None)
 
     def find_named(self, name: str) -> StoredConversation | None:
-        """The one called `name`."""
+        """Find the conversation called `name`."""
         return next((found for found in self.list_conversations() if found.name == name), None)
 
     def find(self, reference: str) -> StoredConversation:
-        """The one whose id or name is `reference`.
+        """Find the conversation whose id or name is `reference`.
 
         Raises:
-            UsageError: there is none; the hint says which there are.
+            UsageError: there is none; the hint lists the latest ones.
         """
         known = self.list_conversations()
         for found in known:
@@ -100,13 +100,16 @@ class Store:
         raise UsageError(f"there is no conversation {reference!r}", hint=hint)
 
     def load_messages(self, id: int) -> list[Message]:
-        """The messages of one conversation, none where it does not exist."""
+        """Load the messages of one conversation, none where it does not exist."""
         with self._database.begin_read() as connection:
             rows = connection.execute(_MESSAGES, (id,)).fetchall()
         return [self._read_message(row) for row in rows]
 
     def search(self, text: str) -> Iterator[tuple[StoredConversation, int, Message]]:
-        """The messages that hold `text` in whatever case, each with its conversation and its position."""
+        """Find the messages that hold `text`, in small letters or capitals.
+
+        Yields each with its conversation and its position there.
+        """
         wanted = text.casefold()
         for conversation in self.list_conversations():  # nothing is locked while the caller takes its time
             for position, message in enumerate(self.load_messages(conversation.id)):
@@ -139,12 +142,12 @@ class Store:
         *,
         seen: Sequence[Message] | None = None,
     ) -> None:
-        """Make the stored messages equal `messages`, all or nothing; `model` None leaves the model as it is.
+        """Replace the stored messages by `messages`, all or nothing; with `model` None, the model stays.
 
-        A conversation that another process has removed meanwhile comes back under its id.
+        Where another process has removed the conversation meanwhile, it is stored again under its id.
 
         Raises:
-            ChangedMeanwhile: other messages are stored than those that were `seen` last.
+            ChangedMeanwhile: the stored messages are not those that the caller has `seen` last.
         """
         rows = [_make_row(message) for message in messages]
         label = None if model is None else as_utf8(model)
@@ -167,7 +170,7 @@ class Store:
             )
 
     def rename(self, id: int, name: str) -> None:
-        """Call a conversation `name`.
+        """Rename a conversation to `name`.
 
         Raises:
             UsageError: `name` is taken or cannot be a name, or there is no such conversation.
@@ -200,12 +203,12 @@ class Store:
 
 
 def as_utf8(text: str) -> str:
-    """`text` with what UTF-8 cannot say, half a surrogate pair, as an escape."""
+    """Return `text` with lone surrogates, which UTF-8 cannot hold, as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def check_name(name: str) -> None:
-    """See that a conversation can be called `name`.
+    """Check that a conversation can be called `name`.
 
     Raises:
         UsageError: it cannot.
@@ -233,7 +236,7 @@ def _make_row(message: Message) -> _Row:
 
 
 def _pack(value: Any) -> bytes:
-    """JSON that keeps every Python string, even half a surrogate pair."""
+    """Write JSON in bytes that keep every Python string, even one with lone surrogates."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 

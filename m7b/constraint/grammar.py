@@ -1,4 +1,4 @@
-"""What an answer may be made to be, and how llguidance is told so."""
+"""The grammars that an answer can be kept to, and how to write them for llguidance."""
 
 import json
 from collections.abc import Mapping
@@ -59,13 +59,13 @@ Grammar = JsonSchema | AnyJson | Regex | Lark | CallsOrText
 
 
 def write_llguidance_grammar(grammar: Grammar, *, behind_space: bool) -> str:
-    """The grammar as llguidance reads it, behind one space if it is asked for.
+    """Write a grammar in llguidance's format; with `behind_space` a space comes first.
 
     Raises:
-        UsageError: a schema says what cannot be enforced, or a grammar is too long.
+        UsageError: a schema asks for what cannot be enforced, or a grammar is too long.
     """
     body = {"name": "body"} | _build_body(grammar)
-    # A grammar of its own: the names of a Lark grammar are the user's.
+    # A grammar of its own, because the names in a Lark grammar belong to the user.
     start = {"lark_grammar": 'start: " " @body' if behind_space else "start: @body"}
     return json.dumps({"grammars": [start, body]})
 

@@ -1,7 +1,7 @@
 """Which JSON schemas can be enforced to the letter. Knows draft 2020-12; knows nothing about tokens.
 
-llguidance ignores keywords that it does not know, and some that it does where they stand in odd places, so
-what it gets to see is rebuilt from the keywords that are known to hold.
+llguidance ignores unknown keywords, and in odd places even known ones. So it never sees the user's schema,
+but one that is rebuilt from keywords that it is known to enforce.
 """
 
 import json
@@ -50,13 +50,13 @@ Schema = dict[str, Any]
 
 
 def rebuild_schema(schema: Any) -> Schema:
-    """What llguidance is to enforce for `schema`.
+    """Rebuild `schema` as one that llguidance enforces fully.
 
     Raises:
         UsageError: it is no schema, or asks for what cannot be enforced; the message names the keyword.
     """
     _check_size(schema)
-    if isinstance(schema, Mapping):  # its own name; nothing else may have one
+    if isinstance(schema, Mapping):  # the name of the whole schema; no part may have an $id
         schema = {key: value for key, value in schema.items() if key != "$id"}
     places: dict[str, Schema] = {}
     root = _rebuild(schema, "#", places)
@@ -71,7 +71,7 @@ def rebuild_schema(schema: Any) -> Schema:
 
 
 def _rebuild(schema: Any, place: str, places: dict[str, Schema]) -> Schema:
-    """`schema` of known keywords; it and all those within it are noted in `places` by their JSON pointers."""
+    """Rebuild `schema` of known keywords; adds it and all schemas in it to `places`, by JSON pointer."""
     if isinstance(schema, bool):
         places[place] = {} if schema else {"anyOf": []}
         return places[place]
@@ -138,7 +138,7 @@ def _check_value(key: str, value: Any, at: str) -> None:
 
 
 def _tighten(schema: Schema) -> None:
-    """Rule out what would satisfy `schema` only on paper, and digits without end."""
+    """Rule out numbers that satisfy `schema` only before they are rounded, and digits without end."""
     if "format" in schema and schema["format"] in _FORMAT_PATTERNS:
         schema.setdefault("allOf", []).append({"pattern": _FORMAT_PATTERNS[schema.pop("format")]})
     types = schema.get("type")
@@ -149,7 +149,7 @@ def _tighten(schema: Schema) -> None:
         if not {"maximum", "exclusiveMaximum"} & schema.keys():
             schema["maximum"] = MAX_NUMBER
     elif (bounds := _BOUNDS & schema.keys()) and "multipleOf" not in schema:
-        # Readers round: 0.99999999999999999999 is below 1 on paper alone. 15 digits always survive.
+        # JSON readers round: they read 0.99999999999999999999 as 1. They keep 15 digits.
         bound = max(abs(schema[key]) for key in bounds)
         schema["multipleOf"] = float(f"1e-{min(9, max(0, 15 - len(str(int(bound)))))}")
 
@@ -164,7 +164,7 @@ def _check_min_properties(schema: Schema, place: str) -> None:
 
 
 def _check_endings(root: Schema, places: Mapping[str, Schema]) -> None:
-    """Refuse a schema that needs itself, for its answers would be without end."""
+    """Refuse a schema that needs itself: its answers would never end."""
     targets = {_unquote(schema["$ref"]) for schema in places.values() if "$ref" in schema} | {"#"}
     ending: set[str] = set()
     while found := {target for target in targets - ending if _can_end(places[target], ending)}:
@@ -174,7 +174,7 @@ def _check_endings(root: Schema, places: Mapping[str, Schema]) -> None:
 
 
 def _can_end(schema: Schema, ending: set[str]) -> bool:
-    """Whether something finite may satisfy `schema`, if that is so for the references in `ending`."""
+    """Whether a finite answer satisfies `schema`, given that this holds for the references in `ending`."""
     if "$ref" in schema and _unquote(schema["$ref"]) not in ending:
         return False
     if not all(_can_end(part, ending) for part in schema.get("allOf", [])):
@@ -196,7 +196,7 @@ def _can_end(schema: Schema, ending: set[str]) -> bool:
 
 
 def _inline_options(schema: Schema, places: Mapping[str, Schema]) -> None:
-    """Put what options of a oneOf refer to in their place: llguidance compares them by sight."""
+    """Replace options of a oneOf that are references: llguidance compares options as they are written."""
     if "oneOf" in schema:
         schema["oneOf"] = [
             places[_unquote(option["$ref"])] if option.keys() == {"$ref"} else option
@@ -205,7 +205,7 @@ def _inline_options(schema: Schema, places: Mapping[str, Schema]) -> None:
 
 
 def _check_literal(value: Any, at: str) -> None:
-    """Refuse literals that llguidance could not write as they are."""
+    """Refuse literals that llguidance cannot write as they are."""
     for literal in _walk_literals(value):
         if _is_number(literal):
             _expect(abs(literal) <= MAX_NUMBER, at, literal, f"a number within ±{MAX_NUMBER}")
@@ -259,7 +259,7 @@ def _shorten(value: Any) -> str:
 
 
 def _unquote(reference: str) -> str:
-    """A reference in the spelling of our places."""
+    """Spell a reference like the keys of `places`."""
     return unquote(reference)
 
 

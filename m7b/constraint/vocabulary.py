@@ -1,4 +1,4 @@
-"""The bytes behind each id of a tokenizer, whatever its kind, and llguidance's view of them."""
+"""The bytes of each id of any tokenizer, and the same vocabulary as llguidance needs it."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,9 +11,9 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def list_token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes that each id adds to a text in which it is not the first; none for control ids.
+    """List the bytes that each id adds to a text in which it is not the first; none for control ids.
 
-    An id is decoded behind a letter. Where it holds only a part of a character, its piece names the bytes:
+    Each id is decoded after a letter. Where it is only a part of a character, its piece names the bytes:
     `<0xE2>` in SentencePiece vocabularies, letters that stand for bytes in GPT-2's alphabet.
     """
     anchor = tokenizer.encode("a", bos=False)
@@ -37,18 +37,18 @@ def list_token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def strips_space(tokenizer: Tokenizer, tokens: Sequence[bytes]) -> bool:
-    """Whether a space at the beginning of a text is no part of it, as in SentencePiece."""
+    """Whether decoding drops a space at the beginning of a text, as SentencePiece does."""
     spaced = next((token for token, text in enumerate(tokens) if re.fullmatch(rb" \w+", text)), None)
     return spaced is not None and not tokenizer.decode([spaced]).startswith(" ")
 
 
 class Vocabulary:
-    """The ids of a model as llguidance sees them.
+    """The ids of a model as llguidance needs them.
 
     Args:
-        tokenizer: knows the text of ids.
+        tokenizer: gives the text of ids.
         vocab_size: the model's number of ids, which may exceed the tokenizer's.
-        stop_ids: those that end an answer.
+        stop_ids: the ids that end an answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: frozenset[int]) -> None:
@@ -70,7 +70,7 @@ class Vocabulary:
         self.n_bytes = -(-vocab_size // 32) * 4
         encode = _make_encoder(tokenizer, tuple(tokens), self.strips_space)
         for token in stop_ids:
-            tokens[token] = b"\xff" + f"<{token}>".encode()  # 0xFF marks what is no text
+            tokens[token] = b"\xff" + f"<{token}>".encode()  # 0xFF marks ids that are no text
         self.backend = LLTokenizer(
             _Wrapper(tokens, sorted(stop_ids), encode),  # type: ignore[arg-type]
             eos_token=sorted(stop_ids),
@@ -80,12 +80,12 @@ class Vocabulary:
 
 @lru_cache(maxsize=4)  # decoding every id takes half a second
 def build_vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: frozenset[int]) -> Vocabulary:
-    """The vocabulary of a model, made once."""
+    """Build the vocabulary of a model, once."""
     return Vocabulary(tokenizer, vocab_size, stop_ids)
 
 
 class _Wrapper:
-    """What LLTokenizer asks of a tokenizer."""
+    """The attributes and the call that LLTokenizer expects of a tokenizer."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -103,11 +103,12 @@ class _Wrapper:
 def _make_encoder(
     tokenizer: Tokenizer, tokens: Sequence[bytes], strips_space: bool
 ) -> Callable[[str], list[int]]:
-    """Encodes what carries on from a text, so that no space is put in front, and to the byte.
+    """Make a function that encodes the continuation of a text: without a space in front, and byte by byte.
 
-    A tokenizer may normalise: SentencePiece makes a space of U+2581. There the longest pieces are taken.
+    Where the tokenizer would change the text (SentencePiece turns U+2581 into a space), the function takes
+    the longest pieces that fit.
     """
-    head = tokenizer.encode("\n", bos=False) if strips_space else []  # in no piece with what follows
+    head = tokenizer.encode("\n", bos=False) if strips_space else []  # no piece joins it with what follows
     ids = {text: token for token, text in enumerate(tokens) if text}
     longest = max(map(len, ids))
 
@@ -128,14 +129,14 @@ def _make_encoder(
 
 
 def _build_byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: visible Latin-1 stands for itself, the rest is counted from U+0100."""
+    """Build GPT-2's letters for bytes: visible Latin-1 stands for itself, other bytes count from U+0100."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _make_bits(ids: Iterable[int]) -> int:
-    """One bit for each of `ids`."""
+    """Make a number with one bit set for each of `ids`."""
     bits = 0
     for token in ids:
         bits |= 1 << token

@@ -27,15 +27,15 @@ _COLUMN_CELLS = 8  # a terminal that has less for each column shows a table as i
 
 
 class MarkdownStream:
-    """Prints Markdown for good line by line and word by word; only the open end of a line is redrawn.
+    """Prints Markdown line by line and word by word; it redraws only the last words of the current line.
 
     The cursor never moves up, so neither a long answer nor a resized terminal can garble what was printed.
-    A line end in the text stays one. A text shown before is shown again by `write` and `finish`.
+    A line end in the text stays a line end. To show an old text, `write` it and `finish`.
 
     Args:
         stream: stdout unless another is given.
-        plain: passes the text through as it is; by default where there is no terminal, or a dumb one.
-        width: the columns of the terminal at this moment.
+        plain: whether to write the text as it is; None does so where there is no terminal, or a dumb one.
+        width: returns the columns of the terminal at this moment.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class MarkdownStream:
         self._reset()
 
     def resume(self, before: str) -> None:
-        """Go on behind `before`, which was shown elsewhere: a block of code that it leaves open is open."""
+        """Continue the text `before`, which is on the screen already and may end in an open code block."""
         if self._is_plain:
             return
         *lines, begun = before.split("\n")
@@ -70,8 +70,8 @@ class MarkdownStream:
         """Show more of the text.
 
         Raises:
-            PipeClosed: nobody reads any more.
-            OutOfResources: the stream does not take it.
+            PipeClosed: the reader of the pipe has gone.
+            OutOfResources: the stream cannot be written.
         """
         if not text:
             return
@@ -85,7 +85,7 @@ class MarkdownStream:
         self._row.update(self._format_tail())
 
     def finish(self) -> None:
-        """The text is over, be it complete or cut off: make all of it final, and end its last line."""
+        """End the text, complete or cut off: print all of it, and end its last line."""
         if self._is_plain:
             if self._line not in ("", "\n"):
                 self._output.write("\n")
@@ -124,7 +124,7 @@ class MarkdownStream:
         elif self._fence is not None:
             self._line += char
         elif char == " " and not (self._is_started or self._line):
-            pass  # a model's habit to begin with a space indents nothing
+            pass  # models often begin with a space, which indents nothing
         else:
             if self._has_gap and char not in " \t":
                 self._row.end_line()
@@ -136,7 +136,7 @@ class MarkdownStream:
                 self._put_settled(self._block)
 
     def _decide(self, *, is_whole: bool) -> None:
-        """Find out what the line is, and begin it if it is text."""
+        """Find out what kind of block the line is, and begin to print it if it is text."""
         block = parse_block(self._line, is_whole=is_whole)
         if self._at and not isinstance(block, Fence | None):
             block = Prose("", 0, self._at)  # a resize made its first characters final as they were
@@ -148,9 +148,9 @@ class MarkdownStream:
         self._block = block
 
     def _put_settled(self, block: Prose) -> None:
-        """Print the words that nothing can change any more.
+        """Print the words that later text cannot change any more.
 
-        A word ends where a space follows it, next to a wide character, or anywhere after too long a wait.
+        A word ends before a space and next to a wide character; after too long a wait, it ends anywhere.
         """
         before, char = self._line[-2:-1], self._line[-1]
         is_long = len(self._line) - self._at > HOLD
@@ -196,7 +196,7 @@ class MarkdownStream:
         self._is_started = True
 
     def _skip_shown_line(self, line: str) -> None:
-        """Take in a line that was shown elsewhere, as far as it opens or closes a block of code."""
+        """Read a line that is on the screen already: it may open or close a block of code."""
         if self._fence is None or not self._fence.covers(line):
             block = parse_block(line, is_whole=True) if line.strip() else None
             self._fence = None
@@ -236,7 +236,7 @@ class MarkdownStream:
         self._row.end_line()
 
     def _format_marks(self, block: Prose) -> tuple[Text, Text]:
-        """What stands in front of the text, and in front of its further rows."""
+        """Format the marks in front of the first row of a text, and in front of its further rows."""
         texts = []
         for marks in (re.sub(r"[-*+](?=\s)", self._bullet, block.marks), re.sub(r"[^\s>]", " ", block.marks)):
             text = Text(marks.replace(">", self._bar))

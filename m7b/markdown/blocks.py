@@ -1,9 +1,9 @@
-"""What a line of Markdown is, told as soon as its first characters allow. Knows one line; prints nothing."""
+"""Tell what a line of Markdown is, as soon as its first characters say so. Knows one line; prints nothing."""
 
 import re
 from dataclasses import dataclass
 
-HOLD = 300  # characters after which text that waits for its meaning is taken literally
+HOLD = 300  # characters after which text of unknown meaning is taken literally
 
 _CONTAINER = re.compile(r"[ \t]*(?:> ?|(?:[-*+]|\d{1,9}[.)])[ \t]+(?=\S))")
 _HEADING = re.compile(r"[ \t]*(#{1,6})[ \t]+(?=\S)")
@@ -19,7 +19,7 @@ _UNDECIDED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Prose:
-    """Running text: the indentation, bullets, numbers and quote marks in front, and where the text starts."""
+    """Text: `marks` are indentation, bullets, numbers and quote marks; it starts at character `start`."""
 
     marks: str
     heading: int  # its level, 0 where it is none
@@ -58,7 +58,7 @@ Block = Prose | Rule | Fence | TableRow
 
 
 def parse_block(line: str, *, is_whole: bool) -> Block | None:
-    """What `line` is, or None where that depends on what follows and the line is not whole yet."""
+    """Tell what `line` is, or None where that still depends on the rest of the line."""
     if is_whole and _RULE.fullmatch(line):
         return Rule()
     if _TABLE_ROW.match(line):

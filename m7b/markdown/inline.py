@@ -21,7 +21,7 @@ _OPENERS = re.compile(r"\*(?=\S)|(?<!\w)_(?=\S)|~~(?=\S)|`|<\S*$|\]\([^)]*$")
 
 
 class _Parser(MarkdownIt):
-    """HTML and entities stay as they are written, and so do addresses: they are read, not opened."""
+    """Leaves HTML, entities and addresses as they are written: people read addresses, nobody opens them."""
 
     def __init__(self) -> None:
         super().__init__("commonmark", {"html": False})
@@ -41,16 +41,16 @@ _PARSER = _Parser()
 
 
 def is_settled(source: str) -> bool:
-    """Whether nothing that follows can restyle `source`: no delimiter in it waits for its partner."""
+    """Whether later text cannot change the style of `source`: every delimiter in it has its partner."""
     if not _MARKUP.search(source):
         return True
-    # Escapes, code and what has its partner are opaque, but next to a delimiter they count as punctuation.
+    # Escapes, code and pairs become a dot: next to a delimiter they count as punctuation.
     left = "".join(token.content if token.type == "text" else "." for token in _parse(source))
     return not (_OPENERS.search(left) or _has_open_bracket(left))
 
 
 def render(source: str, style: str = "") -> Text:
-    """`source` without its markup, styled. A link is followed by its address."""
+    """Render `source` as styled text without its markup. The address of a link follows its text."""
     text = Text(style=style)
     if not _MARKUP.search(source):
         return text.append(source)
@@ -75,7 +75,7 @@ def render(source: str, style: str = "") -> Text:
 
 
 def render_table(lines: list[str]) -> Table:
-    """The table that `lines` spell: a head, a delimiter row, rows."""
+    """Render a table of its `lines`: a head, a delimiter row, rows."""
     head, delimiters, *rows = (_split_cells(line) for line in lines)
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for column in range(count_columns(lines)):
@@ -88,7 +88,7 @@ def render_table(lines: list[str]) -> Table:
 
 
 def count_columns(lines: list[str]) -> int:
-    """How many columns the longest of `lines` has."""
+    """Count the columns of the longest of `lines`."""
     return max(len(_split_cells(line)) for line in lines)
 
 
@@ -104,7 +104,7 @@ def _has_open_bracket(text: str) -> bool:
 
 
 def _format_address(token: Token) -> str:
-    """Where a link or an image leads, with its title; an entity may have put a line end into it."""
+    """Format the address of a link or an image, with its title, in one line."""
     attributes: dict[str, Any] = token.attrs
     title = f' "{attributes["title"]}"' if attributes.get("title") else ""
     return printable(f"{attributes.get('href', attributes.get('src'))}{title}").replace("\n", " ")

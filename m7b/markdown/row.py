@@ -1,7 +1,7 @@
-"""The terminal's current row: final text, and a live tail behind it that is replaced until it is final.
+"""The current row of the terminal: final text, and behind it a tail that may still be replaced.
 
-Knows rows, cells and escape sequences, and only ever goes on or back to the row's start; knows nothing of
-Markdown.
+Knows rows, cells and escape sequences; moves the cursor only forward and to the start of the row. Knows
+nothing of Markdown.
 """
 
 import re
@@ -22,9 +22,9 @@ _EMOJI_PARTS = re.compile("[\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff]")
 
 
 class TerminalRow:
-    """Wraps final text and shows the tail. Nothing is written before `update`, and then all at once.
+    """Wraps final text and shows the tail. Only `update` writes, and all at once.
 
-    The last column stays empty: what terminals do there differs.
+    The last column stays empty, because terminals differ in what they do there.
     """
 
     def __init__(self, console: Console, width: int) -> None:
@@ -33,8 +33,8 @@ class TerminalRow:
         self._width = width
         self._batch: list[str] = []
         self._column = 0  # cells of final text in this row
-        self._hang = Text()  # what rows begin with after a wrap
-        self._is_wrapped = False  # and nothing but that stands in the row
+        self._hang = Text()  # the text that rows begin with after a wrap
+        self._is_wrapped = False  # the row holds nothing but that
         self._is_vague = False  # terminals disagree on the cells of what stands in the row
         self._tail = ""
         self._tail_column = 0
@@ -50,7 +50,7 @@ class TerminalRow:
         return self._column == 0
 
     def begin(self, marks: Text, hang: Text) -> None:
-        """Begin a line with `marks`; its further rows begin with `hang`. Narrow terminals get less of it."""
+        """Begin a line with `marks`, its further rows with `hang`. Narrow terminals show less of both."""
         self._hang = hang
         if _count_cells(marks.plain) > self.limit // 2:
             marks = marks[len(marks) - len(marks.plain.lstrip()) :]
@@ -60,7 +60,7 @@ class TerminalRow:
             self.put(marks)
 
     def put(self, text: Text) -> None:
-        """Add final text, wrapped between words, between wide characters, and within what fits no row."""
+        """Add final text; wraps it between words, at wide characters, and inside words that fit no row."""
         gap = Text()
         for piece in text.divide(_find_breaks(text.plain, self.limit - self._hang_cells)):
             if not piece.plain.strip(" "):
@@ -77,7 +77,7 @@ class TerminalRow:
             gap = Text()
 
     def put_line(self, text: Text) -> None:
-        """Add a final line as it is, which the terminal wraps, without blanks at its end."""
+        """Add a final line without blanks at its end; the terminal wraps it."""
         text.rstrip()
         if _count_cells(text.plain.expandtabs(_TAB)) > self.limit:
             text.expand_tabs(_TAB)  # a tab does not wrap: the terminal would write over the row's last cell
@@ -85,7 +85,7 @@ class TerminalRow:
         self.end_line()
 
     def put_block(self, block: RenderableType) -> None:
-        """Add something that Rich lays out over several rows."""
+        """Add something that Rich renders in several rows."""
         options = self._console.options.update_width(self.limit)
         for line in self._console.render_lines(block, options, pad=False):
             self._batch.append(f"{self._render_ansi(line)}\n")
@@ -98,10 +98,10 @@ class TerminalRow:
     def resize(self, width: int) -> int:
         """Go on with another width.
 
-        A row that the terminal had to reflow cannot be rewritten: what it shows becomes final.
+        Where the terminal had to wrap the row, it cannot be rewritten: the tail on it becomes final.
 
         Returns:
-            The characters of the tail that are final now.
+            How many characters of the tail have become final.
         """
         if width == self._width:
             return 0
@@ -117,8 +117,8 @@ class TerminalRow:
         """Write what was added, and show `tail` behind it as far as the row has room.
 
         Raises:
-            PipeClosed: nobody reads any more.
-            OutOfResources: the terminal does not take it.
+            PipeClosed: the reader of the pipe has gone.
+            OutOfResources: the terminal cannot be written.
         """
         tail = "" if self._is_vague else _clip(tail, self.limit - self._column)
         shown = "".join(self._batch) + tail
@@ -170,12 +170,12 @@ class TerminalRow:
 
 
 def is_wide(char: str) -> bool:
-    """Whether text may be broken next to `char`, which takes two cells."""
+    """Whether `char` takes two cells, so that a row may end before or after it."""
     return not char.isascii() and get_character_cell_size(char) == 2 and not _EMOJI_PARTS.match(char)
 
 
 def _find_breaks(plain: str, widest: int) -> list[int]:
-    """Where `plain` may be parted: "ab 中文" at 2, 3 and 4."""
+    """Find where `plain` may be wrapped: "ab 中文" at 2, 3 and 4."""
     offsets: list[int] = []
     for word in re.finditer(" +|[^ ]+", plain):
         offsets.append(word.start())
@@ -188,7 +188,7 @@ def _find_breaks(plain: str, widest: int) -> list[int]:
 
 
 def _clip(tail: str, room: int) -> str:
-    """As much of `tail` as fits, a cell for each tab."""
+    """Cut `tail` to what fits into `room` cells; a tab takes one cell."""
     room = max(0, room)  # a wide character may stand in a row that is too narrow for it
     tail = tail[:room].replace("\t", " ")
     while _count_cells(tail) > room:
@@ -197,7 +197,7 @@ def _clip(tail: str, room: int) -> str:
 
 
 def _count_cells(text: str) -> int:
-    """The cells that `text` takes, and where terminals disagree the most that it may take."""
+    """Count the cells that `text` takes; where terminals disagree, the most that it may take."""
     if text.isascii():
         return len(text)
     apart = sum(2 if _EMOJI_PARTS.match(char) else get_character_cell_size(char) for char in text)

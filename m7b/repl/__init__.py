@@ -1,6 +1,6 @@
-"""The chat on a terminal: what is typed, what is shown, and the commands that begin with a slash.
+"""The chat on a terminal: the prompt, the screen, and the commands that begin with a slash.
 
-Knows sessions, the store and terminals; is handed a model and knows nothing about how one is loaded.
+Knows sessions, the store and terminals; gets a model and knows nothing about how to load one.
 """
 
 from m7b.repl.autosaver import Autosaver

@@ -1,4 +1,4 @@
-"""A chat in progress: takes lines, asks the session, shows and keeps what comes of it."""
+"""A chat in progress: takes lines, asks the session, shows the answers and saves them."""
 
 import re
 import traceback
@@ -25,10 +25,10 @@ class Reader(Protocol):
     """Where lines come from."""
 
     def read(self, draft: str) -> str:
-        """The next message, typed over `draft`.
+        """Return the next message; the user types over `draft`.
 
         Raises:
-            EOFError: there will be none.
+            EOFError: there will be no more messages.
         """
         ...
 
@@ -37,11 +37,11 @@ class Chat:
     """One conversation on a screen.
 
     Args:
-        session: answers.
-        screen: shows.
-        autosaver: keeps.
+        session: generates the answers.
+        screen: shows them.
+        autosaver: saves them.
         toolbelt: runs the tools that the model calls.
-        open_model: loads the model of a name or a path, for /model.
+        open_model: loads the model with a name or at a path, for /model.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Chat:
         self.offer_tools()
 
     def run(self, reader: Reader) -> None:
-        """Take lines until there are no more, or one of them ends the chat. Nothing else does."""
+        """Read lines and run them until there are no more, or a command ends the chat."""
         with ignore_ctrl_c():
             while not self.is_over:
                 draft, self.draft = self.draft, ""
@@ -78,7 +78,7 @@ class Chat:
                 self.run_line(line)
 
     def run_line(self, line: str) -> None:
-        """Do what `line` says: a command, or a message for the model."""
+        """Run a command, or send a message to the model."""
         if not unquote(line).strip():
             return
         try:
@@ -96,18 +96,18 @@ class Chat:
             self.screen.note(f"{traceback.format_exc()}this is a bug in m7b; the chat goes on", "red")
 
     def say(self, text: str, *, draft: str = "") -> Finished | None:
-        """Say `text` to the model, with the files that are attached in front of it; see `ask`."""
+        """Send `text` to the model, with the attached files in front of it; see `ask`."""
         finished = self.ask(self.session.send(self.compose(text)), draft=draft)
         if not self.draft:
             self.attached.clear()
         return finished
 
     def compose(self, text: str) -> str:
-        """The message that `text` makes, with the files that are attached in front of it."""
+        """Put the attached files in front of `text`; returns the whole message."""
         return "\n\n".join([*self.attached.values(), text])
 
     def ask(self, events: Iterator[SessionEvent], *, draft: str) -> Finished | None:
-        """Show an answer; if none comes of it, the next prompt begins with `draft`."""
+        """Show an answer; where there is none in the end, the next prompt begins with `draft`."""
         before = self.session.messages
         try:
             return self.show(events)
@@ -116,11 +116,11 @@ class Chat:
                 self.draft = draft
 
     def offer_tools(self) -> None:
-        """Offer the model the tools that are on.
+        """Offer the tools to the model, if they are on.
 
         Raises:
-            UsageError: its chat template has no place for them, or answers keep to a grammar; none is
-                offered then.
+            UsageError: the chat template has no place for tools, or answers keep to a grammar; then no
+                tool is offered.
         """
         self.session.tools = None
         if offered := self.toolbelt.list_offered():
@@ -130,7 +130,7 @@ class Chat:
             self.session.tools = offered
 
     def show(self, events: Iterator[SessionEvent], *, continues: bool = False) -> Finished | None:
-        """Show an answer while it comes, and keep it; make the calls that it asks for, and show what follows.
+        """Show an answer while it comes, and save it; run its calls, and show the answer to their results.
 
         Returns:
             The end of the last answer, None where it was interrupted.
@@ -145,9 +145,7 @@ class Chat:
         return finished
 
     def _show_one(self, events: Iterator[SessionEvent], *, continues: bool = False) -> Finished | None:
-        """Show one answer while it comes, and keep it.
-
-        Ctrl-C ends it; what was said until then stands.
+        """Show one answer while it comes, and save it. Ctrl-C ends the answer; its text until then stays.
 
         Returns:
             The end of the answer, None where it was interrupted.
@@ -178,7 +176,9 @@ class Chat:
                                 finished = event
                             case other:
                                 assert_never(other)
-                        with suppress(M7bError):  # a disk that fails ends no answer; what follows tells
+                        with suppress(
+                            M7bError
+                        ):  # a disk that fails ends no answer; the last save below reports it
                             self.autosaver.save_if_due(self.session)
                     if self.session.messages != before:  # the event that Ctrl-C took may have been text
                         answer.write(self.session.find_last("assistant").text[n_shown:])
@@ -191,7 +191,7 @@ class Chat:
         return finished
 
     def format_toolbar(self) -> str:
-        """The state of the chat in one line."""
+        """Format the state of the chat as one line."""
         session, model = self.session, self.session.model
         usage = session.usage
         parts = [model.name, f"{self._count_tokens()} of {model.ctx_size} tokens"]
@@ -207,13 +207,13 @@ class Chat:
         return " · ".join(parts)
 
     def _count_tokens(self) -> int:
-        """The tokens of the next prompt before anything is typed, counted again where something changed."""
+        """Count the tokens of the next prompt before anything is typed; count again only after a change."""
         session = self.session
         counted = (session.model, session.n_dropped, session.messages, tuple(self.attached))
         if self._token_count[0] != counted:
             try:
                 self._token_count = counted, len(session.encode_prompt(self.compose("")))
-            except M7bError:  # the next message will meet it again, and tell
+            except M7bError:  # the next message will meet the error again and show it
                 self._token_count = counted, 0
         return self._token_count[1]
 
@@ -239,7 +239,7 @@ class Chat:
 
 
 def unquote(line: str) -> str:
-    '''The text of a line, or of a block between """ and """.'''
+    '''Return the text of a line, or of a block between """ and """.'''
     text = line.strip()
     if len(text) >= 6 and text.startswith('"""') and text.endswith('"""'):
         return text[3:-3].strip("\n")
@@ -247,12 +247,12 @@ def unquote(line: str) -> str:
 
 
 def format_progress(event: PromptProgress) -> str:
-    """How far the prompt has been read."""
+    """Say how far the model has read the prompt."""
     return f"reading the conversation: {event.done} of {event.total} tokens, {event.reused} reused"
 
 
 def format_dropped(event: Dropped, on_full: str) -> str:
-    """What to tell of messages that no longer fit."""
+    """Say which messages no longer fit the context."""
     messages = "message" if event.n_messages == 1 else f"{event.n_messages} messages"
     return (
         f"the context is full: the oldest {messages} ({event.n_tokens} tokens) are out of the model's sight "

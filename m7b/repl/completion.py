@@ -1,4 +1,4 @@
-"""What Tab offers at the prompt: commands, parameters, files, conversations, models."""
+"""Completion with Tab at the prompt: commands, parameters, files, conversations, models."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -19,13 +19,13 @@ _PATHS = PathCompleter(expanduser=True)
 
 
 class SlashCompleter(Completer):
-    """Completes lines that begin with a slash; text for the model is left alone."""
+    """Completes lines that begin with a slash; it leaves text for the model alone."""
 
     def __init__(self, chat: "Chat") -> None:
         self._chat = chat
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        """What may follow at the cursor."""
+        """Yield what may follow at the cursor."""
         line = document.text_before_cursor
         if not line.startswith("/") or line.startswith("//") or "\n" in line:
             return
@@ -61,5 +61,5 @@ class SlashCompleter(Completer):
 
 
 def _complete_word(word: str, words: Iterable[str]) -> Iterator[Completion]:
-    """Completions of `word` to each of `words` that begins with it."""
+    """Complete `word` to each of `words` that begins with it."""
     return (Completion(found, start_position=-len(word)) for found in words if found.startswith(word))

@@ -32,17 +32,17 @@ PARAMETERS: Mapping[str, Callable[[str], Any]] = {
     "seed": _parse_optional_integer,
     "stop": _parse_texts,
 }
-"""Every parameter and what reads its value."""
+"""Every parameter, and the function that reads its value."""
 
 _ALIASES = {"num_predict": "max_tokens", "n_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 _OTHERS = {"num_ctx": "--ctx-size", "ctx_size": "--ctx-size", "window": "--window"}
 
 
 def parse_assignments(text: str) -> list[tuple[str, str]]:
-    """The names and values in `NAME VALUE`, `parameter NAME VALUE`, or any number of `NAME=VALUE`.
+    """Read names and values from `NAME VALUE`, `parameter NAME VALUE`, or any number of `NAME=VALUE`.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the text is none of these.
     """
     text = text.removeprefix("parameter ").strip()
     name, _, rest = text.partition(" ")
@@ -62,7 +62,7 @@ def parse_assignments(text: str) -> list[tuple[str, str]]:
 
 
 def change_params(params: SamplingParams, pairs: list[tuple[str, str]]) -> SamplingParams:
-    """`params` with new values.
+    """Return `params` with new values.
 
     Raises:
         UsageError: a name is unknown, or a value is out of range.

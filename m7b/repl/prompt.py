@@ -25,9 +25,9 @@ class Prompt:
 
     Args:
         completer: what Tab offers.
-        toolbar: the line below the prompt, asked for whenever it is drawn.
-        is_multiline: whether Enter begins a new line and Alt+Enter sends, instead of the other way round.
-        history_file: where to keep what was typed; None forgets it at the end.
+        toolbar: returns the line below the prompt; called whenever the prompt is drawn.
+        is_multiline: returns whether Enter begins a new line and Alt+Enter sends, not the other way round.
+        history_file: where to save typed lines; None forgets them at the end.
         vi: the keys of vi instead of Emacs.
     """
 
@@ -57,16 +57,16 @@ class Prompt:
         )
 
     def read(self, draft: str) -> str:
-        """The next message, typed over `draft`.
+        """Return the next message; the user types over `draft`.
 
         Raises:
             EOFError: Ctrl+D in an empty prompt, or the terminal has gone.
         """
-        return self._session.prompt(default=draft, handle_sigint=False)  # it comes as a key
+        return self._session.prompt(default=draft, handle_sigint=False)  # Ctrl-C comes as a key
 
 
 class _PrivateHistory(FileHistory):
-    """What was typed, readable to its owner only; a disk that does not take it is no reason to stop."""
+    """A history file that only its owner can read; errors of the disk are ignored."""
 
     def store_string(self, string: str) -> None:
         path = Path(os.fsdecode(self.filename))
@@ -93,7 +93,7 @@ def _continuation(width: int, line: int, wraps: int) -> AnyFormattedText:
 
 
 def _bind_keys(is_multiline: Callable[[], bool]) -> KeyBindings:
-    """Our keys; all others are prompt-toolkit's."""
+    """Bind our keys; all others are prompt-toolkit's."""
     bindings = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)
 

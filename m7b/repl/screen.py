@@ -1,4 +1,4 @@
-"""What a chat shows: answers, remarks about them, progress. Knows terminals; nothing about sessions."""
+"""The screen of a chat: answers, remarks about them, progress. Knows terminals; nothing about sessions."""
 
 import io
 import sys
@@ -18,8 +18,8 @@ class Screen:
     """Where a chat shows things: Markdown on a terminal, the bare text elsewhere.
 
     Args:
-        markdown: whether answers are rendered; they show as they are otherwise.
-        is_interactive: whether somebody types. Else stdout holds the answer alone, and remarks go to stderr.
+        markdown: whether to render answers; else they are shown as they are.
+        is_interactive: whether somebody types. Else stdout gets the answer alone and stderr the remarks.
     """
 
     def __init__(self, *, markdown: bool = True, is_interactive: bool = True) -> None:
@@ -32,7 +32,7 @@ class Screen:
 
     @contextmanager
     def begin_answer(self, *, after: str = "") -> Iterator["AnswerView"]:
-        """A place for one answer, or its rest `after` some text; it ends with a newline however it ends."""
+        """Open a view for one answer, or for its rest `after` some text. At the end it writes a newline."""
         stream = MarkdownStream(plain=None if self._markdown else True)
         stream.resume(after)
         answer = AnswerView(self, stream)
@@ -47,7 +47,7 @@ class Screen:
                 self.note(remark, "yellow")
 
     def show_progress(self, text: str) -> None:
-        """Show what goes on, in a line that is never wrapped and so can be taken away."""
+        """Show progress in one line, cut to the width of the terminal so that it can be removed again."""
         if not self._console.is_dumb_terminal:
             self.status.show(text[: self._console.width - 1])
 
@@ -64,11 +64,11 @@ class Screen:
             note(text)
 
     def show_dim(self, text: str) -> None:
-        """Show more of a line of something that is no answer."""
+        """Show dim text that is no answer, without ending the line."""
         self._console.print(Text(printable(text), "dim"), end="", soft_wrap=True)
 
     def show_table(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Show labels and what belongs to them, in two columns."""
+        """Show labels and values in two columns."""
         grid = Table.grid(padding=(0, 2))
         for label, value in rows:
             grid.add_row(Text(label), Text(printable(value), "dim", overflow="fold"))
@@ -79,7 +79,7 @@ class Screen:
         self._console.print(Text(printable(text)), soft_wrap=True)
 
     def show_pieces(self, pieces: Iterable[tuple[str, bool]]) -> None:
-        """Show vocabulary entries one behind the other, control tokens in colour."""
+        """Show vocabulary entries one after another, control tokens in colour."""
         styled = ((printable(piece), "bold magenta" if is_control else "") for piece, is_control in pieces)
         self._console.print(Text.assemble(*styled), soft_wrap=True)
 
@@ -96,28 +96,28 @@ class AnswerView:
         self._screen = screen
         self._stream = stream
         self.has_begun = self.has_calls = False
-        self.remarks: list[str] = []  # that wait for the end
+        self.remarks: list[str] = []  # shown after the answer
 
     def write(self, text: str) -> None:
-        """Show more of it."""
+        """Show more of the answer."""
         self._screen.status.clear()
         self._stream.write(text)
         self.has_begun = True
 
     def write_call(self, text: str) -> None:
-        """Show more of a call as it forms, where somebody watches."""
+        """Show more of a call as it forms, if the screen is interactive."""
         self._screen.status.clear()
         if self._screen.is_interactive:
             self._screen.show_dim(text)
             self.has_calls = True
 
     def show_progress(self, text: str) -> None:
-        """Show what goes on before the first word."""
+        """Show progress until the first word comes."""
         if not self.has_begun:
             self._screen.show_progress(text)
 
     def remark(self, text: str) -> None:
-        """Show a remark, if need be when the answer is over."""
+        """Show a remark now, or after the answer where that has begun."""
         if self.has_begun:
             self.remarks.append(text)
         else:

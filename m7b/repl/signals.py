@@ -1,4 +1,4 @@
-"""Ctrl-C at the wrong moment: where it stops something, and where it must wait. Knows signals only."""
+"""What Ctrl-C does in a block: nothing, stop it, or wait until it ends. Knows signals only."""
 
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -10,14 +10,14 @@ T = TypeVar("T")
 
 @contextmanager
 def ignore_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C do nothing."""
+    """Let Ctrl-C do nothing in the block."""
     with _call_on_ctrl_c(lambda *_: None):
         yield
 
 
 @contextmanager
 def raise_on_ctrl_c() -> Iterator[None]:
-    """Let the first Ctrl-C raise KeyboardInterrupt in the body; more of them do nothing."""
+    """Let the first Ctrl-C raise KeyboardInterrupt in the block; further ones do nothing."""
     is_open = True
 
     def stop(*_: object) -> None:
@@ -33,7 +33,7 @@ def raise_on_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def delay_ctrl_c() -> Iterator[None]:
-    """Put Ctrl-C off until the body is done: for the few milliseconds in which it would leave a mess."""
+    """Delay Ctrl-C until the block ends: for a few milliseconds of work that must not be half done."""
     caught: list[tuple[Any, Any]] = []
     with _call_on_ctrl_c(lambda *arguments: caught.append(arguments)) as before:
         yield
@@ -42,9 +42,10 @@ def delay_ctrl_c() -> Iterator[None]:
 
 
 def stop_on_ctrl_c(events: Iterator[T]) -> Generator[T, None, None]:
-    """`events`, until the first Ctrl-C: it cuts the wait for an event short, and nothing done with one.
+    """Yield `events` until the first Ctrl-C.
 
-    An event that was just about to come is lost.
+    Ctrl-C interrupts the wait for the next event, but never what the consumer does with one. An event that
+    was just about to come is lost.
     """
     is_waiting = has_come = False
 
@@ -72,7 +73,7 @@ def stop_on_ctrl_c(events: Iterator[T]) -> Generator[T, None, None]:
 
 @contextmanager
 def _call_on_ctrl_c(act: Callable[..., None]) -> Iterator[Any]:
-    """Let Ctrl-C call `act`; hands over what it called before."""
+    """Let Ctrl-C call `act` in the block; gives the handler that was set before."""
     before = signal.signal(signal.SIGINT, act)
     try:
         yield before

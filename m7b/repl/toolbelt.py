@@ -1,4 +1,4 @@
-"""Calls that the model asks for: shown, approved, made, and answered for. Knows tools and screens."""
+"""The calls that the model asks for: show them, ask for approval, run them. Knows tools and screens."""
 
 import json
 import sys
@@ -17,15 +17,16 @@ _SHOWN = 300  # characters of a result on the screen; the model reads all of it
 
 
 class Toolbelt:
-    """The tools of a chat, and what it takes to run them.
+    """The tools of a chat, and the rules for running them.
 
-    Nothing runs that is not offered. Where somebody has to be asked and nobody is there, nothing runs at all.
+    Only tools that are offered run. Where the user has to approve a call, but there is no terminal to ask on,
+    it does not run.
 
     Args:
         toolbox: runs tools.
         screen: shows calls and results.
-        approval: who decides.
-        limit: the most rounds of calls before the model must answer.
+        approval: who decides whether a call runs.
+        limit: rounds of calls after which the model must answer.
     """
 
     def __init__(self, toolbox: Toolbox, screen: Screen, *, approval: Approval, limit: int) -> None:
@@ -42,7 +43,7 @@ class Toolbelt:
         return self._toolbox.tools
 
     def list_offered(self) -> list[dict[str, Any]]:
-        """What is offered now, in OpenAI's shape."""
+        """List the tools that are offered now, in OpenAI's shape."""
         return [tool.as_json() for tool in self.tools] if self.is_on else []
 
     def load(self, file: Path) -> list[Tool]:
@@ -54,7 +55,7 @@ class Toolbelt:
         return self._toolbox.load(file)
 
     def run_calls(self, calls: Sequence[ToolCall]) -> Iterator[tuple[ToolCall, str]]:
-        """Make the calls that are allowed, one after another; each comes to something the model can read."""
+        """Run the approved calls, one after another; yields each call with a text for the model."""
         for call in calls:
             content = self._ask_approval(call)
             if content is None:
@@ -66,7 +67,7 @@ class Toolbelt:
             yield call, content
 
     def _ask_approval(self, call: ToolCall) -> str | None:
-        """Why a call is not made, in words for the model; None where it is."""
+        """Decide whether a call runs: returns None if so, else the reason in words for the model."""
         source = next((tool.source for tool in self.tools if tool.name == call.name), None)
         if source is None or not self.is_on:
             self._screen.note(f"{call.name} is not offered, and was not run", "yellow")
@@ -85,7 +86,7 @@ class Toolbelt:
         return "the user declined this call"
 
     def _ask(self, question: str) -> str:
-        """What the user answers, nothing for Ctrl-C. Keys typed before the question do not count."""
+        """Ask the user; returns the answer, empty for Ctrl-C. Keys typed before the question do not count."""
         try:
             with raise_on_ctrl_c(), restore_keys():
                 termios.tcflush(sys.stdin, termios.TCIFLUSH)

@@ -1,4 +1,4 @@
-"""A checkpoint's own Jinja template, run in a sandbox, its text cut into segments before it is encoded."""
+"""A checkpoint's own Jinja template: run in a sandbox, its text cut into segments, these encoded."""
 
 import json
 import re
@@ -20,14 +20,14 @@ _CONVERSATION = (
 class JinjaTemplate:
     """The template that came with a fine-tune or a GGUF file, as `transformers` would run it.
 
-    Where a message spells a control token, or ends in the beginning of one, a guard character is set
-    into the name before the template runs and taken out after its text was cut at the control tokens.
-    So a control id appears only where the template wrote it.
+    Where a message spells a control token, or ends in the beginning of one, a guard character goes into its
+    name before the template runs. The text is cut at control tokens, then the guards are removed. So a
+    control id appears only where the template wrote it.
 
     Args:
         source: the template.
         tokenizer: encodes the segments.
-        eos: what the template knows as `eos_token`.
+        eos: the value of `eos_token` in the template.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer, eos: str) -> None:
@@ -43,7 +43,7 @@ class JinjaTemplate:
 
     @property
     def description(self) -> str:
-        """What it is and where it comes from, for people."""
+        """The kind and the origin of the template, for people."""
         return "the checkpoint's own template (Jinja)"
 
     @property
@@ -52,14 +52,14 @@ class JinjaTemplate:
         return self._source
 
     def encode(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None = None) -> list[int]:
-        """The ids after which the answer begins.
+        """Encode a conversation; the answer begins after the last id.
 
         Args:
             messages: in OpenAI's shape. A last assistant message with `prefix` true is continued.
-            tools: handed to the template; whether it shows them is its own affair.
+            tools: given to the template, which may ignore them.
 
         Raises:
-            InvalidConversation: the messages are none, or the template refuses or cannot be run.
+            InvalidConversation: these are no messages, or the template refuses them or fails.
         """
         from m7b.templates.sandbox import render
 
@@ -103,7 +103,7 @@ class JinjaTemplate:
         return self._tokenizer.encode(text, bos=False, inside=at > 0) if text else []
 
     def _guard(self, value: Any, guard: str) -> Any:
-        """`value` with a guard behind every character of its strings at which a control token begins."""
+        """Insert a guard after each character of the strings in `value` at which a control token begins."""
         match value:
             case str():
                 return self._begins.sub(lambda found: found[0] + guard, value)
@@ -115,7 +115,7 @@ class JinjaTemplate:
                 return value
 
     def _find_unused(self, *values: Any) -> list[str]:
-        """Two characters that neither `values` nor the template holds."""
+        """Find two guard characters that are neither in `values` nor in the template."""
         held = json.dumps(values, ensure_ascii=False, default=list) + self._source
         unused = [guard for guard in _GUARDS if guard not in held][:2]
         if len(unused) < 2:
@@ -126,7 +126,7 @@ class JinjaTemplate:
 
 
 def is_mistral(source: str) -> bool:
-    """Whether a template writes what Mistral's own write, spaces aside."""
+    """Whether a template writes the same as Mistral's own, except for spaces."""
     from m7b.templates.sandbox import render
 
     texts = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
@@ -144,19 +144,19 @@ def is_mistral(source: str) -> bool:
 
 
 def _match_any(names: Iterable[str]) -> str:
-    """A pattern of any of `names`, the longest that fits."""
+    """Build a pattern that matches the longest of `names` that fits."""
     return f"(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True))) or '(?!)'})"
 
 
 def _check_objects(name: str, values: Any) -> list[Mapping[str, Any]]:
-    """`values`, if it is a list of JSON objects."""
+    """Return `values` where it is a list of JSON objects, else raise InvalidConversation."""
     if not isinstance(values, list | tuple) or not all(isinstance(value, Mapping) for value in values):
         raise InvalidConversation("UsageError", f"{name} must be a list of objects")
     return list(values)
 
 
 def _is_continued(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last message is an answer to go on with."""
+    """Whether the last message is an answer that the model is to continue."""
     *others, last = messages
     if not any(message.get("prefix") for message in messages):
         return False
@@ -169,7 +169,7 @@ def _is_continued(messages: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _cut_at_mark(mark: str, text: str) -> str:
-    """What stands before the mark at the end of the continued message; as `transformers` cuts it."""
+    """Cut the text at the mark, which stands at the end of the continued message, as `transformers` does."""
     before, found, behind = text.rpartition(mark)
     if not found:
         raise InvalidConversation("UsageError", "the chat template does not show the message to continue")
@@ -178,7 +178,7 @@ def _cut_at_mark(mark: str, text: str) -> str:
 
 
 def _simplify(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates expect it: text content, no `prefix`."""
+    """Convert a message to what templates expect: its content is text, and it has no `prefix`."""
     if not isinstance(message.get("role"), str):
         raise InvalidConversation("UsageError", "a message has no role")
     content = message.get("content")

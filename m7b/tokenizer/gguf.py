@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF's metadata, put together again for the library that runs its kind."""
+"""Rebuild the tokenizer in a GGUF's metadata for the library that runs its kind."""
 
 import tempfile
 from dataclasses import replace
@@ -14,11 +14,13 @@ _CONTROL, _USER_DEFINED = 3, 4  # SentencePiece's piece types, which GGUF uses f
 
 
 def from_gguf(source: GGUFVocabulary, reserved: str) -> Tokenizer:
-    """The tokenizer that the metadata describe; EOS and user-defined pieces in `reserved` are control tokens.
+    """Build the tokenizer that the metadata describe.
+
+    EOS, and user-defined pieces that `reserved` holds, become control tokens.
 
     Raises:
         DamagedCheckpoint: the vocabulary contradicts itself.
-        UnsupportedCheckpoint: it is of a kind that is not read.
+        UnsupportedCheckpoint: it is of a kind that m7b does not read.
     """
     reserved += "" if source.eos_id is None else source.pieces[source.eos_id]
     pieces = zip(source.pieces, source.types, strict=True)
@@ -37,10 +39,10 @@ def from_gguf(source: GGUFVocabulary, reserved: str) -> Tokenizer:
 
 
 def build_sentencepiece_model(source: GGUFVocabulary) -> bytes:
-    """The SentencePiece model that the GGUF was written from.
+    """Rebuild the SentencePiece model that the GGUF was written from.
 
     Raises:
-        DamagedCheckpoint: the vocabulary is of no use.
+        DamagedCheckpoint: the vocabulary cannot be used.
     """
     from sentencepiece import sentencepiece_model_pb2
 

@@ -1,4 +1,4 @@
-"""A tokenizer as the files that a Hugging Face folder has."""
+"""Write a tokenizer as the files that a Hugging Face folder has."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Any tokenizer as the metadata of a GGUF file, which says it in llama.cpp's words."""
+"""Convert any tokenizer to the metadata of a GGUF file, in llama.cpp's words."""
 
 import json
 from pathlib import Path
@@ -20,11 +20,11 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  #
 
 
 def to_gguf(source: TokenizerSource, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
-    """The vocabulary of `tokenizer`, which was loaded from `source`, filled up to the rows of the model.
+    """Convert `tokenizer`, which was loaded from `source`; fills the vocabulary up to the rows of the model.
 
     Raises:
         DamagedCheckpoint: its file cannot be read.
-        UnsupportedCheckpoint: GGUF has no word for how it splits text.
+        UnsupportedCheckpoint: GGUF has no name for the way in which it splits text.
     """
     match source:
         case GGUFVocabulary():
@@ -77,7 +77,9 @@ def _convert_json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVoca
     if not is_byte_level:
         if not model.get("byte_fallback"):
             raise UnsupportedCheckpoint(f"{path}: neither byte-level BPE nor one with a byte fallback")
-        for n, merge in reversed(list(enumerate(merges))):  # the first merge to a piece has the last word
+        for n, merge in reversed(
+            list(enumerate(merges))
+        ):  # the last written score is that of the first merge to a piece
             scores[ids[merge.replace(" ", "")]] = -float(n)
         for n in range(256):
             if (byte := ids.get(f"<0x{n:02X}>")) is not None:
@@ -104,7 +106,7 @@ def _make_padding(first: int, n: int) -> list[str]:
 
 
 def _name_splitter(path: Path, pre_tokenizer: Any) -> str:
-    """What llama.cpp calls the way in which a byte-level tokenizer splits text."""
+    """Find llama.cpp's name of the way in which a byte-level tokenizer splits text."""
     parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     match [part["type"] for part in parts]:
         case ["ByteLevel"]:
@@ -121,6 +123,6 @@ def _name_splitter(path: Path, pre_tokenizer: Any) -> str:
 
 
 def _adds_space(content: Any) -> bool:
-    """Whether a space is put in front of a text: by a normalizer or a pre-tokenizer."""
+    """Whether a normalizer or a pre-tokenizer puts a space in front of a text."""
     settings = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
     return '"Prepend"' in settings or '"prepend_scheme": "first"' in settings or '"always"' in settings

@@ -1,6 +1,6 @@
-"""Functions as tools: what a file offers, the schema of each function, its arguments checked.
+"""Functions as tools: find them in a file, build the schema of each, check the arguments of a call.
 
-Runs in the worker, after somebody's file was imported. Knows pydantic; nothing about pipes.
+Runs in the worker, after the tool file was imported. Knows pydantic; nothing about pipes.
 """
 
 import inspect
@@ -36,10 +36,10 @@ class Function:
     run: Callable[..., Any]
 
     def call(self, arguments: str) -> Any:
-        """What the function returns for JSON `arguments`; a coroutine where it is one's function.
+        """Call the function with JSON `arguments`; returns its result, a coroutine where it is `async`.
 
         Raises:
-            Refused: they are not what it takes.
+            Refused: the function does not take these arguments.
         """
         from pydantic import ValidationError
 
@@ -58,7 +58,7 @@ class Function:
 
 
 def find_functions(module: ModuleType) -> dict[str, Function]:
-    """The public functions that `module` defines.
+    """Find the public functions that `module` defines.
 
     Raises:
         Refused: one of them cannot be offered, or there is none.
@@ -84,7 +84,7 @@ def _build_function(name: str, function: Callable[..., Any]) -> Function:
     for parameter in signature.parameters.values():
         _check_parameter(name, parameter, function)
     fields: dict[str, Any] = {
-        # pydantic has names of its own that a field must not take; p0 is none of them
+        # pydantic reserves some names of fields; p0, p1, … are free
         f"p{index}": _build_field(parameter, function)
         for index, parameter in enumerate(signature.parameters.values())
     }
@@ -110,7 +110,7 @@ def _check_parameter(name: str, parameter: inspect.Parameter, function: Callable
         raise Refused(f"{what}: has no type")
     try:
         hint = _resolve_hint(parameter, function)
-    except Exception as error:  # noqa: BLE001 - evaluating an annotation runs somebody's code
+    except Exception as error:  # noqa: BLE001 - evaluating an annotation runs code of the tool file
         raise Refused(f"{what}: its type cannot be read: {type(error).__name__}: {error}") from None
     try:
         TypeAdapter(hint).json_schema()
@@ -134,13 +134,13 @@ def _build_field(parameter: inspect.Parameter, function: Callable[..., Any]) -> 
 
 
 def _sort_keys(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema as people write it: what it is before what is in it."""
+    """Sort the keys of a schema as people write them: type, properties, required, then the rest."""
     first = ("type", "properties", "required")
     return {key: schema[key] for key in first if key in schema} | schema
 
 
 def _split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
-    """A Google-style docstring without its `Args:`, and what that says of each argument."""
+    """Split a Google-style docstring into its text without `Args:`, and the text of each argument."""
     match = _SECTION.search(docstring)
     if match is None:
         return docstring.strip(), {}
@@ -159,7 +159,7 @@ def _split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 def _format_error(error: Any) -> str:
-    """A pydantic ValidationError in one line."""
+    """Format a pydantic ValidationError as one line."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(": ".join(filter(None, (".".join(map(str, f["loc"])), f["msg"]))) for f in faults)
 

@@ -1,4 +1,4 @@
-"""Tools described in a JSON file, as OpenAI writes them. Knows the format; there is nothing to run."""
+"""Tools described in a JSON file, as OpenAI writes them. Knows the format; such tools have no code."""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from m7b.tools.tool import Tool, make_tool
 
 
 def load_json_tools(file: Path) -> list[Tool]:
-    """The tools in `file`: a list of them, or an object with the list as its `tools`.
+    """Load the tools of `file`: a list of tools, or an object with the list as its `tools`.
 
     Raises:
-        UsageError: the file has something else in it, or a key that would be ignored.
+        UsageError: the file holds something else, or an unknown key.
     """
     value = read_json(file)
     if isinstance(value, dict):
@@ -23,10 +23,10 @@ def load_json_tools(file: Path) -> list[Tool]:
 
 
 def parse_tools(value: Any, source: str) -> list[Tool]:
-    """The tools of a list as OpenAI writes it.
+    """Parse a list of tools as OpenAI writes it.
 
     Raises:
-        UsageError: it is none, or a key would be ignored.
+        UsageError: `value` is no such list, or has an unknown key.
     """
     if not isinstance(value, list) or not value:
         raise UsageError(f"{source}: no list of tools", hint='write [{"type": "function", "function": {…}}]')
@@ -34,7 +34,7 @@ def parse_tools(value: Any, source: str) -> list[Tool]:
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file of the user holds.
+    """Read a JSON file of the user.
 
     Raises:
         UsageError: it cannot be read, or is not JSON.

@@ -21,12 +21,12 @@ class ServerConfig:
 
 
 def load_server_configs(file: Path) -> list[ServerConfig]:
-    """The servers in `file`, those marked as disabled left out; a relative `cwd` starts at the file's folder.
+    """Load the servers of `file` that are not disabled; a relative `cwd` starts at the file's folder.
 
-    Other clients keep settings of their own in such files: keys that m7b does not know are ignored.
+    Other clients keep settings of their own in such files, so m7b ignores keys that it does not know.
 
     Raises:
-        UsageError: the file is none, or a server is described in a way that cannot be started.
+        UsageError: the file is no such file, or m7b cannot start a server as it is described.
     """
     value = read_json(file)
     servers = value.get("mcpServers") if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""What servers list and answer, as our tools and answers. Knows the SDK's types; nothing about processes."""
+"""Convert what servers list and answer into our tools and outcomes. Knows the SDK's types, no processes."""
 
 import json
 import re
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def name_tools(servers: "Sequence[Server]", taken: set[str]) -> "list[tuple[Tool, Server, str]]":
-    """The tools of `servers` as they are offered, each with its server and its name there.
+    """Give each tool of `servers` the name under which it is offered; returns (tool, server, name there).
 
-    A name that several servers have, or that is `taken`, gets its server's in front. Characters that
+    Where several servers have a name, or it is `taken`, the server's name goes in front. Characters that
     templates refuse become _.
     """
     listed = [(server, theirs, _make_usable(theirs.name)) for server in servers for theirs in server.listed]
@@ -35,7 +35,7 @@ def name_tools(servers: "Sequence[Server]", taken: set[str]) -> "list[tuple[Tool
 
 
 def convert_result(result: "mcp_types.CallToolResult") -> CallOutcome:
-    """What the model reads: the structured content if there is any, else the texts."""
+    """Convert a result for the model: to its structured content if there is any, else to its texts."""
     if result.structured_content is not None:
         content = json.dumps(result.structured_content, ensure_ascii=False)
     else:

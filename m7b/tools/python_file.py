@@ -1,4 +1,4 @@
-"""The tools of one Python file. Knows the words that a worker and we exchange; nothing about pipes."""
+"""The tools of one Python file. Knows the messages between m7b and a worker; nothing about pipes."""
 
 import json
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ _DESCRIPTION_LIMIT = 4_000_000  # bytes; no prompt holds as much
 
 
 class PythonFile:
-    """A file of functions, imported in a worker process that is started when it is needed.
+    """A file of functions, imported in a worker process that starts when it is needed.
 
-    The process lives on between calls, and with it what the file keeps in its variables. Only a call that is
-    stopped or kills it ends it; the next call then gets a fresh one.
+    The process lives on between calls, and with it the variables of the file. It ends where a call is stopped
+    or crashes it; the next call then starts a new one.
 
     Args:
         file: the tool file.
@@ -34,10 +34,10 @@ class PythonFile:
         self._calls = 0
 
     def describe(self) -> list[Tool]:
-        """The tools of the file.
+        """Import the file in the worker and return its tools.
 
         Raises:
-            UsageError: it cannot be used; quotes the last line of its traceback.
+            UsageError: the file cannot be used; the message quotes the last line of its traceback.
         """
         name = self._file.name
         try:
@@ -56,7 +56,7 @@ class PythonFile:
                 raise UsageError(f"{name}: its process wrote something that is no description")
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> CallOutcome:
-        """The answer of one tool; where the worker is lost, an answer that says why."""
+        """Call one tool; where the worker is lost, the outcome is an error that says why."""
         try:
             if self._worker is None:
                 self._start()
@@ -75,7 +75,7 @@ class PythonFile:
             worker.stop()
 
     def _start(self) -> Any:
-        """Start a worker; what it says of the file."""
+        """Start a worker; returns its description of the file."""
         self._worker = Worker(self._file)
         return self._worker.ask(None, seconds=self._start_limit, longest=_DESCRIPTION_LIMIT)
 

@@ -1,4 +1,4 @@
-"""JSON schemas made small enough for a prompt. Knows JSON schema; nothing about Python types or tools."""
+"""Make JSON schemas small enough for a prompt. Knows JSON schema; nothing about Python types or tools."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,9 +12,9 @@ _DEFINITION = "#/$defs/"
 
 
 def simplify_schema(schema: Any) -> Any:
-    """`schema` without titles and with definitions that are used once written where they are used.
+    """Drop titles, and move each definition that is used once to the place where it is used.
 
-    What refers to itself, or is used in several places, stays in `$defs`.
+    Definitions that refer to themselves, or are used in several places, stay in `$defs`.
     """
     if not isinstance(schema, Mapping):
         return schema
@@ -26,7 +26,7 @@ def simplify_schema(schema: Any) -> Any:
         for part in _walk(root)
         if _find_definition(part)
     )
-    # ends: in a circle of definitions, the one that is reached from outside is used twice
+    # inlining ends: in a circle of definitions, the one that is reached from outside is used twice
     once = {name: body for name, body in definitions.items() if uses[name] == 1}
     small = _inline(small, once)
     kept = {
@@ -36,7 +36,7 @@ def simplify_schema(schema: Any) -> Any:
 
 
 def drop_titles(schema: Any) -> Any:
-    """`schema` without titles and other words that are for documents."""
+    """Drop titles and other keywords that are for documents, at every level of `schema`."""
     if not isinstance(schema, Mapping):
         return schema
     small = {key: value for key, value in schema.items() if key not in _DROPPED}
@@ -56,7 +56,7 @@ def _inline(schema: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 def _map_parts(schema: Mapping[str, Any], change: Any) -> dict[str, Any]:
-    """`schema` with each schema directly below it changed."""
+    """Return `schema` with `change` applied to each schema directly below it."""
     result = dict(schema)
     for key, value in schema.items():
         if key in _ONE:
@@ -69,7 +69,7 @@ def _map_parts(schema: Mapping[str, Any], change: Any) -> dict[str, Any]:
 
 
 def _walk(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """`schema` and every schema in it."""
+    """Yield `schema` and every schema in it."""
     if isinstance(schema, Mapping):
         yield schema
         below: list[Any] = []

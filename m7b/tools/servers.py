@@ -29,7 +29,7 @@ _TAIL = 4_096  # bytes kept of a server's stderr
 
 
 class Server:
-    """One server, started by `start`. `listed` are its tools as it names them."""
+    """One server, which `start` starts. `listed` are its tools as the server names them."""
 
     def __init__(self, config: ServerConfig, loop: asyncio.AbstractEventLoop, *, time_limit: float) -> None:
         self.name = config.name
@@ -46,7 +46,7 @@ class Server:
         """Start the process, agree on a version and list the tools.
 
         Raises:
-            UsageError: that failed or took longer than `seconds`; the process is gone.
+            UsageError: that failed or took longer than `seconds`; the process has ended.
         """
         error = self._wait(self._begin(seconds), seconds + _GOODBYE)
         if error is not None:
@@ -58,7 +58,7 @@ class Server:
             )
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> CallOutcome:
-        """The answer of the tool that the server calls `name`."""
+        """Call the tool that the server calls `name`."""
         assert self._client is not None
         answers: list[CallOutcome] = []
         error = self._wait(self._ask(self._client, name, arguments, answers), self._time_limit)
@@ -71,7 +71,10 @@ class Server:
         self._wait(self._end(), 2 * _GOODBYE)
 
     def _wait(self, work: Coroutine[Any, Any, None], seconds: float) -> BaseException | None:
-        """Have the loop do `work`; what went wrong. Whoever stops waiting stops the work."""
+        """Run `work` on the loop and wait for it; returns its error, None where it succeeded.
+
+        Where the wait ends early, by time or by Ctrl+C, the work is cancelled.
+        """
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.exception(seconds)
@@ -100,7 +103,7 @@ class Server:
             self._task.result()
 
     async def _serve(self, ready: asyncio.Event) -> None:
-        """Hold the connection open from start to end: the SDK wants both in one task."""
+        """Open the connection, hold it, and close it: the SDK needs all of that in one task."""
         import mcp_types
         from mcp.client.client import Client
         from mcp.client.stdio import StdioServerParameters, stdio_client
@@ -129,7 +132,7 @@ class Server:
 
     @contextlib.contextmanager
     def _open_stderr(self) -> Iterator[TextIO]:
-        """A file for the server's stderr, of which the end is kept and nothing is shown."""
+        """Open a file for the server's stderr; its last bytes are kept for errors, nothing is shown."""
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         self._loop.add_reader(reader, self._read_stderr, reader)
@@ -151,19 +154,19 @@ class Servers:
     """The servers of one toolbox and the thread that talks to them."""
 
     def __init__(self, *, start_limit: float, time_limit: float) -> None:
-        import mcp.client.client  # noqa: F401 - takes a second, which is not the servers' to answer for
+        import mcp.client.client  # noqa: F401 - takes a second, which must not count against a server
 
         for name in ("mcp", "client"):  # the SDK's loggers; a logger without handlers writes to stderr
             logging.getLogger(name).addHandler(logging.NullHandler())
         self._start_limit = start_limit
         self._time_limit = time_limit
         self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(lambda loop, context: None)  # what ends badly is told by its call
+        self._loop.set_exception_handler(lambda loop, context: None)  # the call itself reports errors
         self._thread = threading.Thread(target=self._loop.run_forever, name="m7b-mcp", daemon=True)
         self._thread.start()
 
     def start(self, config: ServerConfig) -> Server:
-        """The server of `config`, started.
+        """Start the server of `config`.
 
         Raises:
             UsageError: it does not start.
@@ -173,14 +176,14 @@ class Servers:
         return server
 
     def stop(self) -> None:
-        """End the thread, once the servers that have been stopped are gone."""
+        """End the thread, after the servers that were stopped have ended."""
         asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     async def _finish(self) -> None:
-        """Wait for what Ctrl+C has cancelled, but has not ended yet."""
+        """Wait for tasks that Ctrl+C has cancelled and that have not ended yet."""
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:
             await asyncio.wait(others, timeout=_GOODBYE)
@@ -200,7 +203,7 @@ async def _list_tools(client: "Client") -> "list[mcp_types.Tool]":
 
 
 def _format_error(error: BaseException) -> str:
-    """The innermost error of a group in one line."""
+    """Format the innermost error of a group as one line."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error) or type(error).__name__

@@ -1,6 +1,6 @@
-"""All tools that are offered, and the one place where they are called.
+"""All tools that are offered, and the one place that calls them.
 
-Knows which source a tool is from; nothing about who asked for the call or who allowed it.
+Knows the source of each tool; nothing about who asked for a call or who allowed it.
 """
 
 import time
@@ -25,13 +25,13 @@ _Call = Callable[[Mapping[str, Any]], CallOutcome]
 
 
 class Toolbox:
-    """The tools of files and servers. A context manager: leaving it ends every process that it started.
+    """The tools of files and servers. A context manager: at its end it stops every process that it started.
 
     Tools run with the user's rights, environment and working directory: nothing here is a sandbox.
 
     Args:
         time_limit: seconds that a call may take.
-        output_limit: characters of a result; what is longer is cut, and ends in a line that says so.
+        output_limit: characters of a result; a longer one is cut, and ends in a line that says so.
         start_limit: seconds that a file may take to be imported, and a server to start and list its tools.
     """
 
@@ -55,11 +55,11 @@ class Toolbox:
 
     @property
     def tools(self) -> Sequence[Tool]:
-        """What is offered, in the order of loading."""
+        """The tools that are offered, in the order in which they were loaded."""
         return [tool for tool, _ in self._tools.values()]
 
     def load(self, file: Path) -> list[Tool]:
-        """Offer the functions of a .py file, imported in a process of its own, or a .json file's tools.
+        """Offer the functions of a .py file, imported in a process of its own, or the tools of a .json file.
 
         Raises:
             UsageError: the file cannot be used; nothing of it is offered.
@@ -99,9 +99,9 @@ class Toolbox:
         return added
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
-        """Call a tool that is offered; whatever it does, there is a result.
+        """Call a tool that is offered; returns a result whatever the tool does.
 
-        Ctrl+C (KeyboardInterrupt) stops the tool and is a result too.
+        Ctrl+C (KeyboardInterrupt) stops the tool, and the result says so.
         """
         start = time.monotonic()
         answer = self._run_call(name, arguments)
@@ -112,7 +112,7 @@ class Toolbox:
         return ToolResult(content, answer.is_error, time.monotonic() - start)
 
     def close(self) -> None:
-        """End every worker and server; nothing is offered any more."""
+        """Stop every worker and server; then no tool is offered any more."""
         self._tools.clear()
         self._servers = None
         self._open.close()
@@ -143,7 +143,7 @@ class Toolbox:
         return added
 
     def _add(self, tools: Sequence[tuple[Tool, _Call]]) -> list[Tool]:
-        """Offer `tools`, all or none."""
+        """Offer all of `tools`, or none where a name is taken."""
         offered = dict(self._tools)
         for tool, call in tools:
             if tool.name in offered:

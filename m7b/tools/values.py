@@ -1,4 +1,4 @@
-"""Return values as text: JSON where they are JSON, and a reason where they are not. Runs in the worker."""
+"""Format what a tool returned as text: JSON, or the reason why it is no JSON. Runs in the worker."""
 
 import dataclasses
 import json
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class NotJson(Exception):
-    """A value that JSON has no words for: `str(error)` says what it was, and where."""
+    """A value that JSON cannot hold; `str(error)` says what it is, and where."""
 
 
 def format_value(value: Any) -> str:
-    """A string as it is, anything else as JSON.
+    """Format a value: a string as it is, anything else as JSON.
 
     Raises:
         NotJson: it is neither.
@@ -77,7 +77,7 @@ def _convert_key(key: str | int) -> str:
 
 
 def _dump(value: Any, place: str) -> Any:
-    """A pydantic model or a dataclass in pydantic's JSON."""
+    """Convert a pydantic model or a dataclass as pydantic does for JSON."""
     from pydantic_core import PydanticSerializationError, to_jsonable_python
 
     try:

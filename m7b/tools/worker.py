@@ -1,8 +1,7 @@
-"""The process that tools of one Python file run in: `python -m m7b.tools.worker REQUESTS REPLIES FILE`.
+"""The process that runs the tools of one Python file: `python -m m7b.tools.worker REQUESTS REPLIES FILE`.
 
 REQUESTS and REPLIES are descriptors of two pipes with one JSON object a line. The first reply describes the
-file.
-Nothing here is trusted by the other end: the file shares this process and may do with it what it likes.
+file. The other end trusts nothing here: the file shares this process and can do with it what it likes.
 """
 
 import inspect
@@ -29,7 +28,9 @@ def main(arguments: list[str]) -> None:
     owner = os.getpid()
     for end in (requests, replies):
         os.set_inheritable(end, False)
-        os.register_at_fork(after_in_child=lambda end=end: os.close(end))  # so that our death is noticed
+        os.register_at_fork(
+            after_in_child=lambda end=end: os.close(end)
+        )  # so that m7b notices when this process dies
 
     def send(reply: dict[str, Any]) -> None:
         if os.getpid() != owner:  # a tool forked, and its child came back from the call
@@ -58,14 +59,14 @@ def main(arguments: list[str]) -> None:
 
 
 def format_error(error: BaseException) -> str:
-    """The end of the traceback of `error`."""
+    """Format the last lines of the traceback of `error`."""
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error}"  # the only one that says where
+        return f"{type(error).__name__}: {error}"  # unlike others, it says in its message where
     return "".join(traceback.format_exception_only(error)).strip()
 
 
 def _run_call(functions: Mapping[str, Function], request: dict[str, Any]) -> CallOutcome:
-    """What comes of one call; nothing that a function raises gets past it."""
+    """Run one call; whatever the function raises becomes an outcome."""
     function = functions.get(request["name"])
     if function is None:
         return CallOutcome(f"there is no longer a function {request['name']}", is_error=True)
@@ -81,7 +82,7 @@ def _run_call(functions: Mapping[str, Function], request: dict[str, Any]) -> Cal
 
 
 def _await_result(value: Any) -> Any:
-    """What a coroutine returns in the end, and any other value as it is."""
+    """Run a coroutine to its end and return its result; return any other value as it is."""
     if not inspect.iscoroutine(value):
         return value
     import asyncio
@@ -90,9 +91,10 @@ def _await_result(value: Any) -> Any:
 
 
 def _import_file(file: Path) -> ModuleType:
-    """The module in `file`, under a name of its own so that it hides no other.
+    """Import `file` as a module under a name that hides no other module.
 
-    Its folder comes last on the path: `import helper` works beside it, and a `types.py` there harms nobody.
+    Its folder comes last on the path: it can import a `helper.py` beside it, and a `types.py` there hides
+    none of Python's modules.
     """
     module = ModuleType(f"tools_{file.stem}")
     module.__file__ = str(file)
@@ -104,7 +106,7 @@ def _import_file(file: Path) -> ModuleType:
 
 
 def _read(requests: int, lines: "SimpleQueue[bytes]") -> None:
-    """Hand on the lines that arrive; when m7b is gone, end this process and all that its tools started."""
+    """Put lines that arrive into the queue; when m7b has gone, kill this process and all that it started."""
     received = b""
     while data := os.read(requests, 65_536):
         *whole, received = (received + data).split(b"\n")

@@ -96,7 +96,7 @@ def copy(chat: "Chat", argument: str) -> None:
 
 
 def show_last_turn(chat: "Chat", conversation: "StoredConversation") -> None:
-    """Remind of where a conversation stands."""
+    """Show the last turn of a conversation, to remind of where it stands."""
     messages = chat.session.messages
     label = conversation.name or conversation.title
     chat.screen.note(f"conversation {conversation.id}, {len(messages)} messages: {label}")
@@ -124,7 +124,7 @@ def _require_store(chat: "Chat") -> "Store":
 
 
 def _require_conversation(chat: "Chat") -> "tuple[Store, int]":
-    """The store, and the conversation in it, as it is now."""
+    """Save the conversation; returns the store and its id there."""
     store = _require_store(chat)
     chat.autosaver.save(chat.session)
     if chat.autosaver.id is None:

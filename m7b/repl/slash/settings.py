@@ -46,7 +46,7 @@ def set_parameters(chat: "Chat", argument: str) -> None:
 
 
 def show_parameters(chat: "Chat") -> None:
-    """Every parameter with its value."""
+    """Show every parameter with its value."""
     params = chat.session.params
     rows = [(name, str(getattr(params, name))) for name in PARAMETERS]
     chat.screen.show_table([*rows, ("on_full", chat.session.on_full)])
@@ -58,7 +58,7 @@ def change_model(chat: "Chat", argument: str) -> None:
     session = chat.session
     if argument:
         session.model = chat.open_model(argument)
-        session.load(session.messages)  # what the old model no longer saw, this one may
+        session.load(session.messages)  # the new model sees all messages again
         chat.autosaver.save(session)
     chat.screen.note(f"{session.model.name}: {session.model.ctx_size} tokens of context")
     if argument:
@@ -97,5 +97,5 @@ def change_tools(chat: "Chat", argument: str) -> None:
 
 
 def _describe_tool(tool: Tool) -> str:
-    """The first line of what it does, and where it is from."""
+    """Return the first line of the description, and the source."""
     return f"{tool.description.partition(chr(10))[0]} ({tool.source})"

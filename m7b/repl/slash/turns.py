@@ -89,6 +89,6 @@ def _edit_outside(text: str) -> str:
 
 
 def _shorten(text: str, n_characters: int = 60) -> str:
-    """The beginning of `text` in one line."""
+    """Return the beginning of `text` as one line."""
     line = " ".join(text.split())
     return line if len(line) <= n_characters else f"{line[:n_characters]}…"
