@@ -72,19 +72,7 @@ def fetch(
         except OSError as error:
             where = plan.work if plan.is_ours else plan.folder
             raise OutOfResources(f"cannot write to {where}: {error.strerror or error}") from None
-        record = CheckpointRecord(
-            name=name,
-            format=plan.format,
-            source=source.kind,
-            origin=plan.origin,
-            revision=plan.revision,
-            path=str(plan.path),
-            folder=str(plan.folder),
-            files=plan.files,
-            is_ours=plan.is_ours,
-            fetched=time.time(),
-            verified=time.time(),
-        )
+        record = _make_record(name, source.kind, plan)
         shelf.put(record)
     return record
 
@@ -135,6 +123,22 @@ def repair(record: CheckpointRecord, source: Source) -> Generator[FileProgress, 
     if source.kind == "torrent":  # libtorrent compares the pieces and fetches those that differ
         os.replace(record.folder, plan.work)
     return (yield from fetch(record.name, source, plan))
+
+
+def _make_record(name: str, kind: str, plan: DownloadPlan) -> CheckpointRecord:
+    return CheckpointRecord(
+        name=name,
+        format=plan.format,
+        source=kind,
+        origin=plan.origin,
+        revision=plan.revision,
+        path=str(plan.path),
+        folder=str(plan.folder),
+        files=plan.files,
+        is_ours=plan.is_ours,
+        fetched=time.time(),
+        verified=time.time(),
+    )
 
 
 def _put_in_place(plan: DownloadPlan) -> None:

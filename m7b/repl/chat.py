@@ -176,9 +176,8 @@ class Chat:
                                 finished = event
                             case other:
                                 assert_never(other)
-                        with suppress(
-                            M7bError
-                        ):  # a disk that fails ends no answer; the last save below reports it
+                        # A disk that fails ends no answer: the last save below reports the failure.
+                        with suppress(M7bError):
                             self.autosaver.save_if_due(self.session)
                     if self.session.messages != before:  # the event that Ctrl-C took may have been text
                         answer.write(self.session.find_last("assistant").text[n_shown:])

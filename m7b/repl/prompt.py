@@ -92,21 +92,22 @@ def _continuation(width: int, line: int, wraps: int) -> AnyFormattedText:
     return "" if wraps else _MORE
 
 
+def _is_open(text: str, *, is_multiline: bool) -> bool:
+    """Whether Enter continues the message `text` instead of sending it."""
+    if text.lstrip().startswith(_BLOCK):
+        return not (len(text.strip()) >= 2 * len(_BLOCK) and text.rstrip().endswith(_BLOCK))
+    return is_multiline and not text.startswith("/")
+
+
 def _bind_keys(is_multiline: Callable[[], bool]) -> KeyBindings:
     """Bind our keys; all others are prompt-toolkit's."""
     bindings = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)
 
-    def is_open(text: str) -> bool:
-        """Whether Enter continues the message."""
-        if text.lstrip().startswith(_BLOCK):
-            return not (len(text.strip()) >= 2 * len(_BLOCK) and text.rstrip().endswith(_BLOCK))
-        return is_multiline() and not text.startswith("/")
-
     @bindings.add("enter", filter=typing)
     def enter(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if is_open(buffer.text):
+        if _is_open(buffer.text, is_multiline=is_multiline()):
             buffer.newline(copy_margin=False)
         else:
             buffer.validate_and_handle()

@@ -27,14 +27,7 @@ def choose_source(wish: Wish) -> tuple[str, Source]:
             hint=f"name one: --variant {', '.join(VARIANTS)}, or a hub id such as mistralai/Mistral-7B-v0.1",
         )
     kind = _choose_kind(wish)
-    for value, option, needed in (
-        (wish.format, "--format", "hub"),
-        (wish.revision, "--revision", "hub"),
-        (wish.include, "--include", "hub"),
-        (wish.copies, "--copy", "path"),
-    ):
-        if value and kind != needed:
-            raise UsageError(f"{option} with --source {kind}", hint=f"it is for --source {needed}")
+    _check_options(wish, kind)
     name = wish.variant or wish.reference or ""
     match kind:
         case "hub":
@@ -57,6 +50,18 @@ def choose_source(wish: Wish) -> tuple[str, Source]:
             return name, PypiSource()
     place = parse_path(wish.source or "")
     return _check_name(name or place.resolve().stem), PathSource(place, wish.copies)
+
+
+def _check_options(wish: Wish, kind: str) -> None:
+    """Refuse options that are for another source than `kind`."""
+    for value, option, needed in (
+        (wish.format, "--format", "hub"),
+        (wish.revision, "--revision", "hub"),
+        (wish.include, "--include", "hub"),
+        (wish.copies, "--copy", "path"),
+    ):
+        if value and kind != needed:
+            raise UsageError(f"{option} with --source {kind}", hint=f"it is for --source {needed}")
 
 
 def _check_name(text: str) -> str:
