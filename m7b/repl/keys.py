@@ -27,9 +27,8 @@ def silence_keys() -> Iterator[None]:
     def silence(*_: object) -> None:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
 
-    on_return = signal.signal(
-        signal.SIGCONT, silence
-    )  # after Ctrl+Z, for which the shell set modes of its own
+    # After Ctrl+Z the shell has set modes of its own.
+    on_return = signal.signal(signal.SIGCONT, silence)
     silence()
     try:
         yield

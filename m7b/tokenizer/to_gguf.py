@@ -77,9 +77,8 @@ def _convert_json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVoca
     if not is_byte_level:
         if not model.get("byte_fallback"):
             raise UnsupportedCheckpoint(f"{path}: neither byte-level BPE nor one with a byte fallback")
-        for n, merge in reversed(
-            list(enumerate(merges))
-        ):  # the last written score is that of the first merge to a piece
+        # The last written score is that of the first merge to a piece.
+        for n, merge in reversed(list(enumerate(merges))):
             scores[ids[merge.replace(" ", "")]] = -float(n)
         for n in range(256):
             if (byte := ids.get(f"<0x{n:02X}>")) is not None:

@@ -28,9 +28,8 @@ def main(arguments: list[str]) -> None:
     owner = os.getpid()
     for end in (requests, replies):
         os.set_inheritable(end, False)
-        os.register_at_fork(
-            after_in_child=lambda end=end: os.close(end)
-        )  # so that m7b notices when this process dies
+        # So m7b notices when this process dies.
+        os.register_at_fork(after_in_child=lambda end=end: os.close(end))
 
     def send(reply: dict[str, Any]) -> None:
         if os.getpid() != owner:  # a tool forked, and its child came back from the call

@@ -91,9 +91,8 @@ def fetch(
         while have < size:
             try:
                 for have in _receive(session, url, file, size, headers):
-                    if (
-                        have > longest
-                    ):  # only new bytes count, so that a file that changes for ever ends as a failure
+                    # Only new bytes count, so that a file that changes for ever ends as a failure.
+                    if have > longest:
                         longest = have
                         retries.reset()
                     yield have

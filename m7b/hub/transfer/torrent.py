@@ -79,9 +79,8 @@ def fetch(
             params.flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
             params.save_path, params.file_priorities = str(folder), []
             params.renamed_files = {index: path for index, (path, _) in enumerate(torrent.files)}
-            _replace_file(
-                folder / _RESUME, lt.write_resume_data_buf(params)
-            )  # it lists no pieces until an orderly end
+            # It lists no pieces until an orderly end.
+            _replace_file(folder / _RESUME, lt.write_resume_data_buf(params))
             if is_fresh:
                 params.have_pieces, params.unfinished_pieces = earlier.have_pieces, earlier.unfinished_pieces
             handle = opened.add_torrent(params)
