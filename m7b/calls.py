@@ -1,4 +1,4 @@
-"""Tool calls as JSON: the schema that they are kept to, and what a model wrote, read back.
+"""Tool calls as JSON: build the schema that they keep to, and parse what a model wrote.
 
 Knows the shape of calls; nothing about tokens, nor about what a call does.
 """
@@ -15,15 +15,15 @@ from typing import Any
 from m7b.generation import ToolCall
 
 _MARKER = "[TOOL_CALLS]"
-_START = re.compile(r"\[\s*\{|\{\s*[\"']")  # brackets in prose are none
+_START = re.compile(r"\[\s*\{|\{\s*[\"']")  # other brackets are prose
 _PYTHON_PARTS = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[\[{\]}]", re.DOTALL)
 _MAX_QUOTED = 20_000  # characters that are read as Python; the parser's time grows with them
 
 
-def calls_schema(tools: Sequence[Mapping[str, Any]], *, name: str | None = None) -> dict[str, Any]:
-    """The schema of `[{"name": one of the tools, "arguments": what it takes}, …]`, one call at least.
+def build_calls_schema(tools: Sequence[Mapping[str, Any]], *, name: str | None = None) -> dict[str, Any]:
+    """Build the schema of `[{"name": one of the tools, "arguments": what it takes}, …]`, one call at least.
 
-    With `name`, that tool only. References within a tool's own schema lead to where it stands here.
+    With `name` it allows that tool only. References within a tool's own schema are moved along with it.
     """
     functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
     calls = [
@@ -36,18 +36,19 @@ def calls_schema(tools: Sequence[Mapping[str, Any]], *, name: str | None = None)
         for at, function in enumerate(functions)
     ]
     schemas = {
-        str(at): _moved(function["parameters"], f"#/$defs/{at}") for at, function in enumerate(functions)
+        str(at): _move_references(function["parameters"], f"#/$defs/{at}")
+        for at, function in enumerate(functions)
     }
     return {"type": "array", "minItems": 1, "items": {"anyOf": calls}, "$defs": schemas}
 
 
 def parse_calls(text: str, *, lenient: bool = False) -> tuple[ToolCall, ...]:
-    """The calls in `text`, none where it holds something else. The ids are ours: models invent theirs badly.
+    """Parse the calls in `text`; returns none where it holds something else. The ids of calls are new.
 
-    A marker, a fence or prose in front of the first list and prose behind it are passed over; another marker
-    there brings another list. `arguments` may be called `parameters`, be JSON in a string or null, and a
-    single call may stand without its list. With `lenient`, Python's quotes are read as well. What is no
-    strict JSON, as NaN, 1e400 and half a character, is no call; of keys that come twice the last counts.
+    It skips a marker, a fence or prose before the first list, and prose behind it; a marker behind it begins
+    another list. `arguments` may be called `parameters`, and be JSON in a string, or null; a single call may
+    stand without its list. With `lenient` it reads Python's quotes as well. NaN, 1e400 and lone surrogates
+    are no strict JSON, and so no call; of keys that come twice the last counts.
     """
     entries: list[Any] = []
     at = 0
@@ -55,27 +56,27 @@ def parse_calls(text: str, *, lenient: bool = False) -> tuple[ToolCall, ...]:
         start = _START.search(text, at)
         if start is None:
             return ()
-        value, at = _value_at(text, start.start(), lenient=lenient)
+        value, at = _parse_value(text, start.start(), lenient=lenient)
         entries += value if isinstance(value, list) and value else [value]
-    calls = [_call(entry) for entry in entries]
+    calls = [_parse_call(entry) for entry in entries]
     return tuple(call for call in calls if call) if all(calls) else ()
 
 
-def _value_at(text: str, start: int, *, lenient: bool) -> tuple[Any, int]:
-    """The value that begins at `start` and where it ends; None where there is none."""
+def _parse_value(text: str, start: int, *, lenient: bool) -> tuple[Any, int]:
+    """Parse the value that begins at `start`; returns it and where it ends, or None and the end of `text`."""
     try:
         return _STRICT.raw_decode(text, start)
     except (ValueError, RecursionError):
         pass
-    end = _end_of_python(text[start : start + _MAX_QUOTED]) if lenient else 0
+    end = _find_python_end(text[start : start + _MAX_QUOTED]) if lenient else 0
     try:
         return ast.literal_eval(text[start : start + end]), start + end
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None, len(text)
 
 
-def _end_of_python(text: str) -> int:
-    """Where the bracket that begins `text` is closed, 0 where it is not."""
+def _find_python_end(text: str) -> int:
+    """Find where the bracket that begins `text` is closed, 0 where it is not."""
     depth = 0
     for part in _PYTHON_PARTS.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part[0], 0)
@@ -84,9 +85,9 @@ def _end_of_python(text: str) -> int:
     return 0
 
 
-def _call(entry: Any) -> ToolCall | None:
-    """The call that a value is, None where it is none."""
-    if not isinstance(entry, dict) or "description" in entry:  # models repeat the list of tools
+def _parse_call(entry: Any) -> ToolCall | None:
+    """Parse one call, None where the value is no call."""
+    if not isinstance(entry, dict) or "description" in entry:  # some models repeat the list of tools
         return None
     function = entry.get("function")
     if isinstance(function, dict) and "arguments" in function:
@@ -101,37 +102,39 @@ def _call(entry: Any) -> ToolCall | None:
         (name + found).encode()
     except (TypeError, ValueError, RecursionError):  # keys and values that only Python has, half a character
         return None
-    return ToolCall(name, found, _new_id())
+    return ToolCall(name, found, _make_id())
 
 
 def _refuse(literal: str) -> None:
     raise ValueError(f"{literal} is no JSON")
 
 
-def _finite(literal: str) -> float:
+def _parse_finite(literal: str) -> float:
     value = float(literal)
     if math.isinf(value):
         raise ValueError(f"{literal} is no number that JSON readers know")
     return value
 
 
-_STRICT = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+_STRICT = json.JSONDecoder(parse_constant=_refuse, parse_float=_parse_finite)
 
 
-def _new_id() -> str:
-    """Nine letters and digits, as template v3 wants them."""
+def _make_id() -> str:
+    """Make an id of nine letters and digits, as template v3 demands."""
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
 
-def _moved(schema: Any, place: str) -> Any:
-    """`schema` with its references leading below `place` instead of the root."""
+def _move_references(schema: Any, place: str) -> Any:
+    """Move the references in `schema`, so that they lead below `place` instead of the root."""
     match schema:
         case dict():
             return {
-                key: place + value[1:] if key == "$ref" and isinstance(value, str) else _moved(value, place)
+                key: place + value[1:]
+                if key == "$ref" and isinstance(value, str)
+                else _move_references(value, place)
                 for key, value in schema.items()
             }
         case list():
-            return [_moved(entry, place) for entry in schema]
+            return [_move_references(entry, place) for entry in schema]
         case _:
             return schema

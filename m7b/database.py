@@ -1,4 +1,4 @@
-"""A private SQLite file: made for its owner only, at one version, its errors in our words.
+"""A private SQLite file: readable to its owner only, of one version, with errors of ours.
 
 Knows files and SQLite; nothing about what the tables hold.
 """
@@ -24,16 +24,16 @@ class Database:
         path: the file; None keeps everything in memory and forgets it at the end.
         schema: the statements that make the tables of version 1.
 
-    Everything raises UsageError where the file is another or a damaged one, and OutOfResources where the
-    disk, the permissions or another process do not let it work.
+    Every method raises UsageError where the file is damaged or not ours, and OutOfResources where the disk,
+    the permissions or another process stop it.
     """
 
     VERSION = 1
 
     def __init__(self, path: Path | None, schema: Sequence[str]) -> None:
         self._path = path
-        with self._our_errors():
-            self._connection = self._connected()
+        with self._translate_errors():
+            self._connection = self._connect()
         try:
             self._prepare(schema)
         except M7bError:
@@ -41,25 +41,25 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """One state of the database, whatever other processes do meanwhile."""
-        with self._our_errors(), self._connection:
+    def begin_read(self) -> Iterator[sqlite3.Connection]:
+        """Read in one transaction: the block sees one state, whatever other processes do meanwhile."""
+        with self._translate_errors(), self._connection:
             self._connection.execute("BEGIN")
             yield self._connection
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """All of the changes of the body, or none of them where it fails."""
-        with self._our_errors(), self._connection:
+    def begin_write(self) -> Iterator[sqlite3.Connection]:
+        """Write in one transaction: all changes of the block, or none where it fails."""
+        with self._translate_errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
     def refuse(self, reason: str) -> NoReturn:
-        """Say that the file is not what it should be.
+        """Raise the error that says that the file is damaged or not ours.
 
         Raises:
             UsageError: always.
@@ -69,7 +69,7 @@ class Database:
             hint="move it away, and m7b begins a new one",
         ) from None
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         if self._path is None:
             return sqlite3.connect(":memory:", isolation_level=None)
         try:
@@ -80,35 +80,35 @@ class Database:
             pass
         except OSError as error:
             raise OutOfResources(f"cannot make {self._path}: {error.strerror}") from None
-        address = f"{self._path.absolute().as_uri()}?mode=rw"  # which never makes the file
+        address = f"{self._path.absolute().as_uri()}?mode=rw"  # mode=rw never creates the file
         return sqlite3.connect(address, uri=True, timeout=PATIENCE_S, isolation_level=None)
 
     def _prepare(self, schema: Sequence[str]) -> None:
-        version = self._version()
+        version = self._read_version()
         if version == 0:
-            with self.writing() as connection:
+            with self.begin_write() as connection:
                 is_empty = not connection.execute("SELECT * FROM sqlite_master").fetchone()
                 for statement in [*schema, f"PRAGMA user_version = {self.VERSION}"] if is_empty else []:
                     connection.execute(statement)
-            version = self._version()
+            version = self._read_version()
         if version > self.VERSION:
             raise UsageError(
                 f"{self._path} has version {version}, this m7b knows {self.VERSION}", hint="use a newer m7b"
             )
         if version != self.VERSION:
             self.refuse("it has tables of something else")
-        with self._our_errors():
+        with self._translate_errors():
             # A rollback journal, SQLite's default, leaves one file at rest and works on network disks,
             # unlike a WAL. FULL waits for the disk, so what was saved outlives a power cut.
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.execute("PRAGMA secure_delete = ON")  # what is removed leaves the file too
 
-    def _version(self) -> int:
-        with self.reading() as connection:
+    def _read_version(self) -> int:
+        with self.begin_read() as connection:
             return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
     @contextmanager
-    def _our_errors(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.ProgrammingError:

@@ -1,4 +1,4 @@
-"""The user's editor: which one it is, and a file or a text in it. Knows nothing about what is edited."""
+"""Edit a file or a text in the user's editor. Knows nothing about what is edited."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ def edit_file(file: Path) -> None:
     Raises:
         UsageError: there is no editor, or it failed.
     """
-    editor = _editor()
+    editor = _find_editor()
     try:
         code = subprocess.run([*editor, str(file)]).returncode
     except OSError as error:
@@ -30,12 +30,12 @@ def edit_file(file: Path) -> None:
 
 
 def edit_text(text: str) -> str:
-    """`text` as the user leaves it, line ends at its end aside.
+    """Open `text` in the editor; returns what the user leaves, without line ends at its end.
 
     Raises:
         UsageError: there is no editor, it failed, or what it left is no text.
     """
-    with tempfile.TemporaryDirectory() as folder:  # which nobody else may enter
+    with tempfile.TemporaryDirectory() as folder:  # only the user may enter this folder
         file = Path(folder) / "message.md"
         file.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
         edit_file(file)
@@ -45,8 +45,8 @@ def edit_text(text: str) -> str:
             raise UsageError(f"what the editor left cannot be read: {error}") from None
 
 
-def _editor() -> list[str]:
-    """The words that start the user's editor."""
+def _find_editor() -> list[str]:
+    """Find the command that starts the user's editor, as a list of words."""
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     try:
         words = shlex.split(command or next(filter(shutil.which, _USUAL), ""))

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, and the exit code that says so.
+"""The errors that a user can meet, and the exit code of each.
 
 Knows the words of an error and its exit code; knows nothing about where it is printed.
 """
@@ -23,10 +23,10 @@ class ExitCode(IntEnum):
 
 
 class M7bError(Exception):
-    """An error the user can act on: what is wrong, with its figures, and the way out.
+    """An error that the user can act on: `message` says what is wrong, with figures, `hint` the way out.
 
-    Messages quote file names and values that nobody vouches for, so they are kept to one line of
-    printable characters.
+    Messages quote file names and values that nobody vouches for, so they become one line of printable
+    characters.
     """
 
     exit_code = ExitCode.BUG
@@ -45,13 +45,13 @@ class M7bError(Exception):
 
 
 class UsageError(M7bError):
-    """An option, a request or a file of ours that cannot mean anything."""
+    """An option, a request or a file of ours makes no sense."""
 
     exit_code = ExitCode.USAGE
 
 
 class InvalidConversation(UsageError):
-    """Messages or tools that a chat template does not take.
+    """A chat template does not take these messages or tools.
 
     `kind` names the rule that was broken; for Mistral's templates it is mistral-common's exception.
     """
@@ -72,7 +72,7 @@ class CheckpointNotFound(M7bError):
 
 
 class UnsupportedCheckpoint(M7bError):
-    """A sound checkpoint of something that m7b does not run."""
+    """A sound checkpoint of a model that m7b does not run."""
 
     exit_code = ExitCode.CHECKPOINT
 
@@ -108,6 +108,6 @@ class TooSlow(M7bError):
 
 
 def _printable(text: str, limit: int = 600) -> str:
-    """`text` with control characters escaped and an endless middle left out."""
+    """Escape control characters, and leave out the middle of a very long text."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"

@@ -1,4 +1,4 @@
-"""A conversation as a text to keep: Markdown or JSON. Knows messages and files; nothing about screens."""
+"""Export a conversation as Markdown or JSON. Knows messages and files; nothing about screens."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any, assert_never
 
 from m7b.errors import OutOfResources, UsageError
 from m7b.messages import Message
-from m7b.store import Conversation, as_utf8
+from m7b.store import StoredConversation, as_utf8
 
 
 class ExportFormat(StrEnum):
@@ -21,20 +21,20 @@ class ExportFormat(StrEnum):
     JSONL = "jsonl"
 
 
-def format_of(file: Path) -> ExportFormat:
-    """The format that a file's suffix means, Markdown where it means none."""
+def choose_format(file: Path) -> ExportFormat:
+    """Choose the format by the suffix of the file; Markdown for all but .json and .jsonl."""
     formats = {".json": ExportFormat.JSON, ".jsonl": ExportFormat.JSONL}
     return formats.get(file.suffix.lower(), ExportFormat.MARKDOWN)
 
 
-def exported(
-    conversation: Conversation, messages: Sequence[Message], form: ExportFormat = ExportFormat.MARKDOWN
+def format_export(
+    conversation: StoredConversation, messages: Sequence[Message], form: ExportFormat = ExportFormat.MARKDOWN
 ) -> str:
-    """The whole text of an export, which UTF-8 can say: half a surrogate pair becomes an escape."""
+    """Format a conversation as the text of an export; lone surrogates become escapes."""
     match form:
         case ExportFormat.MARKDOWN:
             heading = conversation.name or conversation.title or f"Conversation {conversation.id}"
-            text = "\n".join([f"# {heading}\n\n{conversation.model}\n", *map(_markdown, messages)])
+            text = "\n".join([f"# {heading}\n\n{conversation.model}\n", *map(_format_message, messages)])
         case ExportFormat.JSON:
             fields: dict[str, Any] = {"id": conversation.id, "name": conversation.name}
             fields |= {"model": conversation.model, "messages": [message.as_json() for message in messages]}
@@ -68,7 +68,7 @@ def write_export(file: Path, text: str, *, replacing: bool = False) -> None:
         raise OutOfResources(f"cannot write {file}: {error.strerror}") from None
 
 
-def _markdown(message: Message) -> str:
+def _format_message(message: Message) -> str:
     mark = " (cut off)" if message.is_partial else ""
     parts = [f"**{message.role}**{mark}", message.text]
     if calls := message.extra.get("tool_calls"):

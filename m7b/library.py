@@ -20,7 +20,7 @@ from m7b.generation import (
     TextDelta,
     TokenLogprob,
 )
-from m7b.messages import Message, message_of
+from m7b.messages import Message, parse_message
 from m7b.models import LoadEvent, Model, ModelChoice, load_model
 from m7b.offer import AUTO, check_template
 from m7b.session import CHAT_SAMPLING, OnFull, Session, SessionEvent
@@ -149,7 +149,7 @@ def chat(
     session = Session(
         model,
         _sampling(CHAT_SAMPLING, sampling),
-        messages=[message_of(message) for message in messages],
+        messages=[parse_message(message) for message in messages],
         tools=offered or None,
         tool_choice=tool_choice,
         constrains_calls=constrains_calls,
@@ -176,7 +176,7 @@ def ask(session: Session, text: str, toolbox: Toolbox | None = None, *, limit: i
             (call, toolbox.call(call.name, json.loads(call.arguments)).content) for call in finished.calls
         ]
         finished = _finish(session.return_results(results, may_call=n_left > 0))
-    return session.last("assistant")
+    return session.find_last("assistant")
 
 
 def score(model: Model, text: str, *, top: int = 0) -> list[TokenLogprob]:

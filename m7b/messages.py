@@ -36,11 +36,11 @@ class Message:
         return {"role": self.role, "content": self.content, **self.extra}
 
 
-def message_of(value: Any) -> Message:
-    """The message that a JSON object describes.
+def parse_message(value: Any) -> Message:
+    """Parse a message from a JSON object.
 
     Raises:
-        UsageError: it is none.
+        UsageError: `value` is no message.
     """
     if not isinstance(value, dict) or value.get("role") not in ROLES:
         raise UsageError("not a message", hint=f"it needs a role: {', '.join(ROLES)}")

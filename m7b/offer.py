@@ -1,11 +1,11 @@
-"""Tools offered to a model: how its calls are told from text, and what keeps them valid.
+"""Tools offered to a model: how to tell its calls from text, and the grammar that keeps them valid.
 
 Knows templates, tokenizers and grammars; nothing about what tools do, nor who runs them.
 """
 
 from dataclasses import dataclass
 
-from m7b.calls import calls_schema
+from m7b.calls import build_calls_schema
 from m7b.constraint import CallsOrText, Grammar, JsonSchema, compile_constraint
 from m7b.errors import UsageError
 from m7b.generation import Constraint, Matcher
@@ -14,7 +14,7 @@ from m7b.templates import Template, Tools
 from m7b.tokenizer import Tokenizer
 
 AUTO, ANY, NONE = "auto", "any", "none"
-"""What the model may choose: to call or not, which tool to call, or not to call. Else the name of a tool."""
+"""A tool choice: `auto` may call or not, `any` must call, `none` must not; a tool's name must call that."""
 
 _CALL_TOKEN = "[TOOL_CALLS]"
 _PROBE = {
@@ -25,7 +25,7 @@ _PROBE = {
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Tools in OpenAI's shape, what the model may choose, and whether its calls are kept valid."""
+    """Tools in OpenAI's shape, the tool choice, and whether a grammar keeps calls valid."""
 
     tools: Tools
     choice: str = AUTO
@@ -46,7 +46,7 @@ class Offer:
         return [tool["function"]["name"] for tool in self.tools]
 
     def syntax(self, tokenizer: Tokenizer) -> CallSyntax | None:
-        """How calls are told from text, None where there are to be none."""
+        """How to tell calls from text, None where the model must not call."""
         if self.choice == NONE:
             return None
         call_id = tokenizer.controls.get(_CALL_TOKEN)
@@ -56,14 +56,14 @@ class Offer:
     def constraint(
         self, tokenizer: Tokenizer, *, vocab_size: int, stop_ids: frozenset[int]
     ) -> Constraint | None:
-        """What keeps the calls valid, None where nothing has to."""
+        """Compile the constraint that keeps calls valid, None where none is needed."""
         call_id = tokenizer.controls.get(_CALL_TOKEN)
         if self.choice == NONE:
             return None if call_id is None else CallConstraint(None, call_id, vocab_size)
         if not self.is_constrained:
             return None
         is_required = self.choice != AUTO
-        schema = calls_schema(self.tools, name=self.choice if self.choice in self.names else None)
+        schema = build_calls_schema(self.tools, name=self.choice if self.choice in self.names else None)
         grammar: Grammar = JsonSchema(schema) if call_id is not None or is_required else CallsOrText(schema)
         constraint = compile_constraint(
             grammar, tokenizer, vocab_size=vocab_size, stop_ids=stop_ids, continues=False
@@ -74,7 +74,7 @@ class Offer:
 
 
 def check_template(template: Template) -> None:
-    """See that a template shows tools to the model.
+    """Check that a template shows tools to the model.
 
     Raises:
         UsageError: it does not.
@@ -88,11 +88,11 @@ def check_template(template: Template) -> None:
 
 
 class CallConstraint:
-    """An answer that is text, or behind `call_id` as its first token calls that keep to `calls`.
+    """Allows two kinds of answers: text, or `call_id` as the first token and then calls that satisfy `calls`.
 
     Args:
-        calls: what the calls keep to; None where there are to be none.
-        call_id: the token that begins them.
+        calls: the constraint of the calls; None allows text only.
+        call_id: the token that begins calls.
         vocab_size: the model's number of ids.
         is_required: whether the answer must be calls.
     """
@@ -108,12 +108,12 @@ class CallConstraint:
         self.text_ids = text.to_bytes(n_bytes, "little")
 
     def matcher(self) -> "CallMatcher":
-        """The beginning of an answer."""
+        """Return the state of an answer that begins."""
         return CallMatcher(self)
 
 
 class CallMatcher:
-    """Where one answer stands: at its beginning, in text, or in calls."""
+    """The state of one answer: at its beginning, in text, or in calls."""
 
     def __init__(self, constraint: CallConstraint) -> None:
         self._constraint = constraint
@@ -121,7 +121,7 @@ class CallMatcher:
         self._is_first = True
 
     def forced(self) -> list[int]:
-        """The ids that follow because there is no choice of text, none where there is."""
+        """The ids that must follow because only one text is allowed; none where several are."""
         if self._calls:
             return self._calls.forced()
         return [self._constraint.call_id] if self._is_first and self._constraint.is_required else []
@@ -133,7 +133,7 @@ class CallMatcher:
         return None if self._is_first and self._constraint.calls else self._constraint.text_ids
 
     def accept(self, token: int) -> None:
-        """Go on behind `token`, which must be allowed."""
+        """Add `token`, which must be allowed, to the answer."""
         if self._calls:
             self._calls.accept(token)
         elif self._is_first and self._constraint.calls and token == self._constraint.call_id:

@@ -1,4 +1,4 @@
-"""Where m7b keeps its files: platform folders, or everything below `M7B_HOME`."""
+"""The folders and files of m7b: those of the platform, or all below `M7B_HOME`."""
 
 import os
 import shlex
@@ -9,15 +9,15 @@ import platformdirs
 from m7b.errors import UsageError
 
 
-def path_of(text: str) -> Path:
-    """The path that somebody typed or dropped onto a terminal: `~/a`, `'/with space'`, `/with\\ space`.
+def parse_path(text: str) -> Path:
+    """Parse a path that was typed, or dropped onto a terminal: `~/a`, `'/with space'`, `/with\\ space`.
 
     Raises:
-        UsageError: it cannot be one.
+        UsageError: `text` cannot be a path.
     """
     try:
         words = shlex.split(text)
-    except ValueError:  # a quotation mark that is part of the name
+    except ValueError:  # the name holds a quotation mark
         words = [text]
     try:
         path = Path(words[0] if len(words) == 1 else text).expanduser()
@@ -43,15 +43,15 @@ def config_file() -> Path:
 
 
 def checkpoints_folder() -> Path:
-    """Where downloaded checkpoints and the records of them are."""
+    """The folder of downloaded checkpoints and their records."""
     return data_folder() / "checkpoints"
 
 
 def history_file() -> Path:
-    """Where the lines typed at the prompt are kept."""
+    """The file of the lines typed at the prompt."""
     return data_folder() / "history"
 
 
 def sessions_file() -> Path:
-    """Where conversations are kept."""
+    """The file of the conversations."""
     return data_folder() / "sessions.sqlite3"

@@ -1,4 +1,4 @@
-"""Writing to the user: the answer on stdout, all else on stderr. Knows terminals; nothing about models."""
+"""Write to the user: the answer to stdout, all else to stderr. Knows terminals; nothing about models."""
 
 import io
 import json
@@ -11,15 +11,14 @@ from m7b.errors import OutOfResources, UsageError
 
 
 class PipeClosed(Exception):
-    """Whoever read our stdout has gone: stop quietly."""
+    """The reader of our stdout has gone: stop quietly."""
 
 
 class Output:
-    """The place for answers, stdout unless another is given.
+    """Writes answers to stdout, or to another stream.
 
-    It is flushed piece by piece, and UTF-8 in pipes whatever the locale.
-
-    On a terminal, control bytes in the model's text are shown as U+FFFD instead of obeyed.
+    It flushes after each piece. Pipes get UTF-8 whatever the locale. On a terminal, control characters in the
+    model's text are shown as U+FFFD.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -36,15 +35,15 @@ class Output:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person is watching."""
+        """Whether the stream is a terminal."""
         return self._is_terminal
 
     def write(self, text: str, *, emphasis: bool = False) -> None:
-        """Show `text` now, with `emphasis` in colour where there are colours.
+        """Write `text` now; with `emphasis` it is coloured where the terminal has colours.
 
         Raises:
-            PipeClosed: nobody reads any more.
-            OutOfResources: the disk is full, or whatever else it is that takes the answer.
+            PipeClosed: the reader of the pipe has gone.
+            OutOfResources: the stream cannot be written, for example because the disk is full.
         """
         try:
             shown = printable(text) if self._is_terminal else text
@@ -61,7 +60,7 @@ class Output:
 
 
 class Status:
-    """One line on stderr that tells what goes on, rewritten in place; silent where stderr is no terminal."""
+    """One line of progress on stderr, rewritten in place; writes nothing where stderr is no terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr  # None where it is closed
@@ -75,7 +74,7 @@ class Status:
             self._shown = True
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._shown:
             self._write("\r\x1b[K")
             self._shown = False
@@ -87,17 +86,17 @@ class Status:
 
 
 def can_ask() -> bool:
-    """Whether somebody sits at a terminal who reads stderr and answers on stdin."""
+    """Whether stderr and stdin are terminals, so that the user can read a question and answer it."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
 def has_colours() -> bool:
-    """Whether a terminal is to be coloured: not with `NO_COLOR`, nor where `TERM` is dumb."""
+    """Whether to use colours on a terminal: not with `NO_COLOR`, nor where `TERM` is dumb."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", None)
 
 
 def printable(text: str) -> str:
-    """`text` with every control character but newline and tab shown as U+FFFD."""
+    """Replace every control character but newline and tab by U+FFFD."""
     if text.isprintable():
         return text
     return "".join(c if c in "\n\t" or not _is_control(c) else "\ufffd" for c in text)

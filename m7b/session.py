@@ -1,4 +1,4 @@
-"""One conversation over an engine: encode it all, generate, keep the answer, and take things back.
+"""One conversation with a model: encode all of it, generate an answer, keep it, take turns back.
 
 Knows messages, templates and events; nothing about screens, files or tensors.
 """
@@ -60,18 +60,18 @@ SessionEvent = GenerationEvent | Dropped
 class Session:
     """A conversation with a model.
 
-    An answer in progress is the last message as soon as it has text, marked partial, so that whoever looks
-    between two events can save it. Closing the events keeps what was answered until then; an answer that
-    has not begun leaves the conversation as it was before.
+    As soon as an answer in progress has text, it is the last message, marked partial, so a caller can save it
+    between two events. A caller that closes the events keeps the answer so far; where the answer had not
+    begun, the conversation is as it was before.
 
     Args:
-        model: answers.
-        params: sampling; stops of the model are added to them.
+        model: generates the answers.
+        params: how to sample; the stop ids of the model are added to them.
         messages: the conversation so far.
-        tools: offered with every turn.
+        tools: those to offer in every turn.
         tool_choice: what the model may choose of them; see `Offer`.
-        constrains_calls: whether calls are kept valid.
-        grammar: what every answer is kept to.
+        constrains_calls: whether a grammar keeps calls valid.
+        grammar: the one that every answer must satisfy.
         on_full: what to do when the context is full.
     """
 
@@ -117,49 +117,53 @@ class Session:
         """The messages that the model no longer sees."""
         return self._n_dropped
 
-    def last(self, role: str) -> Message:
-        """The last message of `role`.
+    def find_last(self, role: str) -> Message:
+        """Find the last message of `role`.
 
         Raises:
             UsageError: there is none.
         """
-        return self._messages[self._last(role)]
+        return self._messages[self._find_last(role)]
 
-    def prompt(self, text: str) -> list[int]:
-        """The ids that `send(text)` would start from, were there room for all."""
-        return self._encode(self._visible([*_settled(self._messages), Message("user", text)]))
+    def encode_prompt(self, text: str) -> list[int]:
+        """Encode the prompt that `send(text)` would make if all of it fitted the context."""
+        return self._encode(
+            self._select_visible([*_add_missing_results(self._messages), Message("user", text)])
+        )
 
     def send(self, text: str) -> Iterator[SessionEvent]:
-        """Say `text` and let the model answer.
+        """Add the user message `text` and let the model answer.
 
         Raises:
             ContextOverflow: there is no room for it.
-            InvalidConversation: the template does not take it.
+            InvalidConversation: the template refuses the messages.
         """
-        return self._turn([*_settled(self._messages), Message("user", text)], self.params)
+        return self._run_turn([*_add_missing_results(self._messages), Message("user", text)], self.params)
 
     def regenerate(
         self, params: SamplingParams | None = None, *, text: str | None = None
     ) -> Iterator[SessionEvent]:
-        """Answer the last user message again, with other `params` for this once, or put as `text`.
+        """Answer the last user message again, with other `params` for this once, or with another `text`.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is no user message.
         """
-        *before, asked = self._messages[: self._last("user") + 1]
-        return self._turn([*before, asked if text is None else Message("user", text)], params or self.params)
+        *before, asked = self._messages[: self._find_last("user") + 1]
+        return self._run_turn(
+            [*before, asked if text is None else Message("user", text)], params or self.params
+        )
 
     def return_results(
         self, results: Sequence[tuple[ToolCall, str]], *, may_call: bool = True
     ) -> Iterator[SessionEvent]:
-        """Tell the model what its calls came to, and let it answer, or unless `may_call` is false call again.
+        """Add the results of the calls and let the model answer; it may call again if `may_call`.
 
-        The results stay in the conversation whatever comes of it.
+        The results stay in the conversation even where the answer fails.
         """
         for call, content in results:
             extra = {"tool_call_id": call.id, "name": call.name}
             self._messages = [*self._messages, Message("tool", content, extra)]
-        return self._turn(self._messages, self.params, may_call=may_call)
+        return self._run_turn(self._messages, self.params, may_call=may_call)
 
     def continue_answer(self) -> Iterator[SessionEvent]:
         """Go on with the last answer where it ended.
@@ -174,9 +178,9 @@ class Session:
                 "an answer that keeps to a grammar cannot be continued", hint="/regen answers anew"
             )
         *question, answer = self._messages
-        # What may have been cut in two is answered again: a character, and the space before a word.
+        # The model writes again what may have been cut in two: a character, or the space before a word.
         begun = answer.text.rstrip(f" {REPLACEMENT}" if answer.is_partial else " ")
-        return self._turn([*question, Message("assistant", begun)] if begun else question, self.params)
+        return self._run_turn([*question, Message("assistant", begun)] if begun else question, self.params)
 
     def undo(self, n_turns: int = 1) -> list[Message]:
         """Take back the last turns, each a user message and what follows it; returns what was taken.
@@ -190,7 +194,7 @@ class Session:
         taken = self._messages[asked[-n_turns] :]
         del self._messages[asked[-n_turns] :]
         if self._n_dropped >= len(self._messages) - self._has_system:
-            self._n_dropped = 0  # else nothing would be in sight, for all the room there is
+            self._n_dropped = 0  # else the model would see nothing, though there is room
         return taken
 
     def replace_answer(self, text: str) -> None:
@@ -201,7 +205,7 @@ class Session:
         """
         if not text:
             raise UsageError("an answer cannot be empty", hint="/undo takes the turn back")
-        at = self._last("assistant")
+        at = self._find_last("assistant")
         if not _is_answer(self._messages[at]):
             raise UsageError("the last answer calls tools", hint="/undo takes the turn back")
         self._messages[at] = Message("assistant", text)
@@ -216,19 +220,19 @@ class Session:
         """Begin again; the system prompt stays."""
         self.load(self._messages[: self._has_system])
 
-    def _turn(
+    def _run_turn(
         self, asked: Sequence[Message], params: SamplingParams, *, may_call: bool = True
     ) -> Iterator[SessionEvent]:
-        """Answer `asked`, or go on with its last message where that is an answer."""
+        """Generate an answer to `asked`; where its last message is an answer, continue that one."""
         text = asked[-1].text if asked and asked[-1].role == "assistant" else ""
         question = asked[:-1] if text else asked
         before, n_dropped = self._messages, self._n_dropped
         self.usage = None
-        # A question is kept at once; an old answer until there is a new one.
+        # Keep a question at once; keep an old answer until there is a new one.
         waiting = self._messages = max(before, list(question), key=len)
         try:
-            offer = self._offer(asked, may_call=may_call)
-            for event in self._answer(asked, self._complete(params, offer), offer):
+            offer = self._make_offer(asked, may_call=may_call)
+            for event in self._generate_answer(asked, self._complete_params(params, offer), offer):
                 match event:
                     case TextDelta():
                         text += event.text
@@ -236,7 +240,7 @@ class Session:
                     case Finished():
                         self.usage = event.usage
                         if event.calls:
-                            self._messages = [*question, _calls_message(event.calls)]
+                            self._messages = [*question, _make_calls_message(event.calls)]
                         elif event.reason is FinishReason.STOP and text:
                             self._messages = [*question, replace(self._messages[-1], is_partial=False)]
                     case PromptProgress() | Dropped() | CallDelta():
@@ -248,14 +252,14 @@ class Session:
             if self._messages is waiting:
                 self._messages, self._n_dropped = before, n_dropped
 
-    def _answer(
+    def _generate_answer(
         self, asked: Sequence[Message], params: SamplingParams, offer: Offer | None
     ) -> Iterator[SessionEvent]:
-        ids, dropped = self._fitted(asked, params)
+        ids, dropped = self._fit(asked, params)
         if dropped:
             yield dropped
         rolled: list[Dropped] = []
-        steps = self._steps(asked, ids, params, rolled)
+        steps = self._generate_steps(asked, ids, params, rolled)
         continues = asked[-1].role == "assistant"
         tokenizer = self.model.tokenizer
         syntax = offer.syntax(tokenizer) if offer else None
@@ -264,13 +268,13 @@ class Session:
             rolled.clear()
             yield event
 
-    def _steps(
+    def _generate_steps(
         self, asked: Sequence[Message], ids: list[int], params: SamplingParams, rolled: list[Dropped]
     ) -> Iterator[PromptProgress | Step]:
-        """The engine's steps, in several goes where the context rolls; what that drops goes to `rolled`.
+        """Yield the engine's steps; where the context is full and rolls, go on with a shorter prompt.
 
-        The next go begins with the ids of the answer so far, not with its text, which may end in half a
-        character, or in what may yet become a stop string.
+        What rolling drops is appended to `rolled`. The shorter prompt ends with the ids of the answer so far,
+        not with its text: that may end in half a character, or in the start of a stop string.
         """
         tokens: list[int] = []
         while True:
@@ -280,21 +284,24 @@ class Session:
                 if isinstance(step, Step):
                     tokens.append(step.token)
             is_full = len(tokens) < params.max_tokens
-            if not (is_full and self.on_full is OnFull.ROLL and self._next_turn(asked)) or params.constraint:
+            if (
+                not (is_full and self.on_full is OnFull.ROLL and self._count_oldest_turn(asked))
+                or params.constraint
+            ):
                 return
-            ids, dropped = self._fitted(asked, left, tokens)
+            ids, dropped = self._fit(asked, left, tokens)
             if dropped:
                 rolled.append(dropped)
 
-    def _fitted(
+    def _fit(
         self, asked: Sequence[Message], params: SamplingParams, tokens: Sequence[int] = ()
     ) -> tuple[list[int], Dropped | None]:
-        """The prompt, with the `tokens` of the answer so far, and what had to be left out of it.
+        """Encode the prompt and append the `tokens` of the answer so far; drop the oldest turns if need be.
 
-        Dropping changes the beginning of the prompt, so all of it is read again: it goes down to half
-        the context at once, not a turn at a time.
+        Dropping changes the beginning of the prompt, so the model reads all of it again. Therefore it drops
+        down to half the context at once, not a turn at a time.
         """
-        ids = [*self._encode(self._visible(asked)), *tokens]
+        ids = [*self._encode(self._select_visible(asked)), *tokens]
         size = self.model.ctx_size
         is_strict = self.on_full in (OnFull.ERROR, OnFull.DROP_OLDEST)
         room = max(1, min(params.max_tokens, size // 4)) if is_strict else 1
@@ -302,10 +309,10 @@ class Session:
             return ids, None
         n_dropped, n_tokens = self._n_dropped, len(ids)
         if self.on_full in (OnFull.DROP_OLDEST, OnFull.ROLL):
-            room = 1  # when all has been dropped that can be, a short answer is better than none
-            while len(ids) > size // 2 and (turn := self._next_turn(asked)):
+            room = 1  # when no more turns can be dropped, a short answer is better than none
+            while len(ids) > size // 2 and (turn := self._count_oldest_turn(asked)):
                 self._n_dropped += turn
-                ids = [*self._encode(self._visible(asked)), *tokens]
+                ids = [*self._encode(self._select_visible(asked)), *tokens]
         if len(ids) + room > size:
             raise ContextOverflow(
                 f"the prompt has {len(ids)} tokens and the context holds {size}, {room} of them to answer",
@@ -315,35 +322,35 @@ class Session:
             return ids, None
         return ids, Dropped(self._n_dropped - n_dropped, n_tokens - len(ids))
 
-    def _next_turn(self, asked: Sequence[Message]) -> int:
-        """The messages of the oldest turn of `asked` that is in sight, 0 where only the last is."""
+    def _count_oldest_turn(self, asked: Sequence[Message]) -> int:
+        """Count the messages of the oldest turn that the model sees of `asked`, 0 where it sees only one."""
         start = self._has_system + self._n_dropped
         later = (at for at in range(start + 1, len(asked)) if asked[at].role == "user")
         return next(later, start) - start
 
-    def _visible(self, messages: Sequence[Message]) -> list[Message]:
+    def _select_visible(self, messages: Sequence[Message]) -> list[Message]:
         start = self._has_system
         return [*messages[:start], *messages[start + self._n_dropped :]]
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of `messages`, of which a last answer is one to continue."""
+        """Encode `messages`; where the last one is an answer, the model is to continue it."""
         asked = [message.as_json() for message in messages]
         if asked and asked[-1]["role"] == "assistant":
             asked[-1]["prefix"] = True
         return self.model.chat_template.encode(asked, self.tools)
 
-    def _offer(self, asked: Sequence[Message], *, may_call: bool) -> Offer | None:
-        """The tools for an answer to `asked`; none where that is already begun, and so is text.
+    def _make_offer(self, asked: Sequence[Message], *, may_call: bool) -> Offer | None:
+        """Offer the tools for an answer to `asked`; none where the answer is begun already, and so is text.
 
-        A call that was demanded is demanded once: with its result, the model may answer.
+        A call can be demanded once only: with its result, the model may answer.
         """
         if not self.tools or asked[-1].role == "assistant":
             return None
         choice = AUTO if asked[-1].role == "tool" and self.tool_choice != NONE else self.tool_choice
         return Offer(self.tools, choice if may_call else NONE, self.constrains_calls)
 
-    def _complete(self, params: SamplingParams, offer: Offer | None) -> SamplingParams:
-        """`params` with what the model, the tools and the grammar add to them."""
+    def _complete_params(self, params: SamplingParams, offer: Offer | None) -> SamplingParams:
+        """Add to `params` the stop ids of the model and the constraint of the grammar or the tools."""
         constraint = params.constraint
         if self.grammar is not None:
             constraint = self.model.compile(self.grammar)
@@ -355,21 +362,21 @@ class Session:
     def _has_system(self) -> bool:
         return bool(self._messages) and self._messages[0].role == "system"
 
-    def _last(self, role: str) -> int:
-        """Where the last message of `role` is."""
+    def _find_last(self, role: str) -> int:
+        """Find the index of the last message of `role`."""
         for at in reversed(range(len(self._messages))):
             if self._messages[at].role == role:
                 return at
         raise UsageError(f"there is no {role} message yet", hint="say something first")
 
 
-def _calls_message(calls: Sequence[ToolCall]) -> Message:
-    """The calls as OpenAI writes them."""
+def _make_calls_message(calls: Sequence[ToolCall]) -> Message:
+    """Make the assistant message that holds the calls, in OpenAI's shape."""
     return Message("assistant", None, {"tool_calls": [call.as_json() for call in calls]})
 
 
-def _settled(messages: Sequence[Message]) -> list[Message]:
-    """`messages`, with a result for every last call that has none: a chat can end while a tool runs."""
+def _add_missing_results(messages: Sequence[Message]) -> list[Message]:
+    """Add a result for every last call that has none: a chat can end while a tool runs."""
     at = len(messages)
     while at and messages[at - 1].role == "tool":
         at -= 1

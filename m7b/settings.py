@@ -1,7 +1,7 @@
-"""What holds until a flag says otherwise: `config.toml`, and the `M7B_*` variables, which are stronger.
+"""The user's settings: `config.toml`, and the `M7B_*` variables, which win over it. Flags win over both.
 
-Knows the names of the settings and where each was set; knows nothing about what a value means: the
-options of the same names do.
+Knows the names of the settings and where each was set; does not know what a value means: the options of the
+same names do.
 """
 
 import difflib
@@ -23,7 +23,7 @@ def _samples(owner: type) -> dict[str, str | int | float | bool]:
     return {name: option.sample for name, option in options if option.sample is not None}
 
 
-# Each long option that can be set lastingly, and the value that a new config.toml shows for it.
+# Each long option that can be a setting, and the value that a new config.toml shows for it.
 SETTINGS: Mapping[str, str | int | float | bool] = {
     "variant": "demo",
     "model": "~/models/mistral-7b",
@@ -43,7 +43,7 @@ _MAX_BITS = 64
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A value as the text that would follow its flag, and what set it: a file or a variable."""
+    """A value as the text that would follow its flag; `source` is the file or the variable that set it."""
 
     name: str
     text: str
@@ -51,22 +51,24 @@ class Setting:
 
     @property
     def place(self) -> str:
-        """Where to go to change it."""
+        """Where the user can change it."""
         return self.source if self.source == variable(self.name) else f"{self.source}: {self.name}"
 
 
 def variable(name: str) -> str:
-    """The environment variable of a setting."""
+    """The name of the environment variable of a setting."""
     return f"M7B_{name.upper()}"
 
 
 def load(environ: Mapping[str, str], file: Path, known: Collection[str]) -> dict[str, Setting]:
-    """What is set, by name, of the `known` settings. A variable beats the file; an empty one sets nothing.
+    """Load those of the `known` settings that are set, by name.
+
+    A variable wins over the file; an empty variable sets nothing.
 
     Raises:
-        UsageError: the file cannot be read, or a setting is unknown or at odds with another.
+        UsageError: the file cannot be read, or a setting is unknown or contradicts another.
     """
-    of_file, of_environ = _of_file(file, known), _of_environ(environ, known)
+    of_file, of_environ = _read_file(file, known), _read_environ(environ, known)
     for settings, place in ((of_file, file.name), (of_environ, "the environment")):
         if settings.keys() >= _CHECKPOINT:
             raise UsageError(f"variant and model are both set in {place}", hint="name one checkpoint")
@@ -74,20 +76,23 @@ def load(environ: Mapping[str, str], file: Path, known: Collection[str]) -> dict
     return {name: setting for name, setting in of_file.items() if name not in beaten} | of_environ
 
 
-def similar_variables(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
-    """Variables that look like a setting misspelt, each with the one that may be meant."""
+def find_similar_variables(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
+    """Find variables that look like a misspelt setting, each with the one that may be meant."""
     variables = [variable(name) for name in known]
     unknown = (name for name in environ if name.startswith("M7B_") and name not in variables)
     matches = {name: difflib.get_close_matches(name, variables, n=1, cutoff=0.85) for name in unknown}
     return {name: close[0] for name, close in matches.items() if close}
 
 
-def _of_environ(environ: Mapping[str, str], known: Collection[str]) -> dict[str, Setting]:
+def _read_environ(environ: Mapping[str, str], known: Collection[str]) -> dict[str, Setting]:
     texts = {name: environ[variable(name)] for name in known if environ.get(variable(name))}
-    return {name: Setting(name, _utf8(text, variable(name)), variable(name)) for name, text in texts.items()}
+    return {
+        name: Setting(name, _decode_utf8(text, variable(name)), variable(name))
+        for name, text in texts.items()
+    }
 
 
-def _of_file(file: Path, known: Collection[str]) -> dict[str, Setting]:
+def _read_file(file: Path, known: Collection[str]) -> dict[str, Setting]:
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -101,11 +106,13 @@ def _of_file(file: Path, known: Collection[str]) -> dict[str, Setting]:
         close = difflib.get_close_matches(unknown, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"they are {', '.join(known)}"
         raise UsageError(f"{file.name}: {unknown} is no setting", hint=hint)
-    return {name: Setting(name, _text(name, value, file), file.name) for name, value in values.items()}
+    return {
+        name: Setting(name, _format_value(name, value, file), file.name) for name, value in values.items()
+    }
 
 
-def _text(name: str, value: Any, file: Path) -> str:
-    """A value of the file as the text of its flag."""
+def _format_value(name: str, value: Any, file: Path) -> str:
+    """Format a value of the file as the text that would follow its flag."""
     match value:
         case bool():
             return str(value).lower()
@@ -119,8 +126,8 @@ def _text(name: str, value: Any, file: Path) -> str:
             raise UsageError(f"{file.name}: {name} is neither a number nor a text, nor true or false")
 
 
-def _utf8(text: str, source: str) -> str:
-    # Variables are bytes, which Python has decoded by the locale: go back and take them as UTF-8.
+def _decode_utf8(text: str, source: str) -> str:
+    # Variables are bytes, which Python decoded by the locale: decode them again as UTF-8.
     try:
         return os.fsencode(text).decode("utf-8")
     except UnicodeDecodeError:

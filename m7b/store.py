@@ -1,4 +1,4 @@
-"""Conversations on disk. Knows messages and how they are kept; nothing about templates or screens."""
+"""Conversations on disk. Knows messages and how they are stored; nothing about templates or screens."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from m7b.database import Database
 from m7b.errors import M7bError, UsageError
-from m7b.messages import Message, message_of
+from m7b.messages import Message, parse_message
 
 TITLE_LENGTH = 60
 NAME_LENGTH = 80
@@ -37,8 +37,8 @@ _Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """What a list of conversations says about one of them; times are seconds since 1970."""
+class StoredConversation:
+    """What the store knows of a conversation besides its messages; times are seconds since 1970."""
 
     id: int
     name: str | None
@@ -50,11 +50,11 @@ class Conversation:
 
 
 class ChangedMeanwhile(M7bError):
-    """Somebody else has changed what was to be replaced."""
+    """Another process has changed the conversation that was to be saved."""
 
 
 class Store:
-    """The conversations in the file `path`, or in memory where it is None; see Database for what can fail."""
+    """The conversations in the file `path`, or in memory where it is None; see Database for the errors."""
 
     def __init__(self, path: Path | None) -> None:
         self._database = Database(path, _SCHEMA)
@@ -68,30 +68,30 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._database.close()
 
-    def conversations(self) -> list[Conversation]:
-        """All of them, the most recently saved first."""
-        with self._database.reading() as connection:
+    def list_conversations(self) -> list[StoredConversation]:
+        """List all conversations, the most recently saved first."""
+        with self._database.begin_read() as connection:
             rows = connection.execute(_CONVERSATIONS).fetchall()
-        return [self._conversation(row) for row in rows]
+        return [self._read_conversation(row) for row in rows]
 
-    def latest(self) -> Conversation | None:
-        """The most recently saved one that has messages."""
-        return next((found for found in self.conversations() if found.n_messages), None)
+    def find_latest(self) -> StoredConversation | None:
+        """Find the most recently saved conversation that has messages."""
+        return next((found for found in self.list_conversations() if found.n_messages), None)
 
-    def named(self, name: str) -> Conversation | None:
-        """The one called `name`."""
-        return next((found for found in self.conversations() if found.name == name), None)
+    def find_named(self, name: str) -> StoredConversation | None:
+        """Find the conversation called `name`."""
+        return next((found for found in self.list_conversations() if found.name == name), None)
 
-    def find(self, reference: str) -> Conversation:
-        """The one whose id or name is `reference`.
+    def find(self, reference: str) -> StoredConversation:
+        """Find the conversation whose id or name is `reference`.
 
         Raises:
-            UsageError: there is none; the hint says which there are.
+            UsageError: there is none; the hint lists the latest ones.
         """
-        known = self.conversations()
+        known = self.list_conversations()
         for found in known:
             if reference in (str(found.id), found.name):
                 return found
@@ -99,17 +99,20 @@ class Store:
         hint = f"the latest are {latest}: see m7b sessions list" if known else "there are none yet"
         raise UsageError(f"there is no conversation {reference!r}", hint=hint)
 
-    def messages(self, id: int) -> list[Message]:
-        """The messages of one conversation, none where it does not exist."""
-        with self._database.reading() as connection:
+    def load_messages(self, id: int) -> list[Message]:
+        """Load the messages of one conversation, none where it does not exist."""
+        with self._database.begin_read() as connection:
             rows = connection.execute(_MESSAGES, (id,)).fetchall()
-        return [self._message(row) for row in rows]
+        return [self._read_message(row) for row in rows]
 
-    def search(self, text: str) -> Iterator[tuple[Conversation, int, Message]]:
-        """The messages that hold `text` in whatever case, each with its conversation and its position."""
+    def search(self, text: str) -> Iterator[tuple[StoredConversation, int, Message]]:
+        """Find the messages that hold `text`, in small letters or capitals.
+
+        Yields each with its conversation and its position there.
+        """
         wanted = text.casefold()
-        for conversation in self.conversations():  # nothing is locked while the caller takes its time
-            for position, message in enumerate(self.messages(conversation.id)):
+        for conversation in self.list_conversations():  # nothing is locked while the caller takes its time
+            for position, message in enumerate(self.load_messages(conversation.id)):
                 if wanted in message.text.casefold():
                     yield conversation, position, message
 
@@ -120,7 +123,7 @@ class Store:
             UsageError: `name` is taken or cannot be a name.
         """
         now = time.time()
-        with self._database.writing() as connection:
+        with self._database.begin_write() as connection:
             if name is not None:
                 check_name(name)
                 _check_free(connection, name)
@@ -139,16 +142,16 @@ class Store:
         *,
         seen: Sequence[Message] | None = None,
     ) -> None:
-        """Make the stored messages equal `messages`, all or nothing; `model` None leaves the model as it is.
+        """Replace the stored messages by `messages`, all or nothing; with `model` None, the model stays.
 
-        A conversation that another process has removed meanwhile comes back under its id.
+        Where another process has removed the conversation meanwhile, it is stored again under its id.
 
         Raises:
-            ChangedMeanwhile: other messages are stored than those that were `seen` last.
+            ChangedMeanwhile: the stored messages are not those that the caller has `seen` last.
         """
-        rows = [_row(message) for message in messages]
+        rows = [_make_row(message) for message in messages]
         label = None if model is None else as_utf8(model)
-        with self._database.writing() as connection:
+        with self._database.begin_write() as connection:
             connection.execute(
                 "INSERT INTO conversations (id, model, created, updated)"
                 " VALUES (:id, coalesce(:model, ''), :now, :now)"
@@ -156,7 +159,7 @@ class Store:
                 {"id": id, "model": label, "now": time.time()},
             )
             stored = connection.execute(_MESSAGES, (id,)).fetchall()
-            if stored and seen is not None and stored != [_row(message) for message in seen]:
+            if stored and seen is not None and stored != [_make_row(message) for message in seen]:
                 raise ChangedMeanwhile(f"another chat has changed conversation {id}")
             pairs = zip(stored, rows, strict=False)
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -167,12 +170,12 @@ class Store:
             )
 
     def rename(self, id: int, name: str) -> None:
-        """Call a conversation `name`.
+        """Rename a conversation to `name`.
 
         Raises:
             UsageError: `name` is taken or cannot be a name, or there is no such conversation.
         """
-        with self._database.writing() as connection:
+        with self._database.begin_write() as connection:
             check_name(name)
             _check_free(connection, name, id)
             done = connection.execute("UPDATE conversations SET name = ? WHERE id = ?", (name, id))
@@ -181,31 +184,31 @@ class Store:
 
     def remove(self, id: int) -> None:
         """Remove a conversation with all its messages, if it is there."""
-        with self._database.writing() as connection:
+        with self._database.begin_write() as connection:
             connection.execute("DELETE FROM messages WHERE conversation = ?", (id,))
             connection.execute("DELETE FROM conversations WHERE id = ?", (id,))
 
-    def _conversation(self, row: _Row) -> Conversation:
+    def _read_conversation(self, row: _Row) -> StoredConversation:
         id, name, model, created, updated, n_messages, content = row
-        title = "" if content is None else _title(self._message(("user", content, b"{}", 0)).text)
-        return Conversation(id, name, model, created, updated, n_messages, title)
+        title = "" if content is None else _make_title(self._read_message(("user", content, b"{}", 0)).text)
+        return StoredConversation(id, name, model, created, updated, n_messages, title)
 
-    def _message(self, row: _Row) -> Message:
+    def _read_message(self, row: _Row) -> Message:
         role, content, extra, is_partial = row
         try:
-            fields = {**_unpacked(extra), "role": role, "content": _unpacked(content)}
-            return replace(message_of(fields), is_partial=bool(is_partial))
+            fields = {**_unpack(extra), "role": role, "content": _unpack(content)}
+            return replace(parse_message(fields), is_partial=bool(is_partial))
         except (ValueError, TypeError, AttributeError, UsageError):
             self._database.refuse("a message in it cannot be read")
 
 
 def as_utf8(text: str) -> str:
-    """`text` with what UTF-8 cannot say, half a surrogate pair, as an escape."""
+    """Return `text` with lone surrogates, which UTF-8 cannot hold, as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def check_name(name: str) -> None:
-    """See that a conversation can be called `name`.
+    """Check that a conversation can be called `name`.
 
     Raises:
         UsageError: it cannot.
@@ -223,19 +226,19 @@ def _check_free(connection: Connection, name: str, id: int | None = None) -> Non
         raise UsageError(f"conversation {holder[0]} is called {name!r} already", hint="choose another name")
 
 
-def _title(text: str) -> str:
+def _make_title(text: str) -> str:
     line = as_utf8(" ".join(text.split()))
     return line if len(line) <= TITLE_LENGTH else f"{line[: TITLE_LENGTH - 1]}…"
 
 
-def _row(message: Message) -> _Row:
-    return (message.role, _packed(message.content), _packed(dict(message.extra)), int(message.is_partial))
+def _make_row(message: Message) -> _Row:
+    return (message.role, _pack(message.content), _pack(dict(message.extra)), int(message.is_partial))
 
 
-def _packed(value: Any) -> bytes:
-    """JSON that keeps every Python string, even half a surrogate pair."""
+def _pack(value: Any) -> bytes:
+    """Write JSON in bytes that keep every Python string, even one with lone surrogates."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def _unpacked(data: bytes) -> Any:
+def _unpack(data: bytes) -> Any:
     return json.loads(data.decode("utf-8", "surrogatepass"))

@@ -147,8 +147,8 @@ class ChatHome:
     def messages(self, reference: str | None = None) -> list[Message]:
         """The stored messages of a conversation, the latest unless another is named."""
         with Store(self.sessions) as store:
-            found = store.find(reference) if reference else store.latest()
-            return store.messages(found.id) if found else []
+            found = store.find(reference) if reference else store.find_latest()
+            return store.load_messages(found.id) if found else []
 
     def texts(self, reference: str | None = None) -> list[str]:
         """The texts of these messages."""

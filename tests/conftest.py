@@ -22,7 +22,7 @@ def demo_home(request: pytest.FixtureRequest) -> Path:
     home = Path(request.config.cache.mkdir("m7b-home"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("M7B_HOME", str(home))
-        if hub.installed("demo") is None:
+        if hub.find_path("demo") is None:
             fetch_default("demo", asks=False)
     return home
 

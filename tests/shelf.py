@@ -19,6 +19,8 @@ def put(home: Path, name: str) -> Path:
         files = (shelf.File(path.name, 0, "sha256:"),)
         times = {"fetched": 0.0, "verified": 0.0}
         shelf.put(
-            shelf.Record(name, "gguf", "test", "", "", str(path), str(folder), files, is_ours=True, **times)
+            shelf.CheckpointRecord(
+                name, "gguf", "test", "", "", str(path), str(folder), files, is_ours=True, **times
+            )
         )
     return path

@@ -35,7 +35,7 @@ def chat(home, *arguments):
 
 def stored(home):
     with Store(home / "sessions.sqlite3") as store:
-        return store.messages(store.latest().id)
+        return store.load_messages(store.find_latest().id)
 
 
 def begin(terminal, question):

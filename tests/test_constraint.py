@@ -14,9 +14,9 @@ import tokenizers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from m7b.calls import calls_schema
+from m7b.calls import build_calls_schema
 from m7b.constraint import AnyJson, CallsOrText, JsonSchema, Lark, Regex, compile_constraint
-from m7b.constraint.vocabulary import strips_space, token_bytes
+from m7b.constraint.vocabulary import list_token_bytes, strips_space
 from m7b.errors import UsageError
 from m7b.runtime.checkpoints import open_checkpoint
 from m7b.tokenizer import OfficialVocabulary, TokenizerJson, load_tokenizer
@@ -95,7 +95,7 @@ class Author:
     def __init__(self, tokenizer, seed):
         self.stop, self.draw = stop_id(tokenizer), random.Random(seed)
         closing = re.compile(rb'[^"\\{\[]*["}\])]+|nu?l*')
-        texts = token_bytes(tokenizer) + [b""] * EXTRA_IDS
+        texts = list_token_bytes(tokenizer) + [b""] * EXTRA_IDS
         self.closing = np.array([closing.fullmatch(text) is not None for text in texts])
 
     def write(self, matcher, follow=False):
@@ -282,7 +282,9 @@ def test_bytes_of_any_ids_that_join_to_text_are_what_they_decode_to(name, loaded
 
 
 def tables(loaded, made={}):  # noqa: B006 - made once, for hypothesis calls hundreds of times
-    return made or made.update({name: token_bytes(tokenizer) for name, tokenizer in loaded.items()}) or made
+    return (
+        made or made.update({name: list_token_bytes(tokenizer) for name, tokenizer in loaded.items()}) or made
+    )
 
 
 @pytest.mark.parametrize("name", ["v1", "v3", "demo"])
@@ -556,7 +558,7 @@ def test_pattern_that_would_hang_a_backtracker_does_not(pattern, loaded, authors
 def test_calls_or_text_admits_no_other_list_behind_blanks(text, is_admitted, name, loaded):
     """A blank in front once made any list text."""
     tools = [{"function": {"name": "f", "parameters": {"type": "object", "additionalProperties": False}}}]
-    assert follows(CallsOrText(calls_schema(tools)), text, loaded[name]) is is_admitted
+    assert follows(CallsOrText(build_calls_schema(tools)), text, loaded[name]) is is_admitted
 
 
 def test_answer_without_a_stop_id_is_refused(loaded):

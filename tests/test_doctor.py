@@ -259,7 +259,7 @@ def test_what_was_downloaded_is_listed_with_its_size(machine, monkeypatch, demo_
     machine()
     monkeypatch.setenv("M7B_HOME", str(demo_home))
     (found,) = call("doctor", "--json").answer["data"]["downloaded"]
-    assert found == {"variant": "demo", "path": str(hub.installed("demo")), "bytes": DEMO_FILE.size}
+    assert found == {"variant": "demo", "path": str(hub.find_path("demo")), "bytes": DEMO_FILE.size}
     assert f"{DEMO_FILE.size:,} bytes" in call("doctor").out
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from m7b.hub.layouts import choose
+from m7b.hub.layouts import choose_files
 from tests.checkpoints import mistral, write_hf
 from tests.hub_server import serving_hub
 from tests.kills import N_KILLS
@@ -471,6 +471,6 @@ def test_prune_removes_what_never_ended(home):
 
 def test_every_layout_leaves_out_the_copies_of_the_others():
     names = [*SHARDS, "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "x.gguf"]
-    chosen = [choose(names, REPO, format, None)[1] for format in ("hf", "native", "gguf")]
+    chosen = [choose_files(names, REPO, format, None)[1] for format in ("hf", "native", "gguf")]
     weights = [{name for name in part if name.endswith((".safetensors", ".bin", ".gguf"))} for part in chosen]
     assert all(a.isdisjoint(b) for a, b in itertools.combinations(weights, 2))

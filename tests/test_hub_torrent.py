@@ -26,7 +26,7 @@ from m7b.errors import (
     UsageError,
 )
 from m7b.hub import sources
-from m7b.hub.progress import Progress
+from m7b.hub.progress import FileProgress
 from m7b.hub.sources.originals import TorrentSource
 from m7b.hub.transfer.torrent import MAGNET, Network, describe, fetch
 from tests.kills import N_KILLS
@@ -86,7 +86,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def until(steps: Iterator[Progress], claim: Callable[[Progress], bool]) -> Progress:
+def until(steps: Iterator[FileProgress], claim: Callable[[FileProgress], bool]) -> FileProgress:
     """Go on until a progress of which `claim` holds."""
     return next(step for step in steps if claim(step))
 
@@ -96,7 +96,7 @@ def test_whole_torrent_lies_in_the_folder_bit_by_bit(swarm: Swarm, tmp_path: Pat
     swarm.seed()
     steps = list(fetch(str(getattr(swarm, kind)), tmp_path / "home", network=LOOPBACK))
     assert tree(tmp_path / "home") == FILES
-    assert steps[-1] == Progress(NAME, TOTAL, TOTAL)
+    assert steps[-1] == FileProgress(NAME, TOTAL, TOTAL)
 
 
 @pytest.mark.parametrize("kind", ["file", "magnet"])
@@ -193,7 +193,7 @@ def test_closing_while_pieces_are_checked_forgets_none(tmp_path: Path) -> None:
     assert next(steps).note == "checking"
     steps.close()
     *_, last = fetch(str(tmp_path / "t.torrent"), tmp_path / "home", timeout_s=1, network=LOOPBACK)
-    assert last == Progress("t", len(content), len(content))
+    assert last == FileProgress("t", len(content), len(content))
 
 
 def test_file_changed_between_two_calls_is_checked(swarm: Swarm, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_seeds_until_the_ratio(swarm: Swarm, tmp_path: Path) -> None:
     giver = fetch(str(swarm.file), tmp_path / "giver", ratio=0.5, network=LOOPBACK)
     assert until(giver, lambda step: step.note.startswith("seeding")).note == "seeding, ratio 0.0 of 0.5"
     origin.close()
-    received: list[Progress] = []
+    received: list[FileProgress] = []
     taker = fetch(
         str(swarm.file), tmp_path / "taker", timeout_s=2, network=Network("127.0.0.4:0", dht=False, lsd=False)
     )

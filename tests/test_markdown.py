@@ -641,13 +641,13 @@ def test_lines_of_code_have_the_colours_of_the_whole(lines):
     tokens = lexer.get_tokens("\n".join(lines))
     whole = Text.assemble(*((part, theme.get_style_for_token(kind)) for kind, part in tokens))
     highlighter = Highlighter("python")
-    assert [pair for line in lines for pair in colours(highlighter.line(line))] == colours(whole)
+    assert [pair for line in lines for pair in colours(highlighter.highlight(line))] == colours(whole)
 
 
 def test_empty_lines_within_a_string_do_not_end_it():
     lines = ['x = """', *[""] * 40, "import os", '"""', "import os"]
     highlighter = Highlighter("python")
-    *_, inside, _, outside = [highlighter.line(line) for line in lines]
+    *_, inside, _, outside = [highlighter.highlight(line) for line in lines]
     assert colours(inside) != colours(outside) == colours(Highlighter("python").line("import os"))
 
 
@@ -661,7 +661,7 @@ def test_long_code_costs_a_fixed_number_of_lines_for_each_line(monkeypatch, line
     lexed, get_tokens = [], Lexer.get_tokens
     monkeypatch.setattr(Lexer, "get_tokens", lambda self, text: lexed.append(text) or get_tokens(self, text))
     highlighter = Highlighter("python")
-    assert [highlighter.line(line).plain for line in lines] == lines
+    assert [highlighter.highlight(line).plain for line in lines] == lines
     assert sum(text.count("\n") + 1 for text in lexed) < most * len(lines)
 
 

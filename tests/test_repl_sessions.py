@@ -62,7 +62,7 @@ def test_a_chat_in_which_nothing_was_said_leaves_no_conversation(home):
         terminal.submit("/system Be long.")
         leave(terminal)
     with Store(home.sessions) as store:
-        assert store.conversations() == []
+        assert store.list_conversations() == []
 
 
 # carrying on

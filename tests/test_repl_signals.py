@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from m7b.generation import SamplingParams, TextDelta
-from m7b.repl import Chat, Record, Screen, Toolbelt
-from m7b.repl.signals import deaf, stoppable, uninterrupted, until_interrupted
+from m7b.repl import Autosaver, Chat, Screen, Toolbelt
+from m7b.repl.signals import delay_ctrl_c, ignore_ctrl_c, raise_on_ctrl_c, stop_on_ctrl_c
 from m7b.session import Session
 from m7b.tools import Approval, Toolbox
 from tests.fake_chat import fake_model, saying
@@ -27,7 +27,7 @@ def ctrl_c(n_times=1):
 
 
 def test_it_does_nothing_where_nobody_listens():
-    with deaf():
+    with ignore_ctrl_c():
         ctrl_c(3)
 
 
@@ -35,7 +35,7 @@ def test_it_stops_what_is_stoppable_once_and_not_the_cleaning_up():
     done = []
 
     def stop():
-        with stoppable():
+        with raise_on_ctrl_c():
             try:
                 ctrl_c()
                 done.append("not stopped")
@@ -52,7 +52,7 @@ def test_it_waits_for_what_must_not_be_cut_in_two():
     done = []
 
     def save():
-        with uninterrupted():
+        with delay_ctrl_c():
             ctrl_c(2)
             done.append("saved")
 
@@ -73,13 +73,13 @@ def test_it_ends_the_wait_for_an_event_and_closes_the_events():
             ctrl_c(2)
             closed.append(True)
 
-    assert list(until_interrupted(events())) == [1]
+    assert list(stop_on_ctrl_c(events())) == [1]
     assert closed == [True]
 
 
 def test_it_never_cuts_short_what_is_done_with_an_event():
     done = []
-    for event in until_interrupted(iter_of(1, 2, 3)):
+    for event in stop_on_ctrl_c(iter_of(1, 2, 3)):
         ctrl_c(2)
         done.append(event)
     assert done == [1]
@@ -90,7 +90,7 @@ def test_text_that_the_session_took_in_that_moment_is_shown(capsys):
     session = Session(fake_model(saying([*map(ord, "abc")])), SamplingParams())
     screen = Screen(is_interactive=False)
     belt = Toolbelt(Toolbox(), screen, approval=Approval.DENY, limit=1)
-    talk = Chat(session, screen, Record(None), belt, lambda name: session.model)
+    talk = Chat(session, screen, Autosaver(None), belt, lambda name: session.model)
 
     def asked():
         for event in session.send("x"):

@@ -346,7 +346,7 @@ def test_full_context_at_its_exact_boundary(on_full, max_tokens, n_prompt, outco
     params = replace(GREEDY, max_tokens=max_tokens)
     session = fake_session("x" * 99, *HISTORY, ctx_size=40, params=params, on_full=OnFull(on_full))
     asked = said("user", "u" * (n_prompt - BEFORE))
-    assert len(session.prompt(asked.text)) == n_prompt
+    assert len(session.encode_prompt(asked.text)) == n_prompt
     if outcome == "refused":
         with pytest.raises(ContextOverflow, match=r"the prompt has \d+ tokens and the context holds 40"):
             list(session.send(asked.text))
@@ -379,7 +379,7 @@ def test_dropping_takes_the_fewest_whole_turns_that_halve_the_prompt(on_full):
     system, history = said("system", "SS"), [*turns(2), *answered, *turns(3)]
     session = fake_session("y", system, *history, ctx_size=60, on_full=on_full)
     asked = said("user", "?" * 17)
-    assert len(session.prompt(asked.text)) == 3 + 16 + 10 + 24 + 19 == 30 + 16 + 10 + 16
+    assert len(session.encode_prompt(asked.text)) == 3 + 16 + 10 + 24 + 19 == 30 + 16 + 10 + 16
     assert next(session.send(asked.text)) == Dropped(2 + 2 + 4 + 2 + 2, 16 + 10 + 16)
     list(session.send(asked.text))
     assert session.model.engine.prompts[-1] == seen(system, *turns(3)[-2:], asked)
@@ -452,8 +452,8 @@ def test_roll_goes_on_in_the_middle_of_an_answer(max_tokens):
 def test_rolled_answer_has_every_space_and_character_wherever_it_rolls(name, text):
     """Once a space in front of the place came twice, and a character that lay across it became U+FFFD."""
     history = [said("user", "Hello"), said("assistant", "Hello")]
-    n_question = len(scripted_session(name, text).prompt("Hi"))
-    n_prompt = len(scripted_session(name, text, *history).prompt("Hi"))
+    n_question = len(scripted_session(name, text).encode_prompt("Hi"))
+    n_prompt = len(scripted_session(name, text, *history).encode_prompt("Hi"))
     n_answer = len(official(name).encode(text, bos=False))
     n_rolled = 0
     for ctx_size in range(max(n_prompt, n_question + n_answer), n_prompt + n_answer + 2):
@@ -640,7 +640,7 @@ REFUSALS = {
     "undo-none": (turns(2), lambda session: session.undo(0)),
     "undo-fewer-than-none": (turns(2), lambda session: session.undo(-1)),
     "regenerate-nothing": ([said("system", "S")], lambda session: session.regenerate()),
-    "last-of-none": ([said("system", "S")], lambda session: session.last("assistant")),
+    "last-of-none": ([said("system", "S")], lambda session: session.find_last("assistant")),
     "replace-nothing": (turns(1)[:1], lambda session: session.replace_answer("new")),
     "replace-with-nothing": (turns(1), lambda session: session.replace_answer("")),
     # Once a text took the place of a tool call, and its result was left without one.
@@ -759,7 +759,7 @@ class AnyConversation(RuleBasedStateMachine):
     @precondition(lambda self: any(message.role == "assistant" for message in self.session.messages))
     @rule(text=st.text(alphabet="ab", min_size=1, max_size=5))
     def replace_answer(self, text):
-        if self.session.last("assistant").content is not None:
+        if self.session.find_last("assistant").content is not None:
             self.session.replace_answer(text)
 
     @rule(text=st.text(alphabet="sS", max_size=5))
@@ -807,13 +807,13 @@ TestAnyConversation.settings = settings(max_examples=40, stateful_step_count=25,
 CHILD = """
 import sys, time
 from pathlib import Path
-import m7b.repl.record as record
+import m7b.repl.autosaver as autosaver
 from m7b.generation import SamplingParams
 from m7b.session import Session
 from m7b.store import Store
 from tests.fake_chat import fake_model, saying
 
-record._INTERVAL_S = 0.0
+autosaver._INTERVAL_S = 0.0
 
 def choose(ids, say=saying([ord(c) for c in sys.argv[2]])):
     time.sleep(0.0005)
@@ -849,7 +849,7 @@ def test_kill_between_any_two_tokens_leaves_all_turns_whole_and_the_last_perhaps
             child.send_signal(signal.SIGKILL)
             assert child.wait() == -signal.SIGKILL
         with Store(path) as store:
-            messages = store.messages(store.latest().id)
+            messages = store.load_messages(store.find_latest().id)
         n_whole = max([0, *(int(line) for line in lines if line.strip())])
         *earlier, last = messages
         assert [message.role for message in messages] == [

@@ -12,8 +12,8 @@ import pytest
 
 from m7b.cli import main
 from m7b.commands.sessions import sessions
-from m7b.export import ExportFormat, exported, format_of
-from m7b.messages import Message, message_of
+from m7b.export import ExportFormat, choose_format, format_export
+from m7b.messages import Message, parse_message
 from m7b.paths import sessions_file
 from m7b.store import Store
 from tests.tiny import assert_refused, call
@@ -211,7 +211,7 @@ def test_export_as_json_has_the_messages_as_openai_writes_them():
 @pytest.mark.usefixtures("kept")
 def test_export_as_jsonl_gives_back_the_messages():
     ran = call("sessions", "export", "recipes", "--format", "jsonl")
-    assert [message_of(answer) for answer in ran.answers] == TOOLS
+    assert [parse_message(answer) for answer in ran.answers] == TOOLS
 
 
 @pytest.mark.usefixtures("kept")
@@ -277,14 +277,14 @@ def test_export_says_what_it_cannot_write(arguments, code, fragments):
 def test_an_export_is_utf8_whatever_was_kept(form):
     broken = [Message("user", "half \ud83d, \udcff"), Message("tool", None, {"name": "\ud800"})]
     with Store(None) as store:
-        text = exported(store.find(str(store.create("\udcff"))), broken, form)
+        text = format_export(store.find(str(store.create("\udcff"))), broken, form)
     assert "half \\ud83d" in text.encode("utf-8").decode("utf-8")
     if form is ExportFormat.JSONL:
-        assert [message_of(json.loads(line)) for line in text.splitlines()] == broken
+        assert [parse_message(json.loads(line)) for line in text.splitlines()] == broken
 
 
 def test_every_format_has_a_suffix_or_is_the_default(tmp_path):
-    assert {format_of(tmp_path / name) for name in ("a.json", "a.jsonl", "a.md")} == set(ExportFormat)
+    assert {choose_format(tmp_path / name) for name in ("a.json", "a.jsonl", "a.md")} == set(ExportFormat)
 
 
 # rm

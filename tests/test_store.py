@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from m7b.errors import M7bError, OutOfResources, UsageError
 from m7b.messages import Message
-from m7b.store import Conversation, Store
+from m7b.store import Store, StoredConversation
 
 TALK = [
     Message("system", "Be brief."),
@@ -94,7 +94,7 @@ def test_messages_come_back_as_last_saved(saves):
         id = store.create("m")
         for messages in saves:
             store.save(id, messages)
-            assert store.messages(id) == messages
+            assert store.load_messages(id) == messages
 
 
 @pytest.mark.parametrize("text", EXOTIC.values(), ids=EXOTIC.keys())
@@ -107,8 +107,8 @@ def test_exotic_text_comes_back_from_disk(text, file):
         id = store.create(model=text)
         store.save(id, messages)
     with Store(file) as store:
-        assert store.messages(id) == messages
-        (found,) = store.conversations()
+        assert store.load_messages(id) == messages
+        (found,) = store.list_conversations()
         assert (found.model + found.title).encode("utf-8").decode("utf-8") == found.model + found.title
 
 
@@ -127,7 +127,7 @@ def test_save_writes_only_from_the_first_difference(monkeypatch, file):
         changed = [*TALK[:2], Message("assistant", "Hi.", is_partial=True), TALK[3]]
         for messages in (TALK[:3], TALK[:3], TALK, TALK[:1], TALK, changed):
             store.save(id, messages)
-            assert store.messages(id) == messages
+            assert store.load_messages(id) == messages
     assert written == [[0, 1, 2], [], [3], [], [1, 2, 3], [2, 3]]
 
 
@@ -137,7 +137,7 @@ def test_conversations_keep_apart(store):
     store.save(second, TALK[:2])
     store.save(first, TALK[:1])
     store.remove(first)
-    assert (store.messages(first), store.messages(second)) == ([], TALK[:2])
+    assert (store.load_messages(first), store.load_messages(second)) == ([], TALK[:2])
 
 
 # the list
@@ -147,9 +147,9 @@ def test_the_list_has_the_last_saved_first_with_its_figures(clock, store):
     first, second = store.create("base-v0.1"), store.create("demo", "recipes")
     store.save(second, TALK)
     store.save(first, TALK[:1], model="demo")
-    assert store.conversations() == [
-        Conversation(first, None, "demo", 1000.0, 1003.0, 1, ""),
-        Conversation(second, "recipes", "demo", 1001.0, 1002.0, 4, "Hello?"),
+    assert store.list_conversations() == [
+        StoredConversation(first, None, "demo", 1000.0, 1003.0, 1, ""),
+        StoredConversation(second, "recipes", "demo", 1001.0, 1002.0, 4, "Hello?"),
     ]
 
 
@@ -160,13 +160,13 @@ def test_a_save_without_a_model_leaves_the_model(store):
 
 
 def test_latest_is_the_last_saved_that_has_messages(clock, store):
-    assert store.latest() is None
+    assert store.find_latest() is None
     first, second, emptied = (store.create("m") for _ in range(3))
-    assert store.latest() is None
+    assert store.find_latest() is None
     store.save(second, TALK)
     store.save(first, TALK)
     store.save(emptied, [])
-    assert store.latest().id == first
+    assert store.find_latest().id == first
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_latest_is_the_last_saved_that_has_messages(clock, store):
 )
 def test_the_title_is_the_first_text_of_the_user_in_one_short_line(content, title, store):
     store.save(store.create("m"), [Message("assistant", "no"), Message("user", content), *TALK])
-    assert store.conversations()[0].title == title
+    assert store.list_conversations()[0].title == title
 
 
 # names and references
@@ -191,8 +191,8 @@ def test_the_title_is_the_first_text_of_the_user_in_one_short_line(content, titl
 @pytest.mark.parametrize("name", ["a", "recipes of 2026", "x" * 80, "日本語", "1a", "-f"])
 def test_a_conversation_is_found_by_name_and_by_id(name, store):
     id = store.create("m", name)
-    assert store.find(name) == store.find(str(id)) == store.named(name)
-    assert store.named("other") is None
+    assert store.find(name) == store.find(str(id)) == store.find_named(name)
+    assert store.find_named("other") is None
 
 
 @pytest.mark.parametrize("name", ["", " ", " a", "a ", "x" * 81, "a\nb", "\x1b", "\ud800", "1", "007", "²"])
@@ -201,7 +201,7 @@ def test_what_is_no_name_is_refused(name, store):
     for name_it in (lambda: store.create("m", name), lambda: store.rename(id, name)):
         with pytest.raises(UsageError, match="is no name"):
             name_it()
-    assert [found.name for found in store.conversations()] == ["good"]
+    assert [found.name for found in store.list_conversations()] == ["good"]
 
 
 def test_a_name_belongs_to_one_conversation(store):
@@ -264,7 +264,7 @@ def test_a_removed_text_leaves_the_file(file, store):
     assert b"SECRET" in file.read_bytes()
     store.remove(id)
     store.remove(id)
-    assert store.conversations() == []
+    assert store.list_conversations() == []
     assert b"SECRET" not in file.read_bytes()
 
 
@@ -281,7 +281,7 @@ def test_a_save_brings_back_what_another_process_removed(file, store):
         other.remove(other.find("recipes").id)
         newcomer = other.create("m", "recipes")
     store.save(id, TALK, model="demo")
-    assert store.messages(id) == TALK
+    assert store.load_messages(id) == TALK
     assert (store.find(str(id)).model, store.find("recipes").id) == ("demo", newcomer)
 
 
@@ -327,7 +327,7 @@ def test_an_empty_file_becomes_a_store(file):
     file.parent.mkdir()
     file.touch()
     with Store(file) as store:
-        assert store.conversations() == []
+        assert store.list_conversations() == []
         store.create("m")
 
 
@@ -442,9 +442,9 @@ def test_a_store_that_stays_locked_says_so_and_loses_nothing(lock, file, monkeyp
         with pytest.raises(OutOfResources, match=r"in use by another process for 0\.1 s; try again"):
             store.save(id, TALK)
         other.close()
-        assert store.messages(id) == TALK[:2]
+        assert store.load_messages(id) == TALK[:2]
         store.save(id, TALK)
-        assert store.messages(id) == TALK
+        assert store.load_messages(id) == TALK
 
 
 def test_a_read_only_store_can_be_read(file, monkeypatch):
@@ -453,7 +453,7 @@ def test_a_read_only_store_can_be_read(file, monkeypatch):
     # Permissions do not bind root, who may run this test.
     connecting(monkeypatch, lambda real, address, **k: real(address.replace("mode=rw", "mode=ro"), **k))
     with Store(file) as store:
-        assert store.messages(1) == TALK
+        assert store.load_messages(1) == TALK
         with pytest.raises(OutOfResources, match="readonly database"):
             store.save(1, TALK[:1])
 
@@ -468,9 +468,9 @@ def test_a_full_disk_says_so_and_loses_nothing(file, store):
             store.save(id, [*TALK, Message("user", "x" * (1 << 20))])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert store.messages(id) == TALK
+    assert store.load_messages(id) == TALK
     store.save(id, TALK[:1])
-    assert store.messages(id) == TALK[:1]
+    assert store.load_messages(id) == TALK[:1]
 
 
 def test_an_interrupted_save_changes_nothing(file, monkeypatch):
@@ -486,7 +486,7 @@ def test_an_interrupted_save_changes_nothing(file, monkeypatch):
     with Store(file) as store:
         with pytest.raises(KeyboardInterrupt):
             store.save(id, [])
-        assert store.messages(id) == TALK
+        assert store.load_messages(id) == TALK
 
 
 CHATTING = """
@@ -546,10 +546,10 @@ def test_a_kill_at_any_moment_loses_no_save_that_was_done(chat, file):
             rest = process.stdout.read().splitlines()
         turn = int(rest[-1].split()[1]) if rest else turn
         with Store(file) as store:
-            assert len(store.messages(id)) in (2 * turn + 2, 2 * turn + 4)
-            for conversation in store.conversations():
-                assert_whole_but_for_its_end(store.messages(conversation.id))
-            assert len(store.conversations()) == run + 1
+            assert len(store.load_messages(id)) in (2 * turn + 2, 2 * turn + 4)
+            for conversation in store.list_conversations():
+                assert_whole_but_for_its_end(store.load_messages(conversation.id))
+            assert len(store.list_conversations()) == run + 1
 
 
 def test_a_journal_left_by_a_kill_is_rolled_back(file, tmp_path, monkeypatch):
@@ -570,7 +570,7 @@ def test_a_journal_left_by_a_kill_is_rolled_back(file, tmp_path, monkeypatch):
         store.save(id, [Message("user", "b" * 6_000_000)])
     assert b"bbbb" in (crashed / "sessions.sqlite3").read_bytes()
     with Store(crashed / "sessions.sqlite3") as store:
-        assert store.messages(id) == big
+        assert store.load_messages(id) == big
 
 
 def test_processes_that_save_at_once_do_not_disturb_each_other(chat, file):
@@ -579,8 +579,8 @@ def test_processes_that_save_at_once_do_not_disturb_each_other(chat, file):
         process.communicate(timeout=60)
     assert [process.returncode for process in processes] == [0, 0, 0]
     with Store(file) as store:
-        conversations = store.conversations()
+        conversations = store.list_conversations()
         assert sorted(found.model for found in conversations) == ["a", "b", "c"]
         for found in conversations:
             assert found.n_messages == 8
-            assert_whole_but_for_its_end(store.messages(found.id))
+            assert_whole_but_for_its_end(store.load_messages(found.id))

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from m7b.errors import InvalidConversation, UsageError
 from m7b.runtime.checkpoints import open_checkpoint
-from m7b.templates import JinjaTemplate, MistralTemplate, choose_template, named_template
+from m7b.templates import JinjaTemplate, MistralTemplate, choose_template, load_template
 from m7b.templates.jinja import is_mistral
 from m7b.tokenizer import OfficialVocabulary, TokenizerJson, load_tokenizer
 from m7b.variants import VARIANTS, TokenizerVersion
@@ -499,7 +499,7 @@ def test_template_that_cannot_be_is_refused(name, tokenizer, words, demo_tokeniz
     monkeypatch.chdir(tmp_path)
     (tmp_path / "latin.jinja").write_bytes(b"\xe9")
     with pytest.raises(UsageError) as caught:
-        named_template(name, demo_tokenizer if tokenizer == "demo" else official(tokenizer), "</s>")
+        load_template(name, demo_tokenizer if tokenizer == "demo" else official(tokenizer), "</s>")
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -507,9 +507,9 @@ def test_named_template_is_v1_or_v3_or_a_file(tmp_path):
     file = tmp_path / "own.jinja"
     file.write_text("{{ bos_token }}hé{{ messages[0].content }}{{ eos_token }}", encoding="utf-8")
     markers = official("v3").encode("[INST] u [/INST]", bos=True)
-    assert named_template("v1", official("v3"), "</s>").encode([USER]) == markers
-    assert named_template("v3", official("v3"), "</s>").encode([USER])[1:4:2] == [3, 4]
-    assert named_template(str(file), official("v3"), "</s>").encode([USER]) == [
+    assert load_template("v1", official("v3"), "</s>").encode([USER]) == markers
+    assert load_template("v3", official("v3"), "</s>").encode([USER])[1:4:2] == [3, 4]
+    assert load_template(str(file), official("v3"), "</s>").encode([USER]) == [
         *official("v3").encode("héu", bos=True),
         2,
     ]

@@ -10,7 +10,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV3
 from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
 
-from m7b.calls import calls_schema
+from m7b.calls import build_calls_schema
 from m7b.errors import UsageError
 from m7b.generation import CallDelta, Finished, FinishReason, PromptProgress, SamplingParams, Step, TextDelta
 from m7b.models import Model
@@ -350,7 +350,7 @@ def test_conversations_of_several_rounds_encode_as_mistral_common_does(system, t
     with Store(tmp_path / "store.db") as store:
         kept = store.create("fake")
         store.save(kept, session.messages)
-        loaded = session_of(saying("fine"), messages=store.messages(kept))
+        loaded = session_of(saying("fine"), messages=store.load_messages(kept))
     assert loaded.messages == session.messages
     ended(loaded.send("And now?"))
     asked = [message.as_json() for message in loaded.messages[:-1]]
@@ -500,7 +500,7 @@ def assert_valid_calls(choice, tools):
     assert (message["role"], message["content"]) == ("assistant", None)
     functions = [entry["function"] for entry in message["tool_calls"]]
     calls = [{"name": f["name"], "arguments": json.loads(f["arguments"])} for f in functions]
-    jsonschema.validate(calls, calls_schema(tools))
+    jsonschema.validate(calls, build_calls_schema(tools))
     for entry in message["tool_calls"]:
         assert entry.keys() == {"id", "type", "function"}
         assert (entry["type"], len(entry["id"])) == ("function", 9)

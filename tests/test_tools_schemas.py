@@ -7,7 +7,7 @@ import pytest
 
 from m7b.errors import UsageError
 from m7b.tools import Toolbox
-from m7b.tools.schema import plain
+from m7b.tools.schema import simplify_schema
 from tests.tool_files import parameters_of, value_of, write
 
 HEADER = '''
@@ -358,7 +358,7 @@ def test_a_plain_schema_takes_what_pydantics_own_takes():
     Right.model_rebuild(_types_namespace={"Left": Left})
     theirs = Whole.model_json_schema()
     before = json.dumps(theirs)
-    ours = plain(theirs)
+    ours = simplify_schema(theirs)
     assert json.dumps(theirs) == before
     assert len(json.dumps(ours)) < len(before)
     values = [

@@ -28,7 +28,7 @@ from m7b.generation import EngineOptions, SamplingParams
 from m7b.models import Model, ModelChoice, refuse_base, require_template
 from m7b.paths import history_file, sessions_file
 from m7b.session import CHAT_SAMPLING, OnFull, Session
-from m7b.store import Conversation, Store, check_name
+from m7b.store import Store, StoredConversation, check_name
 from m7b.tools import Approval, Toolbox
 from m7b.variants import VARIANTS
 from m7b.version import __version__
@@ -115,12 +115,12 @@ def chat(
     with Store(sessions_file() if save else None) as store, ExitStack() as stack:
         kept = _find_kept(store, latest=go_on, reference=session)
         choice = _choose_model(ctx, kept, variant, model, asks=is_interactive)
-        from m7b.repl import Chat, Record, Screen, Toolbelt
-        from m7b.repl.keys import silent_keys
+        from m7b.repl import Autosaver, Chat, Screen, Toolbelt
+        from m7b.repl.keys import silence_keys
 
         if is_interactive:
-            stack.enter_context(silent_keys())
-        messages = store.messages(kept.id) if kept else []
+            stack.enter_context(silence_keys())
+        messages = store.load_messages(kept.id) if kept else []
         conversation = Session(
             _load(choice, engine, chat_template),
             sampling,
@@ -135,7 +135,7 @@ def chat(
         toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
         tools.fill(toolbox)
         screen = Screen(markdown=markdown, is_interactive=is_interactive)
-        record = Record(store if save else None, kept, messages, session)
+        record = Autosaver(store if save else None, kept, messages, session)
         toolbelt = Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit)
         talk = Chat(
             conversation, screen, record, toolbelt, lambda name: _load(ModelChoice.named(name), engine)
@@ -166,7 +166,7 @@ def _check_kept(session: str | None, *, go_on: bool, save: bool) -> None:
 
 def _choose_model(
     ctx: typer.Context,
-    kept: Conversation | None,
+    kept: StoredConversation | None,
     variant: str | None,
     model: Path | None,
     *,
@@ -179,7 +179,7 @@ def _choose_model(
     return ModelChoice(variant, model) if variant or model else choose_usual(asks=asks)
 
 
-def _talk(talk: "Chat", kept: Conversation | None, *, vi: bool) -> None:
+def _talk(talk: "Chat", kept: StoredConversation | None, *, vi: bool) -> None:
     """Talk until the user has had enough."""
     from m7b.repl import Prompt, SlashCompleter, show_last_turn
 
@@ -187,10 +187,10 @@ def _talk(talk: "Chat", kept: Conversation | None, *, vi: bool) -> None:
     talk.screen.note(f"m7b {__version__} · {model.name} · /help lists the commands, Ctrl+D ends")
     if kept:
         show_last_turn(talk, kept)
-    is_remembered = talk.record.store is not None and not os.environ.get("M7B_NO_HISTORY")
+    is_remembered = talk.autosaver.store is not None and not os.environ.get("M7B_NO_HISTORY")
     prompt = Prompt(
         SlashCompleter(talk),
-        talk.toolbar,
+        talk.format_toolbar,
         lambda: talk.is_multiline,
         history_file=history_file() if is_remembered else None,
         vi=vi,
@@ -225,13 +225,13 @@ def _read_question(question: str | None, file: Path | None) -> str:
     return "\n\n".join(texts)
 
 
-def _find_kept(store: Store, *, latest: bool, reference: str | None) -> Conversation | None:
+def _find_kept(store: Store, *, latest: bool, reference: str | None) -> StoredConversation | None:
     """The conversation to carry on with, None for a new one."""
     if latest:
-        found = store.latest()
+        found = store.find_latest()
         if found is None:
             raise UsageError("there is no conversation to continue", hint="leave out --continue")
         return found
     if reference is None:
         return None
-    return store.find(reference) if reference.isdigit() else store.named(reference)
+    return store.find(reference) if reference.isdigit() else store.find_named(reference)

@@ -19,7 +19,7 @@ from m7b.generation import EngineOptions, SamplingParams
 from m7b.options import list_options
 from m7b.paths import config_file
 from m7b.render import Output, note
-from m7b.settings import SETTINGS, Setting, load, similar_variables
+from m7b.settings import SETTINGS, Setting, find_similar_variables, load
 
 config = typer.Typer(help="Show or change the settings.", rich_markup_mode=None)
 
@@ -58,7 +58,7 @@ def show(ctx: typer.Context, as_json: JsonOption = False) -> None:
         widths = max(len(s.name) for s, _ in settings), max(map(len, texts))
         for (s, _), text in zip(settings, texts, strict=True):
             output.write(f"{s.name:<{widths[0]}}  {text:<{widths[1]}}  {s.source}\n")
-    for variable, meant in similar_variables(os.environ, _options(ctx)).items():
+    for variable, meant in find_similar_variables(os.environ, _options(ctx)).items():
         note(f"{variable} is no setting; did you mean {meant}?")
 
 

@@ -72,7 +72,7 @@ def _data() -> dict[str, Any]:
     """The data folder, the disk that is free where it is or would be, and what was downloaded."""
     folder = data_folder()
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    found = ((name, hub.installed(name)) for name in VARIANTS)
+    found = ((name, hub.find_path(name)) for name in VARIANTS)
     return {
         "folder": str(folder),
         "free_bytes": shutil.disk_usage(there).free,

@@ -11,7 +11,7 @@ from m7b.commands.shared.options import OfflineOption, VariantName, YesOption
 from m7b.commands.shared.quantizing import quantize_record
 from m7b.errors import UsageError
 from m7b.generation import QuantizeTarget
-from m7b.hub import Format, Wish
+from m7b.hub import DownloadFormat, Wish
 
 
 class SmallQuant(StrEnum):
@@ -44,7 +44,7 @@ def download(
         ),
     ] = None,
     format: Annotated[
-        Format | None,
+        DownloadFormat | None,
         typer.Option("--format", help="Which layout, where there are several.", show_default=False),
     ] = None,
     revision: Annotated[
@@ -93,7 +93,7 @@ def download(
     if print_magnet:
         typer.echo(MAGNET)
         return
-    if made and format is Format.GGUF:
+    if made and format is DownloadFormat.GGUF:
         include, made = include or f"*{made}*", None
     wish = Wish(released and released.value, reference, source, format, revision, include, copy)
     name, chosen = choose_source(wish)

@@ -20,7 +20,7 @@ def list_(as_json: JsonOption = False) -> None:
 
       m7b list --json
     """
-    records = hub.shelf.records()
+    records = hub.shelf.list_records()
     output = Output()
     if as_json:
         output.write_json([_entry(record) for record in records])
@@ -35,12 +35,12 @@ def list_(as_json: JsonOption = False) -> None:
         output.write("  ".join([*cells, row[-1]]) + "\n")
 
 
-def _entry(record: hub.Record) -> dict[str, Any]:
-    return {**asdict(record), "n_bytes": record.n_bytes, "used": hub.shelf.last_used(record)}
+def _entry(record: hub.CheckpointRecord) -> dict[str, Any]:
+    return {**asdict(record), "n_bytes": record.n_bytes, "used": hub.shelf.read_last_use(record)}
 
 
-def _row(record: hub.Record) -> tuple[str, ...]:
-    used = hub.shelf.last_used(record)
+def _row(record: hub.CheckpointRecord) -> tuple[str, ...]:
+    used = hub.shelf.read_last_use(record)
     size = f"{record.n_bytes / 1e9:.2f}"
     return (record.name, record.format, size, record.source, _day(record.verified), _day(used), record.path)
 

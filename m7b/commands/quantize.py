@@ -11,7 +11,7 @@ from m7b.commands.shared.quantizing import WriteStatus
 from m7b.errors import OutOfResources, UsageError
 from m7b.generation import DType, QuantizeTarget
 from m7b.models import ModelChoice, open_model, read_tokenizer
-from m7b.paths import path_of
+from m7b.paths import parse_path
 from m7b.render import Output, Status, note
 from m7b.texts import ENGLISH, english_text
 
@@ -75,7 +75,7 @@ def quantize(
     from m7b.runtime.quantize import Settings
     from m7b.runtime.quantize import quantize as write
 
-    destination = path_of(out)
+    destination = parse_path(out)
     text = read_text(eval_file) if eval_file else Text(ENGLISH, english_text())
     _check_options(to, double_quant, compute_dtype, calibrate)
     choice = ModelChoice.named(source)

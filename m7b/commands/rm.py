@@ -8,14 +8,15 @@ import typer
 from m7b import hub
 from m7b.commands.shared.options import YesOption
 from m7b.errors import UsageError
-from m7b.hub import Format
+from m7b.hub import DownloadFormat
 from m7b.render import can_ask, note, printable
 
 
 def rm(
     name: Annotated[str, typer.Argument(help="A variant or a hub id that was downloaded.")],
     format: Annotated[
-        Format | None, typer.Option("--format", help="Only the copy in this layout.", show_default=False)
+        DownloadFormat | None,
+        typer.Option("--format", help="Only the copy in this layout.", show_default=False),
     ] = None,
     yes: YesOption = False,
 ) -> None:
@@ -29,9 +30,9 @@ def rm(
 
       m7b rm demo --format gguf --yes
     """
-    from m7b.hub.removal import removal
+    from m7b.hub.removal import plan_removal
 
-    removals = [removal(record) for record in hub.shelf.one_named(name, format)]
+    removals = [plan_removal(record) for record in hub.shelf.require_records(name, format)]
     _confirm([one.text for one in removals], yes)
     for one in removals:
         one.execute()
@@ -47,9 +48,9 @@ def prune(yes: YesOption = False) -> None:
 
       m7b prune -y
     """
-    from m7b.hub.removal import leftovers
+    from m7b.hub.removal import find_leftovers
 
-    removals = leftovers()
+    removals = find_leftovers()
     if not removals:
         note("nothing to prune")
         return

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from m7b.errors import UsageError
-from m7b.export import ExportFormat, exported, format_of, write_export
+from m7b.export import ExportFormat, choose_format, format_export, write_export
 from m7b.paths import sessions_file
 from m7b.render import Output, note
-from m7b.store import Conversation, Store, as_utf8
+from m7b.store import Store, StoredConversation, as_utf8
 
 sessions = typer.Typer(help="List, read, export, search and remove the conversations that were kept.")
 
@@ -33,7 +33,7 @@ def list_conversations(
       m7b sessions list --json
     """
     with _opened() as store:
-        conversations = store.conversations()
+        conversations = store.list_conversations()
     output = Output()
     if not conversations:
         note("there are no conversations yet")
@@ -56,8 +56,8 @@ def show(reference: ReferenceArgument) -> None:
     """
     with _opened() as store:
         conversation = store.find(reference)
-        messages = store.messages(conversation.id)
-    Output().write(exported(conversation, messages))
+        messages = store.load_messages(conversation.id)
+    Output().write(format_export(conversation, messages))
 
 
 @sessions.command()
@@ -85,12 +85,14 @@ def export(
         raise UsageError("--force goes with --output")
     with _opened() as store:
         conversation = store.find(reference)
-        messages = store.messages(conversation.id)
+        messages = store.load_messages(conversation.id)
     if output:
-        write_export(output, exported(conversation, messages, form or format_of(output)), replacing=force)
+        write_export(
+            output, format_export(conversation, messages, form or choose_format(output)), replacing=force
+        )
         note(f"wrote {output}")
     else:
-        Output().write(exported(conversation, messages, form or ExportFormat.MARKDOWN))
+        Output().write(format_export(conversation, messages, form or ExportFormat.MARKDOWN))
 
 
 @sessions.command()
@@ -142,7 +144,7 @@ def _opened() -> Store:
     return Store(file if file.exists() else None)
 
 
-def _table(conversations: list[Conversation]) -> list[str]:
+def _table(conversations: list[StoredConversation]) -> list[str]:
     rows = [
         (
             str(conversation.id),
@@ -160,5 +162,5 @@ def _table(conversations: list[Conversation]) -> list[str]:
     ]
 
 
-def _label(conversation: Conversation) -> str:
+def _label(conversation: StoredConversation) -> str:
     return conversation.name or conversation.title or "(empty)"

@@ -29,16 +29,16 @@ def verify(
 
       m7b verify --repair
     """
-    from m7b.hub.sources import source_of
+    from m7b.hub.sources import recreate_source
 
-    records = hub.shelf.one_named(name) if name else hub.shelf.records()
+    records = hub.shelf.require_records(name) if name else hub.shelf.list_records()
     output, found = Output(), []
     for record in records:
         damaged = _check(record)
         if damaged and repair:
             note(f"{record.name}: fetching {', '.join(file.name for file in damaged)} again")
             with FetchScreen() as screen:
-                record = screen.run(hub.repair(record, source_of(record)))
+                record = screen.run(hub.repair(record, recreate_source(record)))
             damaged = _check(record)
         found.append((record, damaged))
     if as_json:
@@ -58,9 +58,9 @@ def verify(
         )
 
 
-def _check(record: hub.Record) -> list[hub.File]:
+def _check(record: hub.CheckpointRecord) -> list[hub.File]:
     with FetchScreen() as screen:
         damaged = screen.run(hub.verify(record))
     if not damaged:
-        hub.shelf.verified(record)
+        hub.shelf.mark_verified(record)
     return damaged

@@ -20,7 +20,7 @@ from m7b.generation import (
 from m7b.models import Model
 from m7b.offer import Offer, check_template
 from m7b.stream import EventStream
-from m7b.tools import tools_in
+from m7b.tools import parse_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,5 +204,5 @@ def _offer(request: CompletionRequest) -> Offer | None:
     tools = request.conversation.tools if request.conversation else None
     if not tools:
         return None
-    checked = [tool.as_json() for tool in tools_in(tools, "tools")]
+    checked = [tool.as_json() for tool in parse_tools(tools, "tools")]
     return Offer(checked, request.tool_choice, request.constrains_calls)

@@ -1,4 +1,4 @@
-"""Answers that keep to a grammar: which ids may follow, and which must.
+"""Grammars that answers keep to: they say which ids may follow, and which must.
 
 Knows grammars, tokenizers and llguidance, which does the work; knows nothing about models or sampling.
 """

@@ -1,9 +1,9 @@
-"""A grammar compiled for a vocabulary, and how far an answer has come in it."""
+"""A grammar compiled for a vocabulary, and the state of one answer in it."""
 
 from typing import TYPE_CHECKING
 
-from m7b.constraint.grammar import Grammar, llguidance_grammar
-from m7b.constraint.vocabulary import Vocabulary, vocabulary_of
+from m7b.constraint.grammar import Grammar, write_llguidance_grammar
+from m7b.constraint.vocabulary import Vocabulary, build_vocabulary
 from m7b.errors import UsageError
 from m7b.tokenizer import Tokenizer
 
@@ -12,35 +12,35 @@ if TYPE_CHECKING:
 
 
 class GrammarMatcher:
-    """Where one answer stands in its grammar."""
+    """The state of one answer in its grammar."""
 
     def __init__(self, matcher: "LLMatcher", vocabulary: Vocabulary) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
 
     def forced(self) -> list[int]:
-        """The ids that follow because the grammar leaves no choice of text; none where it does.
+        """The ids that must follow because the grammar allows one text only; none where it allows several.
 
-        They are those that the tokenizer makes of the text. Where its last ids depend on what comes behind,
-        they are left to be chosen.
+        They are the ids that the tokenizer makes of that text. Last ids that depend on what follows the text
+        are left out.
         """
         tokens = self._matcher.compute_ff_tokens()
         self._check()
         is_text = [self._vocabulary.text_ids >> token & 1 for token in tokens]
         tokens = tokens[: is_text.index(0)] if 0 in is_text else tokens
-        # SentencePiece writes a space for its own sign of it, so what it makes of a text may be another.
+        # SentencePiece turns its own sign for a space into a space, so its ids may spell another text.
         return tokens[: self._matcher.validate_tokens(tokens)]
 
     def allowed(self) -> bytes:
         """The ids that may follow, a bit for each, id 0 lowest in the first byte.
 
         Raises:
-            UsageError: the grammar cannot go on, or takes too much work here.
+            UsageError: no id can continue the grammar here, or it takes too much work.
         """
-        return self._allowed().to_bytes(self._vocabulary.n_bytes, "little")
+        return self._compute_mask().to_bytes(self._vocabulary.n_bytes, "little")
 
     def accept(self, token: int) -> None:
-        """Go on behind `token`, which must be allowed."""
+        """Add `token`, which must be allowed, to the answer."""
         if self._vocabulary.stop_ids >> token & 1:
             assert self._matcher.is_accepting(), f"{token} is too early"
         else:
@@ -52,9 +52,9 @@ class GrammarMatcher:
     @property
     def is_complete(self) -> bool:
         """Whether nothing but a stop id may follow."""
-        return self._allowed() == self._vocabulary.stop_ids
+        return self._compute_mask() == self._vocabulary.stop_ids
 
-    def _allowed(self) -> int:
+    def _compute_mask(self) -> int:
         mask = int.from_bytes(self._matcher.compute_bitmask(), "little")
         self._check()
         mask &= self._vocabulary.text_ids | self._vocabulary.stop_ids
@@ -69,14 +69,14 @@ class GrammarMatcher:
 
 
 class GrammarConstraint:
-    """A grammar compiled for one vocabulary; any number of answers may keep to it."""
+    """A grammar compiled for one vocabulary; any number of answers can use it."""
 
     def __init__(self, matcher: "LLMatcher", vocabulary: Vocabulary) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
 
     def matcher(self) -> GrammarMatcher:
-        """The beginning of an answer."""
+        """Return the state of an answer that begins."""
         return GrammarMatcher(self._matcher.deep_copy(), self._vocabulary)
 
 
@@ -85,14 +85,14 @@ def compile_constraint(
 ) -> GrammarConstraint:
     """Compile a grammar for a model.
 
-    SentencePiece begins a text with a space that is no part of it. An answer that begins a text has that
-    space, as the model has learned it; the grammar is about what follows.
+    SentencePiece puts a space in front of a text, which decoding drops. An answer that begins a text begins
+    with that space, as the model has learned it, and the grammar describes what follows the space.
 
     Args:
         grammar: what the text of an answer must be.
-        tokenizer: knows the text of ids.
+        tokenizer: gives the text of ids.
         vocab_size: the model's number of ids.
-        stop_ids: those that end an answer, one at least.
+        stop_ids: the ids that end an answer, one at least.
         continues: whether the answer's text carries on from the prompt's, or begins a text.
 
     Raises:
@@ -103,9 +103,9 @@ def compile_constraint(
     stop_ids = frozenset(token for token in stop_ids if 0 <= token < vocab_size)
     if not stop_ids:
         raise UsageError("no stop id could end an answer that keeps to a grammar")
-    vocabulary = vocabulary_of(tokenizer, vocab_size, stop_ids)  # type: ignore[arg-type]
+    vocabulary = build_vocabulary(tokenizer, vocab_size, stop_ids)  # type: ignore[arg-type]
     behind_space = vocabulary.strips_space and not continues
-    source = llguidance_grammar(grammar, behind_space=behind_space)
+    source = write_llguidance_grammar(grammar, behind_space=behind_space)
     # The other limits are llguidance's own, which stop within a second.
     limits = LLParserLimits(verbose_errors=False)
     matcher = LLMatcher(vocabulary.backend, source, log_level=0, limits=limits)

@@ -1,13 +1,13 @@
-"""What an answer may be made to be, and how llguidance is told so."""
+"""The grammars that an answer can be kept to, and how to write them for llguidance."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from m7b.constraint.schema import checked
+from m7b.constraint.schema import rebuild_schema
 from m7b.errors import UsageError
-from m7b.tokenizer.base import unicode_text
+from m7b.tokenizer.base import check_unicode
 
 MAX_SOURCE = 100_000
 """Characters of a pattern or a Lark grammar; longer ones would take seconds to compile."""
@@ -58,47 +58,47 @@ class CallsOrText:
 Grammar = JsonSchema | AnyJson | Regex | Lark | CallsOrText
 
 
-def llguidance_grammar(grammar: Grammar, *, behind_space: bool) -> str:
-    """The grammar as llguidance reads it, behind one space if it is asked for.
+def write_llguidance_grammar(grammar: Grammar, *, behind_space: bool) -> str:
+    """Write a grammar in llguidance's format; with `behind_space` a space comes first.
 
     Raises:
-        UsageError: a schema says what cannot be enforced, or a grammar is too long.
+        UsageError: a schema asks for what cannot be enforced, or a grammar is too long.
     """
-    body = {"name": "body"} | _body(grammar)
-    # A grammar of its own: the names of a Lark grammar are the user's.
+    body = {"name": "body"} | _build_body(grammar)
+    # A grammar of its own, because the names in a Lark grammar belong to the user.
     start = {"lark_grammar": 'start: " " @body' if behind_space else "start: @body"}
     return json.dumps({"grammars": [start, body]})
 
 
-def _body(grammar: Grammar) -> dict[str, Any]:
+def _build_body(grammar: Grammar) -> dict[str, Any]:
     match grammar:
         case JsonSchema(schema):
-            return {"json_schema": checked(schema) | {"x-guidance": _JSON}}
+            return {"json_schema": rebuild_schema(schema) | {"x-guidance": _JSON}}
         case AnyJson():
             return {"json_schema": {"type": ["object", "array"], "x-guidance": _JSON}}
         case Regex(pattern):
-            return {"lark_grammar": f"start: /{_in_slashes(_bounded('pattern', pattern))}/"}
+            return {"lark_grammar": f"start: /{_escape_slashes(_check_length('pattern', pattern))}/"}
         case Lark(source):
             if "%json" in source:  # llguidance would ignore the keywords of the schema that it does not know
                 raise UsageError(
                     "%json in a Lark grammar is not supported", hint="give the JSON schema alone"
                 )
-            return {"lark_grammar": _bounded("grammar", source)}
+            return {"lark_grammar": _check_length("grammar", source)}
         case CallsOrText(schema):
-            body = json.dumps(checked(schema) | {"x-guidance": _JSON})
+            body = json.dumps(rebuild_schema(schema) | {"x-guidance": _JSON})
             text = "TEXT: /\\s*[^\\s\\[](.|\\n)*/"
             return {"lark_grammar": f"start: calls | TEXT\ncalls: %json {body}\n{text}"}
         case _:
             assert_never(grammar)
 
 
-def _in_slashes(pattern: str) -> str:
+def _escape_slashes(pattern: str) -> str:
     from llguidance import regex_to_lark
 
     return regex_to_lark(pattern, "")
 
 
-def _bounded(name: str, source: str) -> str:
+def _check_length(name: str, source: str) -> str:
     if len(source) > MAX_SOURCE:
         raise UsageError(f"the {name} has {len(source)} characters, m7b takes {MAX_SOURCE}")
-    return unicode_text(source)
+    return check_unicode(source)

@@ -1,7 +1,7 @@
 """Which JSON schemas can be enforced to the letter. Knows draft 2020-12; knows nothing about tokens.
 
-llguidance ignores keywords that it does not know, and some that it does where they stand in odd places, so
-what it gets to see is rebuilt from the keywords that are known to hold.
+llguidance ignores unknown keywords, and in odd places even known ones. So it never sees the user's schema,
+but one that is rebuilt from keywords that it is known to enforce.
 """
 
 import json
@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from m7b.constraint.formats import ENFORCED, PATTERNS
 from m7b.errors import UsageError
 
 MAX_SCHEMA, MAX_DEPTH = 100_000, 100
@@ -30,23 +29,40 @@ _SCHEMA_MAPS = {"properties", "patternProperties", "$defs", "definitions"}
 _SIZES = {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"}
 _NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 
+_KNOWN_FORMATS = frozenset({"duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"})
+"""The values of `format` that llguidance enforces well."""
+
+# llguidance lets 29 February into every year, second 60 into every minute and fractions run on without end.
+_LEAP = "(?:0[48]|[2468][048]|[13579][26])"
+_YEAR = "(?:000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
+_DATE = (
+    f"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
+    "|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+    f"|(?:[0-9]{{2}}{_LEAP}|{_LEAP}00)-02-29)"
+)
+_TIME = (
+    "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:[.][0-9]{1,6})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_FORMAT_PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
+"""The values of `format` that become a pattern of ours."""
+
 Schema = dict[str, Any]
 
 
-def checked(schema: Any) -> Schema:
-    """What llguidance is to enforce for `schema`.
+def rebuild_schema(schema: Any) -> Schema:
+    """Rebuild `schema` as one that llguidance enforces fully.
 
     Raises:
         UsageError: it is no schema, or asks for what cannot be enforced; the message names the keyword.
     """
     _check_size(schema)
-    if isinstance(schema, Mapping):  # its own name; nothing else may have one
+    if isinstance(schema, Mapping):  # the name of the whole schema; no part may have an $id
         schema = {key: value for key, value in schema.items() if key != "$id"}
     places: dict[str, Schema] = {}
-    root = _rebuilt(schema, "#", places)
+    root = _rebuild(schema, "#", places)
     targets = {place: found["$ref"] for place, found in places.items() if "$ref" in found}
     for place, target in targets.items():
-        if _pointer(target) not in places:
+        if _unquote(target) not in places:
             raise UsageError(f"the schema's {place}/$ref points to {target}, where there is no schema")
     _check_endings(root, places)
     for found in places.values():
@@ -54,30 +70,30 @@ def checked(schema: Any) -> Schema:
     return root
 
 
-def _rebuilt(schema: Any, place: str, places: dict[str, Schema]) -> Schema:
-    """`schema` of known keywords; it and all those within it are noted in `places` by their JSON pointers."""
+def _rebuild(schema: Any, place: str, places: dict[str, Schema]) -> Schema:
+    """Rebuild `schema` of known keywords; adds it and all schemas in it to `places`, by JSON pointer."""
     if isinstance(schema, bool):
         places[place] = {} if schema else {"anyOf": []}
         return places[place]
     if not isinstance(schema, Mapping):
         raise UsageError(
-            f"the schema's {place} is {_short(schema)}", hint="a schema is an object or a boolean"
+            f"the schema's {place} is {_shorten(schema)}", hint="a schema is an object or a boolean"
         )
     rebuilt: Schema = {}
     places[place] = rebuilt
     for key, value in schema.items():
-        at = f"{place}/{_escaped(key)}"
+        at = f"{place}/{_escape(key)}"
         if key in _ANNOTATIONS or (key == "uniqueItems" and value is False):
             continue
         if key in _SCHEMA:
-            rebuilt[key] = _rebuilt(value, at, places)
+            rebuilt[key] = _rebuild(value, at, places)
         elif key in _SCHEMA_LISTS:
             _expect(isinstance(value, list) and value != [], at, value, "a list of schemas")
-            rebuilt[key] = [_rebuilt(option, f"{at}/{i}", places) for i, option in enumerate(value)]
+            rebuilt[key] = [_rebuild(option, f"{at}/{i}", places) for i, option in enumerate(value)]
         elif key in _SCHEMA_MAPS:
             _expect(isinstance(value, Mapping), at, value, "an object of schemas")
             rebuilt[key] = {
-                name: _rebuilt(inner, f"{at}/{_escaped(name)}", places) for name, inner in value.items()
+                name: _rebuild(inner, f"{at}/{_escape(name)}", places) for name, inner in value.items()
             }
         else:
             _check_value(key, value, at)
@@ -105,8 +121,13 @@ def _check_value(key: str, value: Any, at: str) -> None:
     elif key == "pattern":
         _expect(isinstance(value, str), at, value, "a regular expression")
     elif key == "format":
-        known = ", ".join(sorted({*PATTERNS, *ENFORCED}))
-        _expect(isinstance(value, str) and value in {*PATTERNS, *ENFORCED}, at, value, f"one of {known}")
+        known = ", ".join(sorted({*_FORMAT_PATTERNS, *_KNOWN_FORMATS}))
+        _expect(
+            isinstance(value, str) and value in {*_FORMAT_PATTERNS, *_KNOWN_FORMATS},
+            at,
+            value,
+            f"one of {known}",
+        )
     elif key == "$ref":
         inside = isinstance(value, str) and (value == "#" or value.startswith("#/"))
         _expect(inside, at, value, "a place in the schema, such as #/$defs/name")
@@ -117,9 +138,9 @@ def _check_value(key: str, value: Any, at: str) -> None:
 
 
 def _tighten(schema: Schema) -> None:
-    """Rule out what would satisfy `schema` only on paper, and digits without end."""
-    if "format" in schema and schema["format"] in PATTERNS:
-        schema.setdefault("allOf", []).append({"pattern": PATTERNS[schema.pop("format")]})
+    """Rule out numbers that satisfy `schema` only before they are rounded, and digits without end."""
+    if "format" in schema and schema["format"] in _FORMAT_PATTERNS:
+        schema.setdefault("allOf", []).append({"pattern": _FORMAT_PATTERNS[schema.pop("format")]})
     types = schema.get("type")
     types = types if isinstance(types, list) else [types]
     if "integer" in types and "number" not in types:
@@ -128,7 +149,7 @@ def _tighten(schema: Schema) -> None:
         if not {"maximum", "exclusiveMaximum"} & schema.keys():
             schema["maximum"] = MAX_NUMBER
     elif (bounds := _BOUNDS & schema.keys()) and "multipleOf" not in schema:
-        # Readers round: 0.99999999999999999999 is below 1 on paper alone. 15 digits always survive.
+        # JSON readers round: they read 0.99999999999999999999 as 1. They keep 15 digits.
         bound = max(abs(schema[key]) for key in bounds)
         schema["multipleOf"] = float(f"1e-{min(9, max(0, 15 - len(str(int(bound)))))}")
 
@@ -143,22 +164,24 @@ def _check_min_properties(schema: Schema, place: str) -> None:
 
 
 def _check_endings(root: Schema, places: Mapping[str, Schema]) -> None:
-    """Refuse a schema that needs itself, for its answers would be without end."""
-    targets = {_pointer(schema["$ref"]) for schema in places.values() if "$ref" in schema} | {"#"}
+    """Refuse a schema that needs itself: its answers would never end."""
+    targets = {_unquote(schema["$ref"]) for schema in places.values() if "$ref" in schema} | {"#"}
     ending: set[str] = set()
-    while found := {target for target in targets - ending if _ends(places[target], ending)}:
+    while found := {target for target in targets - ending if _can_end(places[target], ending)}:
         ending |= found
     if endless := sorted(targets - ending):
         raise UsageError(f"nothing satisfies the schema: {endless[0]} needs itself")
 
 
-def _ends(schema: Schema, ending: set[str]) -> bool:
-    """Whether something finite may satisfy `schema`, if that is so for the references in `ending`."""
-    if "$ref" in schema and _pointer(schema["$ref"]) not in ending:
+def _can_end(schema: Schema, ending: set[str]) -> bool:
+    """Whether a finite answer satisfies `schema`, given that this holds for the references in `ending`."""
+    if "$ref" in schema and _unquote(schema["$ref"]) not in ending:
         return False
-    if not all(_ends(part, ending) for part in schema.get("allOf", [])):
+    if not all(_can_end(part, ending) for part in schema.get("allOf", [])):
         return False
-    if not all(any(_ends(o, ending) for o in schema[key]) for key in ("anyOf", "oneOf") if schema.get(key)):
+    if not all(
+        any(_can_end(o, ending) for o in schema[key]) for key in ("anyOf", "oneOf") if schema.get(key)
+    ):
         return False
     types = schema.get("type", "null")
     if not set(types if isinstance(types, list) else [types]) <= {"object", "array"}:
@@ -168,22 +191,22 @@ def _ends(schema: Schema, ending: set[str]) -> bool:
     items = schema.get("prefixItems", [])[:n_items]
     if n_items > len(items):
         items = [*items, schema.get("items", {})]
-    as_object, as_array = (all(_ends(part, ending) for part in parts) for parts in (required, items))
+    as_object, as_array = (all(_can_end(part, ending) for part in parts) for parts in (required, items))
     return ("object" in types and as_object) or ("array" in types and as_array)
 
 
 def _inline_options(schema: Schema, places: Mapping[str, Schema]) -> None:
-    """Put what options of a oneOf refer to in their place: llguidance compares them by sight."""
+    """Replace options of a oneOf that are references: llguidance compares options as they are written."""
     if "oneOf" in schema:
         schema["oneOf"] = [
-            places[_pointer(option["$ref"])] if option.keys() == {"$ref"} else option
+            places[_unquote(option["$ref"])] if option.keys() == {"$ref"} else option
             for option in schema["oneOf"]
         ]
 
 
 def _check_literal(value: Any, at: str) -> None:
-    """Refuse literals that llguidance could not write as they are."""
-    for literal in _literals(value):
+    """Refuse literals that llguidance cannot write as they are."""
+    for literal in _walk_literals(value):
         if _is_number(literal):
             _expect(abs(literal) <= MAX_NUMBER, at, literal, f"a number within ±{MAX_NUMBER}")
         if isinstance(literal, str):
@@ -191,12 +214,12 @@ def _check_literal(value: Any, at: str) -> None:
             _expect(visible, at, literal, "text without control characters")
 
 
-def _literals(value: Any) -> Iterator[Any]:
+def _walk_literals(value: Any) -> Iterator[Any]:
     if isinstance(value, Mapping):
         value = [*value.keys(), *value.values()]
     if isinstance(value, list):
         for item in value:
-            yield from _literals(item)
+            yield from _walk_literals(item)
     else:
         yield value
 
@@ -227,18 +250,18 @@ def _is_number(value: Any) -> bool:
 
 def _expect(holds: bool, at: str, value: Any, expected: str) -> None:
     if not holds:
-        raise UsageError(f"the schema's {at} is {_short(value)}", hint=f"it must be {expected}")
+        raise UsageError(f"the schema's {at} is {_shorten(value)}", hint=f"it must be {expected}")
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def _pointer(reference: str) -> str:
-    """A reference in the spelling of our places."""
+def _unquote(reference: str) -> str:
+    """Spell a reference like the keys of `places`."""
     return unquote(reference)
 
 
-def _escaped(name: str) -> str:
+def _escape(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")

@@ -1,4 +1,4 @@
-"""The bytes behind each id of a tokenizer, whatever its kind, and llguidance's view of them."""
+"""The bytes of each id of any tokenizer, and the same vocabulary as llguidance needs it."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,17 +10,17 @@ _UNDECODABLE = "\ufffd"
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
-def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes that each id adds to a text in which it is not the first; none for control ids.
+def list_token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+    """List the bytes that each id adds to a text in which it is not the first; none for control ids.
 
-    An id is decoded behind a letter. Where it holds only a part of a character, its piece names the bytes:
+    Each id is decoded after a letter. Where it is only a part of a character, its piece names the bytes:
     `<0xE2>` in SentencePiece vocabularies, letters that stand for bytes in GPT-2's alphabet.
     """
     anchor = tokenizer.encode("a", bos=False)
     start = len(tokenizer.decode(anchor))
-    alphabet = _byte_alphabet()
+    alphabet = _build_byte_alphabet()
 
-    def bytes_of(token: int) -> bytes:
+    def find_bytes(token: int) -> bytes:
         if tokenizer.is_control(token):
             return b""
         text = tokenizer.decode([*anchor, token])[start:]
@@ -33,28 +33,28 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
             return bytes(alphabet[letter] for letter in piece)
         return text.encode()
 
-    return [bytes_of(token) for token in range(tokenizer.vocab_size)]
+    return [find_bytes(token) for token in range(tokenizer.vocab_size)]
 
 
 def strips_space(tokenizer: Tokenizer, tokens: Sequence[bytes]) -> bool:
-    """Whether a space at the beginning of a text is no part of it, as in SentencePiece."""
+    """Whether decoding drops a space at the beginning of a text, as SentencePiece does."""
     spaced = next((token for token, text in enumerate(tokens) if re.fullmatch(rb" \w+", text)), None)
     return spaced is not None and not tokenizer.decode([spaced]).startswith(" ")
 
 
 class Vocabulary:
-    """The ids of a model as llguidance sees them.
+    """The ids of a model as llguidance needs them.
 
     Args:
-        tokenizer: knows the text of ids.
+        tokenizer: gives the text of ids.
         vocab_size: the model's number of ids, which may exceed the tokenizer's.
-        stop_ids: those that end an answer.
+        stop_ids: the ids that end an answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: frozenset[int]) -> None:
         from llguidance import LLTokenizer
 
-        tokens = token_bytes(tokenizer)[:vocab_size]
+        tokens = list_token_bytes(tokenizer)[:vocab_size]
         self.strips_space = strips_space(tokenizer, tokens)
         # SentencePiece never writes <0x41> for the A that it has a piece for, nor takes <0x20> for its space.
         pieces = {text for token, text in enumerate(tokens) if not _BYTE.fullmatch(tokenizer.piece(token))}
@@ -63,12 +63,14 @@ class Vocabulary:
                 tokens[token] = b""
         tokens += [b""] * (vocab_size - len(tokens))
         self.space_id = tokens.index(b" ") if b" " in tokens else None
-        self.text_ids = _bits(token for token, text in enumerate(tokens) if text and token not in stop_ids)
-        self.stop_ids = _bits(stop_ids)
+        self.text_ids = _make_bits(
+            token for token, text in enumerate(tokens) if text and token not in stop_ids
+        )
+        self.stop_ids = _make_bits(stop_ids)
         self.n_bytes = -(-vocab_size // 32) * 4
-        encode = _encoder_inside_a_text(tokenizer, tuple(tokens), self.strips_space)
+        encode = _make_encoder(tokenizer, tuple(tokens), self.strips_space)
         for token in stop_ids:
-            tokens[token] = b"\xff" + f"<{token}>".encode()  # 0xFF marks what is no text
+            tokens[token] = b"\xff" + f"<{token}>".encode()  # 0xFF marks ids that are no text
         self.backend = LLTokenizer(
             _Wrapper(tokens, sorted(stop_ids), encode),  # type: ignore[arg-type]
             eos_token=sorted(stop_ids),
@@ -77,13 +79,13 @@ class Vocabulary:
 
 
 @lru_cache(maxsize=4)  # decoding every id takes half a second
-def vocabulary_of(tokenizer: Tokenizer, vocab_size: int, stop_ids: frozenset[int]) -> Vocabulary:
-    """The vocabulary of a model, made once."""
+def build_vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: frozenset[int]) -> Vocabulary:
+    """Build the vocabulary of a model, once."""
     return Vocabulary(tokenizer, vocab_size, stop_ids)
 
 
 class _Wrapper:
-    """What LLTokenizer asks of a tokenizer."""
+    """The attributes and the call that LLTokenizer expects of a tokenizer."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -98,18 +100,19 @@ class _Wrapper:
         return self._encode(text.decode() if isinstance(text, bytes) else text)
 
 
-def _encoder_inside_a_text(
+def _make_encoder(
     tokenizer: Tokenizer, tokens: Sequence[bytes], strips_space: bool
 ) -> Callable[[str], list[int]]:
-    """Encodes what carries on from a text, so that no space is put in front, and to the byte.
+    """Make a function that encodes the continuation of a text: without a space in front, and byte by byte.
 
-    A tokenizer may normalise: SentencePiece makes a space of U+2581. There the longest pieces are taken.
+    Where the tokenizer would change the text (SentencePiece turns U+2581 into a space), the function takes
+    the longest pieces that fit.
     """
-    head = tokenizer.encode("\n", bos=False) if strips_space else []  # in no piece with what follows
+    head = tokenizer.encode("\n", bos=False) if strips_space else []  # no piece joins it with what follows
     ids = {text: token for token, text in enumerate(tokens) if text}
     longest = max(map(len, ids))
 
-    def greedy(text: bytes) -> Iterator[int]:
+    def encode_greedily(text: bytes) -> Iterator[int]:
         while text:
             n = next((n for n in range(longest, 0, -1) if text[:n] in ids), 0)
             if n == 0:  # a byte that the vocabulary lacks
@@ -120,20 +123,20 @@ def _encoder_inside_a_text(
     def encode(text: str) -> list[int]:
         found = tokenizer.encode("\n" + text if strips_space else text, bos=False)[len(head) :]
         exact = b"".join(tokens[token] for token in found) == text.encode()
-        return found if exact else list(greedy(text.encode()))
+        return found if exact else list(encode_greedily(text.encode()))
 
     return encode
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: visible Latin-1 stands for itself, the rest is counted from U+0100."""
+def _build_byte_alphabet() -> dict[str, int]:
+    """Build GPT-2's letters for bytes: visible Latin-1 stands for itself, other bytes count from U+0100."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def _bits(ids: Iterable[int]) -> int:
-    """One bit for each of `ids`."""
+def _make_bits(ids: Iterable[int]) -> int:
+    """Make a number with one bit set for each of `ids`."""
     bits = 0
     for token in ids:
         bits |= 1 << token

@@ -1,7 +1,8 @@
-"""Fetching checkpoints and finding them again. Knows places and checksums; nothing about what is inside.
+"""Fetch checkpoints and find them again. Knows places and checksums; nothing about what is inside.
 
-A source is looked at (`look`), which gives a plan to show; `fetch` carries it out and ends with a record.
-What has a record is whole. `sources` and `removal` import what talks to servers, and wait until it is needed.
+A source makes a plan (`plan`), which the user sees; `fetch` carries the plan out and ends with a record. A
+checkpoint that has a record is whole. `sources` and `removal` import the libraries that talk to servers, so
+they are imported only where they are used.
 """
 
 import os
@@ -9,31 +10,31 @@ from pathlib import Path
 
 from m7b.errors import CheckpointNotFound
 from m7b.hub import shelf
-from m7b.hub.download import MADE, check_disk, fetch, made, repair, verify
-from m7b.hub.layouts import Format
-from m7b.hub.plan import Plan, Source, Wish
-from m7b.hub.progress import Progress, Retries
-from m7b.hub.shelf import File, Record
+from m7b.hub.download import MADE, check_disk, describe_made, fetch, repair, verify
+from m7b.hub.layouts import DownloadFormat
+from m7b.hub.plan import DownloadPlan, Source, Wish
+from m7b.hub.progress import FileProgress, Retries
+from m7b.hub.shelf import CheckpointRecord, File
 from m7b.variants import VARIANTS
 
 __all__ = [
+    "CheckpointRecord",
+    "DownloadFormat",
+    "DownloadPlan",
     "File",
-    "Format",
-    "Plan",
-    "Progress",
-    "Record",
+    "FileProgress",
     "Retries",
     "Source",
     "Wish",
     "check_disk",
+    "describe_made",
     "fetch",
     "find",
-    "installed",
+    "find_path",
+    "find_present",
     "is_offline",
     "locate",
-    "made",
-    "not_found",
-    "present",
+    "make_not_found_error",
     "refuse_offline",
     "repair",
     "shelf",
@@ -41,38 +42,38 @@ __all__ = [
 ]
 
 
-def find(name: str) -> Record | None:
-    """The latest checkpoint of that name on this machine."""
-    return next(iter(shelf.named(name)), None)
+def find(name: str) -> CheckpointRecord | None:
+    """Find the record of the latest checkpoint called `name`, None where there is none."""
+    return next(iter(shelf.find_records(name)), None)
 
 
-def installed(name: str) -> Path | None:
-    """Where the checkpoint of a variant or a hub id is, None where it was never fetched."""
+def find_path(name: str) -> Path | None:
+    """Find the path of the checkpoint of a variant or a hub id, None where it was never fetched."""
     record = find(name)
     return Path(record.path) if record else None
 
 
 def locate(name: str) -> Path:
-    """Where the checkpoint of a variant or a hub id is; from now on it counts as used.
+    """Find the path of the checkpoint of a variant or a hub id, and mark the checkpoint as used now.
 
     Raises:
-        CheckpointNotFound: it is not on this machine; the hint is the command that helps.
+        CheckpointNotFound: it is not on this machine; the hint is the command that fetches it.
     """
     record = find(name)
     if record is None:
-        raise not_found(name)
-    shelf.used(record)
+        raise make_not_found_error(name)
+    shelf.mark_used(record)
     return Path(record.path)
 
 
-def present(name: str, wish: Wish) -> Record | None:
-    """What is here already and fulfils a wish; what was made of it here does not."""
-    records = [one for one in shelf.named(name, wish.format) if one.source != MADE]
+def find_present(name: str, wish: Wish) -> CheckpointRecord | None:
+    """Find the record that fulfils `wish` already. Files that m7b quantized from a download do not count."""
+    records = [one for one in shelf.find_records(name, wish.format) if one.source != MADE]
     return next((one for one in records if wish.revision in (None, one.revision)), None)
 
 
-def not_found(name: str) -> CheckpointNotFound:
-    """The error where a checkpoint is not on this machine."""
+def make_not_found_error(name: str) -> CheckpointNotFound:
+    """Make the error that says that a checkpoint is not on this machine."""
     if name in VARIANTS:
         return CheckpointNotFound(
             f"{name} is not on this machine", hint=f"fetch it with: m7b download --variant {name}"
@@ -84,15 +85,15 @@ def not_found(name: str) -> CheckpointNotFound:
 
 
 def is_offline() -> bool:
-    """Whether the network is not to be touched: `M7B_OFFLINE`, which `--offline` sets."""
+    """Whether `M7B_OFFLINE`, which `--offline` sets, forbids the network."""
     return os.environ.get("M7B_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
 
 
 def refuse_offline(what: str) -> None:
-    """Refuse what needs the network, where it is not to be touched.
+    """Refuse to do `what`, which needs the network, when the user forbids the network.
 
     Raises:
-        CheckpointNotFound: it is not.
+        CheckpointNotFound: the network is forbidden.
     """
     if is_offline():
         raise CheckpointNotFound(f"cannot {what} offline", hint="leave out --offline, and unset M7B_OFFLINE")

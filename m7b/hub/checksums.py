@@ -5,14 +5,16 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from m7b.errors import DamagedCheckpoint
-from m7b.hub.progress import Progress, within
+from m7b.hub.progress import FileProgress, report_file
 from m7b.hub.shelf import File
 
 _BLOCK = 1 << 22
 
 
-def reading(path: Path, kind: str) -> Generator[int, None, str]:
-    """The checksum of a file, `kind` and digits; tells the bytes read so far. `kind` is sha256, md5 or git.
+def compute_checksum(path: Path, kind: str) -> Generator[int, None, str]:
+    """Read a file and return its checksum as `kind:digits`; yields the bytes read so far.
+
+    `kind` is sha256, md5 or git.
 
     Raises:
         OSError: the file cannot be read.
@@ -29,36 +31,38 @@ def reading(path: Path, kind: str) -> Generator[int, None, str]:
     return f"{kind}:{digest.hexdigest()}"
 
 
-def checking(path: Path, size: int, checksum: str) -> Generator[int, None, bool]:
-    """Whether a file is there with this size and checksum; tells the bytes read so far."""
+def verify_file(path: Path, size: int, checksum: str) -> Generator[int, None, bool]:
+    """Return whether a file exists with this size and checksum; yields the bytes read so far."""
     try:
         if path.stat().st_size != size:
             return False
-        found = yield from reading(path, checksum.partition(":")[0])
+        found = yield from compute_checksum(path, checksum.partition(":")[0])
     except OSError:
         return False
     return found == checksum
 
 
-def measured(folder: Path, names: Sequence[str]) -> Generator[Progress, None, tuple[File, ...]]:
-    """Files of a folder with the checksums that they have now."""
+def checksum_files(folder: Path, names: Sequence[str]) -> Generator[FileProgress, None, tuple[File, ...]]:
+    """Compute the checksums of the files `names` in a folder."""
     sizes = [(folder / name).stat().st_size for name in names]
     files, done = [], 0
     for name, size in zip(names, sizes, strict=True):
-        checksum = yield from within(reading(folder / name, "sha256"), name, done, sum(sizes), "checking")
+        checksum = yield from report_file(
+            compute_checksum(folder / name, "sha256"), name, done, sum(sizes), "checking"
+        )
         files.append(File(name, size, checksum))
         done += size
     return tuple(files)
 
 
-def all_measured(folder: Path) -> Generator[Progress, None, tuple[File, ...]]:
-    """All files of a folder of ours, hidden ones apart."""
+def checksum_folder(folder: Path) -> Generator[FileProgress, None, tuple[File, ...]]:
+    """Compute the checksums of all files below a folder, except hidden ones."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
-    return (yield from measured(folder, [path.relative_to(folder).as_posix() for path in paths]))
+    return (yield from checksum_files(folder, [path.relative_to(folder).as_posix() for path in paths]))
 
 
-def mismatch(name: str, found: str, expected: str) -> DamagedCheckpoint:
-    """The error where what was fetched is not what was announced."""
+def make_mismatch_error(name: str, found: str, expected: str) -> DamagedCheckpoint:
+    """Make the error that says that a fetched file has another checksum than was announced."""
     return DamagedCheckpoint(
         f"{name} has {found.replace(':', ' ')} instead of {expected.replace(':', ' ')}",
         hint="it was removed: start the same command again, and if that does not help, the source is broken",

@@ -1,4 +1,7 @@
-"""From a plan to a record: fetch, put in place. Knows the order that keeps half a checkpoint unseen."""
+"""Carry out a plan: fetch the files, put them in place, write the record.
+
+Knows the order of these steps in which nobody ever sees half a checkpoint.
+"""
 
 import os
 import shutil
@@ -9,21 +12,21 @@ from pathlib import Path
 
 from m7b.errors import OutOfResources, UsageError
 from m7b.hub import checksums, shelf
-from m7b.hub.plan import Plan, Source
-from m7b.hub.progress import Progress, Retries, retold, within
-from m7b.hub.shelf import File, Record
+from m7b.hub.plan import DownloadPlan, Source
+from m7b.hub.progress import FileProgress, Retries, map_progress, report_file
+from m7b.hub.shelf import CheckpointRecord, File
 
 MADE = "quantize"
-"""The source of what was made here of a download."""
+"""The `source` in the record of a file that `m7b quantize` made from a download."""
 
-_MARGIN = 64 << 20  # for all that is small
+_MARGIN = 64 << 20  # bytes for records, locks and other small files
 
 
-def check_disk(plan: Plan) -> None:
-    """See that what is still to come fits the disk.
+def check_disk(plan: DownloadPlan) -> None:
+    """Check that the bytes still to be fetched fit on the disk.
 
     Raises:
-        OutOfResources: it does not; both figures are told.
+        OutOfResources: they do not; the message has both figures.
     """
     folder = next(place for place in (plan.folder, *plan.folder.parents) if place.exists())
     free, needed = shutil.disk_usage(folder).free, plan.n_left + plan.n_disk + _MARGIN
@@ -35,29 +38,30 @@ def check_disk(plan: Plan) -> None:
 
 
 def fetch(
-    name: str, source: Source, plan: Plan, retries: Retries | None = None
-) -> Generator[Progress, None, Record]:
+    name: str, source: Source, plan: DownloadPlan, retries: Retries | None = None
+) -> Generator[FileProgress, None, CheckpointRecord]:
     """Fetch what was planned, and record it as `name` when all of it is there.
 
-    A call that was cut off is gone on with; a second one at the same time waits for the first.
+    The call goes on where an interrupted one stopped. Where another process fetches the same checkpoint, it
+    waits for that process.
 
     Raises:
         CheckpointNotFound: the source does not have it, or cannot be reached.
-        DamagedCheckpoint: what came is not what was announced.
+        DamagedCheckpoint: a file is not what the source announced.
         OutOfResources: there is not enough disk.
     """
     retries = retries or Retries()
-    key = shelf.key_of(name, plan.format)
+    key = shelf.make_key(name, plan.format)
     started = time.time()
-    with shelf.locked(key) as waiting:
+    with shelf.lock(key) as waiting:
         yield from waiting
-        meanwhile = next(iter(shelf.named(name, plan.format)), None)
+        meanwhile = next(iter(shelf.find_records(name, plan.format)), None)
         if meanwhile and meanwhile.fetched > started:
             return meanwhile
         try:
             if plan.is_ours:
                 plan.work.mkdir(parents=True, exist_ok=True)
-            plan = yield from retold(
+            plan = yield from map_progress(
                 source.fetch(plan, retries),
                 lambda progress: replace(
                     progress, note=progress.note or retries.trouble
@@ -68,38 +72,26 @@ def fetch(
         except OSError as error:
             where = plan.work if plan.is_ours else plan.folder
             raise OutOfResources(f"cannot write to {where}: {error.strerror or error}") from None
-        record = Record(
-            name=name,
-            format=plan.format,
-            source=source.kind,
-            origin=plan.origin,
-            revision=plan.revision,
-            path=str(plan.path),
-            folder=str(plan.folder),
-            files=plan.files,
-            is_ours=plan.is_ours,
-            fetched=time.time(),
-            verified=time.time(),
-        )
+        record = _make_record(name, source.kind, plan)
         shelf.put(record)
     return record
 
 
-def verify(record: Record) -> Generator[Progress, None, list[File]]:
-    """The files of a checkpoint that are not what they were: missing, of another size or content."""
+def verify(record: CheckpointRecord) -> Generator[FileProgress, None, list[File]]:
+    """Find the damaged files of a checkpoint: missing, of another size or of other content."""
     damaged, done = [], 0
     for file in record.files:
-        running = checksums.checking(Path(record.folder) / file.name, file.size, file.checksum)
-        is_sound = yield from within(running, file.name, done, record.n_bytes, "checking")
+        running = checksums.verify_file(Path(record.folder) / file.name, file.size, file.checksum)
+        is_sound = yield from report_file(running, file.name, done, record.n_bytes, "checking")
         if not is_sound:
             damaged.append(file)
         done += file.size
     return damaged
 
 
-def made(record: Record, path: Path) -> Generator[Progress, None, Record]:
-    """The record of a GGUF file that was made of a downloaded checkpoint."""
-    files = yield from checksums.measured(path.parent, [path.name])
+def describe_made(record: CheckpointRecord, path: Path) -> Generator[FileProgress, None, CheckpointRecord]:
+    """Build the record of the GGUF file `path`, which was made from the checkpoint of `record`."""
+    files = yield from checksums.checksum_files(path.parent, [path.name])
     now = time.time()
     return replace(
         record,
@@ -115,11 +107,11 @@ def made(record: Record, path: Path) -> Generator[Progress, None, Record]:
     )
 
 
-def repair(record: Record, source: Source) -> Generator[Progress, None, Record]:
-    """Fetch again what is not as it was; a source that gives no single files is fetched whole.
+def repair(record: CheckpointRecord, source: Source) -> Generator[FileProgress, None, CheckpointRecord]:
+    """Fetch damaged files again. From a source that does not give single files, fetch the whole checkpoint.
 
     Raises:
-        UsageError: the files are the user's own.
+        UsageError: the files belong to the user.
         CheckpointNotFound: the source does not have them any more, or cannot be reached.
     """
     if source.kind == "path":
@@ -127,13 +119,29 @@ def repair(record: Record, source: Source) -> Generator[Progress, None, Record]:
             f"{record.name} lies in {record.folder}, and nobody else has it",
             hint="bring its files back by other means, or remove it with m7b rm",
         )
-    plan = yield from source.look(record.name, Retries())
-    if source.kind == "torrent":  # it compares the pieces, and fetches those that differ
+    plan = yield from source.plan(record.name, Retries())
+    if source.kind == "torrent":  # libtorrent compares the pieces and fetches those that differ
         os.replace(record.folder, plan.work)
     return (yield from fetch(record.name, source, plan))
 
 
-def _put_in_place(plan: Plan) -> None:
+def _make_record(name: str, kind: str, plan: DownloadPlan) -> CheckpointRecord:
+    return CheckpointRecord(
+        name=name,
+        format=plan.format,
+        source=kind,
+        origin=plan.origin,
+        revision=plan.revision,
+        path=str(plan.path),
+        folder=str(plan.folder),
+        files=plan.files,
+        is_ours=plan.is_ours,
+        fetched=time.time(),
+        verified=time.time(),
+    )
+
+
+def _put_in_place(plan: DownloadPlan) -> None:
     if plan.folder.exists():
         shutil.rmtree(plan.folder)
     os.replace(plan.work, plan.folder)

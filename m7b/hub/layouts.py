@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from m7b.errors import CheckpointNotFound, UsageError
 
 
-class Format(StrEnum):
+class DownloadFormat(StrEnum):
     """The layouts that checkpoints are published in."""
 
     HF = "hf"
@@ -24,7 +24,7 @@ _SMALL = {
     "native": ("params.json", "tokenizer.model", "tokenizer.model.v*"),
     "gguf": (),
 }
-# The first that is there is taken: a repository can hold several copies of the weights, 14 GB each.
+# The first layout that is there is taken: a repository can hold several copies of the weights, 14 GB each.
 _WEIGHTS = {
     "hf": (
         ("model-*-of-*.safetensors", "model.safetensors.index.json"),
@@ -37,49 +37,54 @@ _WEIGHTS = {
 }
 
 
-def choose(
+def choose_files(
     names: Sequence[str], repo_id: str, format: str | None, include: str | None
 ) -> tuple[str, list[str]]:
-    """The format and the files of one layout, a weight file first; `include` is a pattern for weight files,
-    small letters or capitals.
+    """Choose one layout; returns its format and its files, a weight file first.
+
+    Args:
+        names: all files of the repository.
+        repo_id: named in errors.
+        format: the format to choose; None takes the first that the repository has.
+        include: a pattern for the names of weight files, in small letters or capitals.
 
     Raises:
-        CheckpointNotFound: there are no weights in that format, None: in any.
-        UsageError: the pattern fits none of them, or a choice is left to make.
+        CheckpointNotFound: there are no weights in that format, or with None in any.
+        UsageError: no weight file fits the pattern, or several GGUF files do.
     """
-    for one in Format if format is None else (format,):
-        chosen = weights(names, one)
+    for one in DownloadFormat if format is None else (format,):
+        chosen = find_weights(names, one)
         if not chosen:
             continue
         if include is not None:
-            chosen = _included(chosen, repo_id, include)
+            chosen = _filter_included(chosen, repo_id, include)
         if one == "gguf" and len(chosen) > 1:
             raise UsageError(
                 f"{repo_id} has {len(chosen)} GGUF files: {', '.join(chosen[:12])}",
                 hint=f"choose one with --include, such as --include '{chosen[0]}'",
             )
-        return one, [*chosen, *_fitting(names, _SMALL[one])]
-    wanted = " or ".join(Format) if format is None else format
+        return one, [*chosen, *_match_names(names, _SMALL[one])]
+    wanted = " or ".join(DownloadFormat) if format is None else format
     raise CheckpointNotFound(
         f"{repo_id} holds no weights as {wanted}", hint="its page shows what it holds: see --format"
     )
 
 
-def format_of(names: Sequence[str]) -> str | None:
-    """The format of the weights among files, None where there are none."""
-    return next((one for one in Format if weights(names, one)), None)
+def detect_format(names: Sequence[str]) -> str | None:
+    """Return the format of the weights among the files `names`, None where there are none."""
+    return next((one for one in DownloadFormat if find_weights(names, one)), None)
 
 
-def weights(names: Sequence[str], format: str) -> list[str]:
-    """The weight files of one layout in a format."""
-    return next((found for patterns in _WEIGHTS[format] if (found := _fitting(names, patterns))), [])
+def find_weights(names: Sequence[str], format: str) -> list[str]:
+    """Find the weight files of one layout in a format, none where there is none."""
+    return next((found for patterns in _WEIGHTS[format] if (found := _match_names(names, patterns))), [])
 
 
-def _fitting(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
+def _match_names(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
     return [name for pattern in patterns for name in names if fnmatchcase(name, pattern)]
 
 
-def _included(found: list[str], repo_id: str, include: str) -> list[str]:
+def _filter_included(found: list[str], repo_id: str, include: str) -> list[str]:
     fitting = [name for name in found if fnmatchcase(name.lower(), include.lower())]
     if not fitting:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A wish, what a source would fetch for it, and what every source can do. Knows no particular one."""
+"""A wish of the user, the plan of a download, and the protocol of all sources. Knows no particular source."""
 
 import hashlib
 from collections.abc import Generator
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from m7b.hub.layouts import Format
-from m7b.hub.progress import Progress, Retries
+from m7b.hub.layouts import DownloadFormat
+from m7b.hub.progress import FileProgress, Retries
 from m7b.hub.shelf import File
 
 
@@ -18,19 +18,19 @@ class Wish:
     variant: str | None = None
     reference: str | None = None
     source: str | None = None
-    format: Format | None = None
+    format: DownloadFormat | None = None
     revision: str | None = None
     include: str | None = None
     copies: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is going to be fetched: `files`, of which `n_here` bytes are on this machine already.
+class DownloadPlan:
+    """What a download will fetch: `files`, of which `n_here` bytes are on this machine already.
 
-    They end in `folder`, and `path` is what will be loaded: the folder, or the file in it. A checkpoint whose
-    folder `is_ours` is put together in `work` and gets its name when it is whole. `n_disk` bytes of disk are
-    needed beside those of the files.
+    The files end in `folder`; `path` is what will be loaded, the folder or one file in it. Where the folder
+    `is_ours`, the download puts it together in `work` and renames that to `folder` when it is whole. The
+    download needs `n_disk` bytes of disk more than the files have.
     """
 
     format: str
@@ -55,7 +55,10 @@ class Plan:
 
     @property
     def work(self) -> Path:
-        """Where a folder of ours is put together; one for each origin, for halves of two make no whole."""
+        """The folder in which the download is put together; its name holds a hash of the origin.
+
+        So halves from two origins never mix.
+        """
         origin = hashlib.sha256(self.origin.encode()).hexdigest()[:8]
         return self.folder.with_name(f"{self.folder.name}.{origin}.part")
 
@@ -67,14 +70,14 @@ class Source(Protocol):
     def kind(self) -> str:
         """hub, cdn, torrent, pypi or path."""
 
-    def look(self, name: str, retries: Retries) -> Generator[Progress, None, Plan]:
-        """What would be fetched for the checkpoint called `name`."""
+    def plan(self, name: str, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
+        """Plan the download of a checkpoint that will be called `name`."""
 
-    def fetch(self, plan: Plan, retries: Retries) -> Generator[Progress, None, Plan]:
-        """Fetch it, going on where an earlier call stopped; the plan that comes back has all checksums.
+    def fetch(self, plan: DownloadPlan, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
+        """Fetch the files, going on where an earlier call stopped; returns the plan with all checksums.
 
         Raises:
             CheckpointNotFound: the source does not have it, or cannot be reached.
-            DamagedCheckpoint: what came is not what was announced, or is nothing to unpack.
+            DamagedCheckpoint: a file is not what was announced, or cannot be unpacked.
             OutOfResources: there is not enough disk.
         """

@@ -1,4 +1,7 @@
-"""What a download tells while it runs, and how long it keeps trying. Knows no source and no screen."""
+"""The progress that a download reports, and how long it keeps trying. Knows no source and no screen.
+
+Long work is a generator: it yields its progress and returns its result.
+"""
 
 import random
 import time
@@ -9,12 +12,12 @@ from typing import TypeVar
 from m7b.errors import CheckpointNotFound
 
 Result = TypeVar("Result")
-Told = TypeVar("Told")
+Reported = TypeVar("Reported")
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """`done` of `total` bytes are here; `file` is at hand, and `note` says what else there is to know."""
+class FileProgress:
+    """`done` of `total` bytes are here. `file` is the one in work; `note` is a remark for the user."""
 
     file: str
     done: int
@@ -24,10 +27,10 @@ class Progress:
 
 @dataclass(slots=True)
 class Retries:
-    """How long to wait after a failure: twice as long each time, from `first_s` up to `longest_s` seconds.
+    """How often to try again, and how long to wait before: from `first_s` seconds, doubled up to `longest_s`.
 
-    Progress sets it back, so that a bad line is slow and only a dead one ends a download. `trouble` is why it
-    has failed last, empty while bytes come.
+    Whoever receives bytes calls `reset`, so a bad line only slows a download and a dead line ends it.
+    `trouble` is the reason of the last failure, empty while bytes come.
     """
 
     limit: int = 8
@@ -36,15 +39,19 @@ class Retries:
     failures: int = field(default=0, init=False)
     trouble: str = field(default="", init=False)
 
-    def succeeded(self) -> None:
-        """Some bytes have come."""
+    def reset(self) -> None:
+        """Start counting again: some bytes have come."""
         self.failures, self.trouble = 0, ""
 
-    def delay_s(self, why: str, retry_after_s: float | None = None) -> float:
-        """Seconds to wait after a failure; `retry_after_s` are what the server asks for.
+    def count_failure(self, why: str, retry_after_s: float | None = None) -> float:
+        """Count a failure and return the seconds to wait before the next try.
+
+        Args:
+            why: the reason of the failure.
+            retry_after_s: the seconds that the server asks for, if it asks.
 
         Raises:
-            CheckpointNotFound: it has failed `limit` times in a row, last for the reason `why`.
+            CheckpointNotFound: this was more than `limit` failures in a row.
         """
         self.failures, self.trouble = self.failures + 1, why
         if self.failures > self.limit:
@@ -57,29 +64,32 @@ class Retries:
         return min(self.longest_s, self.first_s * 2.0 ** (self.failures - 1)) * random.uniform(0.75, 1.25)
 
 
-def pause(seconds: float, why: str) -> Iterator[Progress]:
-    """Wait, and tell how long it will still take."""
+def pause(seconds: float, why: str) -> Iterator[FileProgress]:
+    """Wait some seconds; yields how many are left, four times a second."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        yield Progress("", 0, 0, f"{why}: again in {left:.0f} s")
+        yield FileProgress("", 0, 0, f"{why}: again in {left:.0f} s")
         time.sleep(min(left, 0.25))
 
 
-def within(
+def report_file(
     running: Generator[int, None, Result], file: str, done: int, total: int, note: str = ""
-) -> Generator[Progress, None, Result]:
-    """What `running` comes to; the bytes it tells are those of one file, with `done` bytes before it."""
-    return retold(running, lambda n: Progress(file, done + n, total, note))
+) -> Generator[FileProgress, None, Result]:
+    """Run `running` to its end and return its result; yields its byte counts as the progress of one file.
+
+    `done` of `total` bytes belong to the files before this one.
+    """
+    return map_progress(running, lambda n: FileProgress(file, done + n, total, note))
 
 
-def retold(
-    running: Generator[Told, None, Result], tell: Callable[[Told], Progress]
-) -> Generator[Progress, None, Result]:
-    """What `running` comes to; what it tells is told in other words."""
+def map_progress(
+    running: Generator[Reported, None, Result], convert: Callable[[Reported], FileProgress]
+) -> Generator[FileProgress, None, Result]:
+    """Run `running` to its end and return its result; yields `convert(value)` for each value it yields."""
     while True:
         try:
-            told = next(running)
+            reported = next(running)
         except StopIteration as stop:
             result: Result = stop.value
             return result
-        yield tell(told)
+        yield convert(reported)

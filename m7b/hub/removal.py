@@ -1,4 +1,4 @@
-"""Giving disk back: whole checkpoints, and what downloads left behind. Says first what it would free."""
+"""Remove checkpoints, and what downloads left behind. A `Removal` says first what it would free."""
 
 import shutil
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from m7b.errors import OutOfResources
 from m7b.hub import shelf
-from m7b.hub.shelf import Record
+from m7b.hub.shelf import CheckpointRecord
 from m7b.hub.sources.huggingface import PART_SUFFIX, cache_folder
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What would be removed, in a line; `n_bytes` would be free afterwards."""
+    """Something to remove: `text` names it in one line, `n_bytes` would be free afterwards."""
 
     text: str
     n_bytes: int
@@ -23,18 +23,22 @@ class Removal:
         """Remove it.
 
         Raises:
-            OutOfResources: the system does not let us.
+            OutOfResources: the system refuses.
         """
         try:
             self.action()
         except FileNotFoundError:
-            pass  # it is gone, which was the wish
+            pass  # it is gone already, as was asked for
         except OSError as error:
             raise OutOfResources(f"cannot remove {error.filename}: {error.strerror}") from None
 
 
-def removal(record: Record) -> Removal:
-    """The removal of a checkpoint: its folder if it is ours, its share of a cache, or its record alone."""
+def plan_removal(record: CheckpointRecord) -> Removal:
+    """Plan the removal of a checkpoint.
+
+    A folder of ours goes with its record; from the hub's cache goes what only this checkpoint uses; of files
+    that belong to the user, only the record goes.
+    """
     what = f"{record.name} ({record.format})"
     if record.is_ours:
         text = f"{what}: {record.n_bytes / 1e6:,.1f} MB in {record.folder}"
@@ -42,15 +46,19 @@ def removal(record: Record) -> Removal:
     if record.source != "hub":
         text = f"{what}: nothing but its entry; the files stay in {record.folder}"
         return Removal(text, 0, lambda: shelf.remove(record))
-    return _from_cache(record, what)
+    return _plan_cache_removal(record, what)
 
 
-def _from_cache(record: Record, what: str) -> Removal:
-    """The library counts what only this revision uses; other records of the revision keep it all."""
+def _plan_cache_removal(record: CheckpointRecord, what: str) -> Removal:
+    """Plan to delete the revision from the hub's cache, or nothing where another record has it too.
+
+    huggingface_hub counts the bytes that only this revision uses.
+    """
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    others = [one for one in shelf.records() if one.revision == record.revision and one.key != record.key]
+    records = shelf.list_records()
+    others = [one for one in records if one.revision == record.revision and one.key != record.key]
     try:
         strategy = None if others else scan_cache_dir().delete_revisions(record.revision)
     except CacheNotFound:
@@ -66,15 +74,15 @@ def _from_cache(record: Record, what: str) -> Removal:
     return Removal(f"{what}: {n_bytes / 1e6:,.1f} MB {where}; what others share stays", n_bytes, execute)
 
 
-def leftovers() -> list[Removal]:
-    """What downloads left that never ended, none of it at work now."""
-    folders = [_of_path(path) for path in shelf.leftovers()]
+def find_leftovers() -> list[Removal]:
+    """Find what downloads that never ended left behind; files that a running download uses are left out."""
+    folders = [_plan_path_removal(path) for path in shelf.find_leftovers()]
     cache = cache_folder()
     parts = sorted(cache.glob(f"models--*/blobs/*{PART_SUFFIX}*")) if cache.is_dir() else []
-    return folders + [_of_path(path) for path in parts if not shelf.anyone_at_work()]
+    return folders + [_plan_path_removal(path) for path in parts if not shelf.is_downloading()]
 
 
-def _of_path(path: Path) -> Removal:
+def _plan_path_removal(path: Path) -> Removal:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     n_bytes = sum(file.lstat().st_size for file in files)
     action = path.unlink if path.is_file() or path.is_symlink() else lambda: shutil.rmtree(path)

@@ -1,7 +1,8 @@
-"""Which checkpoints are on this machine: one record each, written when everything else is there.
+"""The checkpoints on this machine: one record each, written when all files of the checkpoint are there.
 
-A record is a small JSON file beside the folder it tells of. What has no record is not a checkpoint, so a
-download that was cut off is never loaded. Knows names, files and checksums; nothing about what is inside.
+A record is a small JSON file beside the folder that it describes. A folder without a record is not a
+checkpoint, so an interrupted download is never loaded. Knows names, files and checksums; nothing about what
+is inside.
 """
 
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import OutOfResources, UsageError
-from m7b.hub.progress import Progress
+from m7b.hub.progress import FileProgress
 from m7b.paths import checkpoints_folder
 
 _RECORD_BYTES = 1 << 22  # a record is read whole; a checkpoint has a dozen files
@@ -31,7 +32,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class CheckpointRecord:
     """A whole checkpoint. `path` is what is loaded; `files` lie in `folder`.
 
     `format` is hf, native or gguf. `origin` is what `source` fetched: a hub id, an address or a path.
@@ -58,37 +59,37 @@ class Record:
 
     @property
     def key(self) -> str:
-        """What its file and its folder are called."""
-        return key_of(self.name, self.format)
+        """The name of its folder, and of its own file without `.json`."""
+        return make_key(self.name, self.format)
 
 
-def key_of(name: str, format: str) -> str:
-    """What the file and the folder of a checkpoint are called: `instruct-v0.3.hf`, `org--name.gguf`."""
+def make_key(name: str, format: str) -> str:
+    """Make the name of the folder and the record of a checkpoint: `instruct-v0.3.hf`, `org--name.gguf`."""
     return f"{name.replace('/', '--')}.{format}"
 
 
-def records() -> list[Record]:
-    """What is on this machine, by name, the latest first; nothing whose files are gone."""
+def list_records() -> list[CheckpointRecord]:
+    """List the checkpoints on this machine whose files exist, by name, the latest of a name first."""
     folder = checkpoints_folder()
-    found = [_read(file) for file in folder.glob("*.json")] if folder.is_dir() else []
+    found = [_read_record(file) for file in folder.glob("*.json")] if folder.is_dir() else []
     whole = [record for record in found if record and Path(record.path).exists()]
     return sorted(whole, key=lambda record: (record.name, -record.fetched))
 
 
-def named(name: str, format: str | None = None) -> list[Record]:
-    """The records of one name, the latest first."""
-    return [record for record in records() if record.name == name and format in (None, record.format)]
+def find_records(name: str, format: str | None = None) -> list[CheckpointRecord]:
+    """Find the records of one name, the latest first."""
+    return [record for record in list_records() if record.name == name and format in (None, record.format)]
 
 
-def one_named(name: str, format: str | None = None) -> list[Record]:
-    """The records of `name`, at least one.
+def require_records(name: str, format: str | None = None) -> list[CheckpointRecord]:
+    """Find the records of `name`, at least one.
 
     Raises:
-        UsageError: there is none; the hint says which there are.
+        UsageError: there is none; the hint lists the names that exist.
     """
-    found = named(name, format)
+    found = find_records(name, format)
     if not found:
-        known = ", ".join(dict.fromkeys(record.name for record in records()))
+        known = ", ".join(dict.fromkeys(record.name for record in list_records()))
         raise UsageError(
             f"{name} is not on this machine" + (f" as {format}" if format else ""),
             hint=f"there are {known}" if known else "nothing was downloaded yet: see m7b download --help",
@@ -96,25 +97,25 @@ def one_named(name: str, format: str | None = None) -> list[Record]:
     return found
 
 
-def last_used(record: Record) -> float | None:
-    """When it was last loaded, None if never."""
+def read_last_use(record: CheckpointRecord) -> float | None:
+    """Read when the checkpoint was last loaded, None if never."""
     try:
-        return _mark(record).stat().st_mtime
+        return _last_use_file(record).stat().st_mtime
     except OSError:
         return None
 
 
-def used(record: Record) -> None:
-    """Remember that it is loaded now; a folder that cannot be written forgets it."""
+def mark_used(record: CheckpointRecord) -> None:
+    """Note that the checkpoint is loaded now; where the folder cannot be written, do nothing."""
     with suppress(OSError):
-        _mark(record).touch()
+        _last_use_file(record).touch()
 
 
-def put(record: Record) -> None:
+def put(record: CheckpointRecord) -> None:
     """Write the record, whole or not at all.
 
     Raises:
-        OutOfResources: it cannot be written.
+        OutOfResources: the folder cannot be written.
     """
     folder = checkpoints_folder()
     try:
@@ -129,48 +130,58 @@ def put(record: Record) -> None:
         raise OutOfResources(f"cannot write to {folder}: {error.strerror}") from None
 
 
-def verified(record: Record) -> Record:
-    """The record, its files found sound just now."""
+def mark_verified(record: CheckpointRecord) -> CheckpointRecord:
+    """Write that the files were found sound just now; returns the new record."""
     record = replace(record, verified=time.time())
     put(record)
     return record
 
 
-def remove(record: Record) -> None:
-    """Take the record away, then the folder if it is ours."""
+def remove(record: CheckpointRecord) -> None:
+    """Remove the record, then the folder if it is ours.
+
+    Raises:
+        OutOfResources: the system refuses.
+    """
     folder = checkpoints_folder()
     try:
         (folder / f"{record.key}.json").unlink(missing_ok=True)
-        _mark(record).unlink(missing_ok=True)
+        _last_use_file(record).unlink(missing_ok=True)
         if record.is_ours and Path(record.folder).parent == folder:
             shutil.rmtree(record.folder, ignore_errors=False)
     except FileNotFoundError:
-        pass  # it is gone, which was the wish
+        pass  # it is gone already, as was asked for
     except OSError as error:
         raise OutOfResources(f"cannot remove {record.folder}: {error.strerror}") from None
 
 
-def leftovers() -> list[Path]:
-    """What downloads left that never ended, and what the record is gone of; nothing that is at work."""
+def find_leftovers() -> list[Path]:
+    """Find what downloads that never ended left behind, and folders without a record.
+
+    Files that a running download uses are left out.
+    """
     folder = checkpoints_folder()
     if not folder.is_dir():
         return []
-    kept = {record.key for record in map(_read, folder.glob("*.json")) if record}
+    kept = {record.key for record in map(_read_record, folder.glob("*.json")) if record}
     unknown = [path for path in folder.iterdir() if path.is_dir() and path.name not in kept]
     unknown = [path for path in unknown if not _is_locked(path.name.rsplit(".", 2)[0])]
-    return sorted([*unknown, *(path for path in folder.glob(".record-*") if not anyone_at_work())])
+    return sorted([*unknown, *(path for path in folder.glob(".record-*") if not is_downloading())])
 
 
-def anyone_at_work() -> bool:
-    """Whether a download is going on."""
+def is_downloading() -> bool:
+    """Whether any download is running on this machine."""
     return any(
         _is_locked(path.name[1:].removesuffix(".lock")) for path in checkpoints_folder().glob(".*.lock")
     )
 
 
 @contextmanager
-def locked(key: str) -> Iterator[Iterator[Progress]]:
-    """Nobody else works on `key` inside. The iterator that is given waits for that, and tells so."""
+def lock(key: str) -> Iterator[Iterator[FileProgress]]:
+    """Hold the lock of `key` from the end of the iterator that this gives until the block ends.
+
+    The iterator waits for the lock; it yields progress that says so.
+    """
     from filelock import FileLock
 
     folder = checkpoints_folder()
@@ -180,13 +191,13 @@ def locked(key: str) -> Iterator[Iterator[Progress]]:
         raise OutOfResources(f"cannot write to {folder}: {error.strerror}") from None
     lock = FileLock(folder / f".{key}.lock")
     try:
-        yield _waiting(lock, key)
+        yield _wait_for_lock(lock, key)
     finally:
         lock.release()
 
 
 def _is_locked(key: str) -> bool:
-    """Whether somebody works on `key`."""
+    """Whether a process holds the lock of `key`."""
     from filelock import FileLock, Timeout
 
     path = checkpoints_folder() / f".{key}.lock"
@@ -199,7 +210,7 @@ def _is_locked(key: str) -> bool:
         return True
 
 
-def _waiting(lock: Any, key: str) -> Iterator[Progress]:
+def _wait_for_lock(lock: Any, key: str) -> Iterator[FileProgress]:
     from filelock import Timeout
 
     while True:
@@ -207,19 +218,19 @@ def _waiting(lock: Any, key: str) -> Iterator[Progress]:
             lock.acquire(timeout=0.25)
             return
         except Timeout:
-            yield Progress(key, 0, 0, "another m7b is fetching it: waiting")
+            yield FileProgress(key, 0, 0, "another m7b is fetching it: waiting")
 
 
-def _mark(record: Record) -> Path:
+def _last_use_file(record: CheckpointRecord) -> Path:
     return checkpoints_folder() / f".{record.key}.used"
 
 
-def _read(file: Path) -> Record | None:
-    """The record in a file, None where it is none of ours."""
+def _read_record(file: Path) -> CheckpointRecord | None:
+    """Read a record, None where the file is none of ours."""
     try:
         if file.stat().st_size > _RECORD_BYTES:
             return None
         fields = json.loads(file.read_text("utf-8"))
-        return Record(**{**fields, "files": tuple(File(**one) for one in fields["files"])})
+        return CheckpointRecord(**{**fields, "files": tuple(File(**one) for one in fields["files"])})
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None

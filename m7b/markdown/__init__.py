@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from m7b.markdown import inline
-from m7b.markdown.blocks import HOLD, Block, Fence, Prose, Rule, TableRow, block_of, is_delimiter_row
+from m7b.markdown.blocks import HOLD, Block, Fence, Prose, Rule, TableRow, is_delimiter_row, parse_block
 from m7b.markdown.code import Highlighter
-from m7b.markdown.row import Row, is_wide
+from m7b.markdown.row import TerminalRow, is_wide
 from m7b.render import Output, has_colours, printable
 
 __all__ = ["MarkdownStream"]
@@ -27,15 +27,15 @@ _COLUMN_CELLS = 8  # a terminal that has less for each column shows a table as i
 
 
 class MarkdownStream:
-    """Prints Markdown for good line by line and word by word; only the open end of a line is redrawn.
+    """Prints Markdown line by line and word by word; it redraws only the last words of the current line.
 
     The cursor never moves up, so neither a long answer nor a resized terminal can garble what was printed.
-    A line end in the text stays one. A text shown before is shown again by `write` and `finish`.
+    A line end in the text stays a line end. To show an old text, `write` it and `finish`.
 
     Args:
         stream: stdout unless another is given.
-        plain: passes the text through as it is; by default where there is no terminal, or a dumb one.
-        width: the columns of the terminal at this moment.
+        plain: whether to write the text as it is; None does so where there is no terminal, or a dumb one.
+        width: returns the columns of the terminal at this moment.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class MarkdownStream:
         is_complete = _GLYPHS.encode(self._encoding, "replace").decode(self._encoding) == _GLYPHS
         self._bullet, self._bar, self._rule, self._more = tuple(_GLYPHS if is_complete else _ASCII_GLYPHS)
         self._width = width or (lambda: console.width)
-        self._row = Row(console, self._width())
-        self._forget()
+        self._row = TerminalRow(console, self._width())
+        self._reset()
 
     def resume(self, before: str) -> None:
-        """Go on behind `before`, which was shown elsewhere: a block of code that it leaves open is open."""
+        """Continue the text `before`, which is on the screen already and may end in an open code block."""
         if self._is_plain:
             return
         *lines, begun = before.split("\n")
         for line in lines:
-            self._pass(line)
+            self._skip_shown_line(line)
         if self._fence is not None:
             self._line, self._at = begun, len(begun)
 
@@ -70,8 +70,8 @@ class MarkdownStream:
         """Show more of the text.
 
         Raises:
-            PipeClosed: nobody reads any more.
-            OutOfResources: the stream does not take it.
+            PipeClosed: the reader of the pipe has gone.
+            OutOfResources: the stream cannot be written.
         """
         if not text:
             return
@@ -82,10 +82,10 @@ class MarkdownStream:
         self._resize()
         for char in printable(text).encode(self._encoding, "replace").decode(self._encoding):
             self._push(char)
-        self._row.update(self._tail())
+        self._row.update(self._format_tail())
 
     def finish(self) -> None:
-        """The text is over, be it complete or cut off: make all of it final, and end its last line."""
+        """End the text, complete or cut off: print all of it, and end its last line."""
         if self._is_plain:
             if self._line not in ("", "\n"):
                 self._output.write("\n")
@@ -95,11 +95,11 @@ class MarkdownStream:
                 self._end_line()
             self._end_table()
             if not self._row.is_empty:
-                self._row.newline()
+                self._row.end_line()
             self._row.update("")
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._line = ""  # the current line, as it is written
         self._at = 0  # its characters that are final
         self._block: Block | None = None  # what it is, once that is known
@@ -113,7 +113,7 @@ class MarkdownStream:
         if not self._rows:
             self._at += n_final
 
-    def _tail(self) -> str:
+    def _format_tail(self) -> str:
         n = len(self._rows)
         return f"{self._more} {n} row{'s' * (n > 1)}" if n else self._line[self._at :]
 
@@ -124,10 +124,10 @@ class MarkdownStream:
         elif self._fence is not None:
             self._line += char
         elif char == " " and not (self._is_started or self._line):
-            pass  # a model's habit to begin with a space indents nothing
+            pass  # models often begin with a space, which indents nothing
         else:
             if self._has_gap and char not in " \t":
-                self._row.newline()
+                self._row.end_line()
                 self._has_gap = False
             self._line += char if char != "\t" else "    "
             if self._block is None:
@@ -136,21 +136,21 @@ class MarkdownStream:
                 self._put_settled(self._block)
 
     def _decide(self, *, is_whole: bool) -> None:
-        """Find out what the line is, and begin it if it is text."""
-        block = block_of(self._line, is_whole=is_whole)
+        """Find out what kind of block the line is, and begin to print it if it is text."""
+        block = parse_block(self._line, is_whole=is_whole)
         if self._at and not isinstance(block, Fence | None):
             block = Prose("", 0, self._at)  # a resize made its first characters final as they were
         if block is not None and not isinstance(block, TableRow):
             self._end_table()
         if isinstance(block, Prose):
             self._at = block.start
-            self._row.begin(*self._marks(block))
+            self._row.begin(*self._format_marks(block))
         self._block = block
 
     def _put_settled(self, block: Prose) -> None:
-        """Print the words that nothing can change any more.
+        """Print the words that later text cannot change any more.
 
-        A word ends where a space follows it, next to a wide character, or anywhere after too long a wait.
+        A word ends before a space and next to a wide character; after too long a wait, it ends anywhere.
         """
         before, char = self._line[-2:-1], self._line[-1]
         is_long = len(self._line) - self._at > HOLD
@@ -181,7 +181,7 @@ class MarkdownStream:
             case Prose(heading=heading):
                 rest = re.sub(r" +#+ *$", "", rest) if heading else rest
                 self._row.put(inline.render(rest.rstrip(" "), _HEADINGS[heading]))
-                self._row.newline()
+                self._row.end_line()
             case Rule():
                 self._row.put_line(Text(self._rule * min(_RULE_CELLS, self._row.limit), "dim"))
             case Fence():
@@ -195,17 +195,17 @@ class MarkdownStream:
                 assert_never(other)
         self._is_started = True
 
-    def _pass(self, line: str) -> None:
-        """Take in a line that was shown elsewhere, as far as it opens or closes a block of code."""
+    def _skip_shown_line(self, line: str) -> None:
+        """Read a line that is on the screen already: it may open or close a block of code."""
         if self._fence is None or not self._fence.covers(line):
-            block = block_of(line, is_whole=True) if line.strip() else None
+            block = parse_block(line, is_whole=True) if line.strip() else None
             self._fence = None
             if isinstance(block, Fence):
                 self._open(block)
         elif self._fence.is_closed_by(line):
             self._fence = None
         else:
-            self._highlighter.line(line)
+            self._highlighter.highlight(line)
 
     def _open(self, fence: Fence) -> None:
         self._fence = fence
@@ -216,7 +216,7 @@ class MarkdownStream:
             self._row.put_line(Text(self._line, "dim")[self._at :])
             self._fence = None
         else:
-            self._row.put_line(self._highlighter.line(self._line)[self._at :])
+            self._row.put_line(self._highlighter.highlight(self._line)[self._at :])
 
     def _add_table_row(self) -> None:
         self._rows.append(self._line)
@@ -225,18 +225,18 @@ class MarkdownStream:
 
     def _end_table(self) -> None:
         rows, self._rows = self._rows, []
-        if len(rows) > 1 and self._row.limit >= _COLUMN_CELLS * inline.n_columns(rows):
-            self._row.put_block(inline.table(rows))
+        if len(rows) > 1 and self._row.limit >= _COLUMN_CELLS * inline.count_columns(rows):
+            self._row.put_block(inline.render_table(rows))
         else:
             for row in rows:
                 self._put_literally(row)
 
     def _put_literally(self, line: str) -> None:
         self._row.put(Text(line))
-        self._row.newline()
+        self._row.end_line()
 
-    def _marks(self, block: Prose) -> tuple[Text, Text]:
-        """What stands in front of the text, and in front of its further rows."""
+    def _format_marks(self, block: Prose) -> tuple[Text, Text]:
+        """Format the marks in front of the first row of a text, and in front of its further rows."""
         texts = []
         for marks in (re.sub(r"[-*+](?=\s)", self._bullet, block.marks), re.sub(r"[^\s>]", " ", block.marks)):
             text = Text(marks.replace(">", self._bar))

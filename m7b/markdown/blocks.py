@@ -1,9 +1,9 @@
-"""What a line of Markdown is, told as soon as its first characters allow. Knows one line; prints nothing."""
+"""Tell what a line of Markdown is, as soon as its first characters say so. Knows one line; prints nothing."""
 
 import re
 from dataclasses import dataclass
 
-HOLD = 300  # characters after which text that waits for its meaning is taken literally
+HOLD = 300  # characters after which text of unknown meaning is taken literally
 
 _CONTAINER = re.compile(r"[ \t]*(?:> ?|(?:[-*+]|\d{1,9}[.)])[ \t]+(?=\S))")
 _HEADING = re.compile(r"[ \t]*(#{1,6})[ \t]+(?=\S)")
@@ -19,7 +19,7 @@ _UNDECIDED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Prose:
-    """Running text: the indentation, bullets, numbers and quote marks in front, and where the text starts."""
+    """Text: `marks` are indentation, bullets, numbers and quote marks; it starts at character `start`."""
 
     marks: str
     heading: int  # its level, 0 where it is none
@@ -57,8 +57,8 @@ class TableRow:
 Block = Prose | Rule | Fence | TableRow
 
 
-def block_of(line: str, *, is_whole: bool) -> Block | None:
-    """What `line` is, or None where that depends on what follows and the line is not whole yet."""
+def parse_block(line: str, *, is_whole: bool) -> Block | None:
+    """Tell what `line` is, or None where that still depends on the rest of the line."""
     if is_whole and _RULE.fullmatch(line):
         return Rule()
     if _TABLE_ROW.match(line):
@@ -72,9 +72,9 @@ def block_of(line: str, *, is_whole: bool) -> Block | None:
     if is_whole and (fence := _FENCE.match(line, start)):
         return Fence(fence[1], fence[2], ">" in marks)
     if heading := _HEADING.match(line, start):
-        return Prose(_spaced(marks), len(heading[1]), heading.end())
+        return Prose(_space_quotes(marks), len(heading[1]), heading.end())
     start = len(line) - len(line[start:].lstrip(" \t"))
-    return Prose(_spaced(line[:start]), 0, start)
+    return Prose(_space_quotes(line[:start]), 0, start)
 
 
 def is_delimiter_row(line: str) -> bool:
@@ -82,5 +82,5 @@ def is_delimiter_row(line: str) -> bool:
     return "-" in line and _DELIMITERS.fullmatch(line.rstrip()) is not None
 
 
-def _spaced(marks: str) -> str:
+def _space_quotes(marks: str) -> str:
     return re.sub(r">(?! )", "> ", marks)

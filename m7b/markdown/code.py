@@ -1,4 +1,4 @@
-"""Colours for the lines of a block of code, as they come. Knows lexers; knows nothing about Markdown."""
+"""Colour the lines of a block of code as they come. Knows lexers; knows nothing about Markdown."""
 
 import re
 from typing import Any
@@ -12,10 +12,10 @@ _MOST = 192
 
 
 class Highlighter:
-    """Colours one line after another, reading each with those before it: a string may span many.
+    """Colours one line after another; it lexes each with the lines before it, since a string may span many.
 
-    Reading all of a long block for every line would take ever longer, so the context is cut down to its last
-    lines wherever these read the same without the others, and at the latest after 192 lines.
+    To lex all of a long block for each line would take ever longer. So it drops all but the last lines where
+    these lex the same without the others, and at the latest after 192 lines.
     """
 
     def __init__(self, language: str) -> None:
@@ -23,8 +23,8 @@ class Highlighter:
         self._theme = Syntax.get_theme("ansi_dark")
         self._lines: list[str] = []
 
-    def line(self, code: str) -> Text:
-        """`code`, coloured."""
+    def highlight(self, code: str) -> Text:
+        """Return the line `code`, coloured."""
         if self._lexer is None:
             return Text(code)
         self._lines.append(code)
@@ -37,7 +37,7 @@ class Highlighter:
         return text if text.plain == code else Text(code)
 
     def _lex(self, lines: list[str]) -> list[list[tuple[Any, str]]]:
-        """The tokens of each line, its end included: that of an empty line tells if it is in a string."""
+        """Lex `lines`; returns the tokens of each. That of the line end shows whether it is in a string."""
         assert self._lexer is not None
         lexed: list[list[tuple[Any, str]]] = [[]]
         for kind, value in self._lexer.get_tokens("\n".join(lines)):

@@ -21,7 +21,7 @@ _OPENERS = re.compile(r"\*(?=\S)|(?<!\w)_(?=\S)|~~(?=\S)|`|<\S*$|\]\([^)]*$")
 
 
 class _Parser(MarkdownIt):
-    """HTML and entities stay as they are written, and so do addresses: they are read, not opened."""
+    """Leaves HTML, entities and addresses as they are written: people read addresses, nobody opens them."""
 
     def __init__(self) -> None:
         super().__init__("commonmark", {"html": False})
@@ -41,16 +41,16 @@ _PARSER = _Parser()
 
 
 def is_settled(source: str) -> bool:
-    """Whether nothing that follows can restyle `source`: no delimiter in it waits for its partner."""
+    """Whether later text cannot change the style of `source`: every delimiter in it has its partner."""
     if not _MARKUP.search(source):
         return True
-    # Escapes, code and what has its partner are opaque, but next to a delimiter they count as punctuation.
+    # Escapes, code and pairs become a dot: next to a delimiter they count as punctuation.
     left = "".join(token.content if token.type == "text" else "." for token in _parse(source))
     return not (_OPENERS.search(left) or _has_open_bracket(left))
 
 
 def render(source: str, style: str = "") -> Text:
-    """`source` without its markup, styled. A link is followed by its address."""
+    """Render `source` as styled text without its markup. The address of a link follows its text."""
     text = Text(style=style)
     if not _MARKUP.search(source):
         return text.append(source)
@@ -61,24 +61,24 @@ def render(source: str, style: str = "") -> Text:
         if side == "open":
             styles.append(_STYLES[name])
             if name == "link":
-                links.append((len(text), _address(token)))
+                links.append((len(text), _format_address(token)))
         elif side == "close":
             styles.pop()
             if name == "link":
                 start, address = links.pop()
                 text.append("" if text.plain[start:] == address else f" ({address})")
         elif token.type == "image":
-            text.append(f"{token.content} ({_address(token)})", " ".join(styles))
+            text.append(f"{token.content} ({_format_address(token)})", " ".join(styles))
         else:
             text.append(token.content, " ".join([*styles, _CODE] if token.type == "code_inline" else styles))
     return text
 
 
-def table(lines: list[str]) -> Table:
-    """The table that `lines` spell: a head, a delimiter row, rows."""
-    head, delimiters, *rows = (_cells(line) for line in lines)
+def render_table(lines: list[str]) -> Table:
+    """Render a table of its `lines`: a head, a delimiter row, rows."""
+    head, delimiters, *rows = (_split_cells(line) for line in lines)
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for column in range(n_columns(lines)):
+    for column in range(count_columns(lines)):
         title = head[column] if column < len(head) else ""
         justify = _justify(delimiters[column]) if column < len(delimiters) else "left"
         grid.add_column(render(title), justify=justify, overflow="fold")
@@ -87,9 +87,9 @@ def table(lines: list[str]) -> Table:
     return grid
 
 
-def n_columns(lines: list[str]) -> int:
-    """How many columns the longest of `lines` has."""
-    return max(len(_cells(line)) for line in lines)
+def count_columns(lines: list[str]) -> int:
+    """Count the columns of the longest of `lines`."""
+    return max(len(_split_cells(line)) for line in lines)
 
 
 def _parse(source: str) -> list[Token]:
@@ -103,14 +103,14 @@ def _has_open_bracket(text: str) -> bool:
     return depth > 0
 
 
-def _address(token: Token) -> str:
-    """Where a link or an image leads, with its title; an entity may have put a line end into it."""
+def _format_address(token: Token) -> str:
+    """Format the address of a link or an image, with its title, in one line."""
     attributes: dict[str, Any] = token.attrs
     title = f' "{attributes["title"]}"' if attributes.get("title") else ""
     return printable(f"{attributes.get('href', attributes.get('src'))}{title}").replace("\n", " ")
 
 
-def _cells(line: str) -> list[str]:
+def _split_cells(line: str) -> list[str]:
     """`| a | b \\| c |` has the cells `a` and `b | c`."""
     cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)]
     return cells[1 : -1 if not cells[-1] else None]

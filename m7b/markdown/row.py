@@ -1,7 +1,7 @@
-"""The terminal's current row: final text, and a live tail behind it that is replaced until it is final.
+"""The current row of the terminal: final text, and behind it a tail that may still be replaced.
 
-Knows rows, cells and escape sequences, and only ever goes on or back to the row's start; knows nothing of
-Markdown.
+Knows rows, cells and escape sequences; moves the cursor only forward and to the start of the row. Knows
+nothing of Markdown.
 """
 
 import re
@@ -21,10 +21,10 @@ _TAB = 8
 _EMOJI_PARTS = re.compile("[\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff]")
 
 
-class Row:
-    """Wraps final text and shows the tail. Nothing is written before `update`, and then all at once.
+class TerminalRow:
+    """Wraps final text and shows the tail. Only `update` writes, and all at once.
 
-    The last column stays empty: what terminals do there differs.
+    The last column stays empty, because terminals differ in what they do there.
     """
 
     def __init__(self, console: Console, width: int) -> None:
@@ -33,8 +33,8 @@ class Row:
         self._width = width
         self._batch: list[str] = []
         self._column = 0  # cells of final text in this row
-        self._hang = Text()  # what rows begin with after a wrap
-        self._is_wrapped = False  # and nothing but that stands in the row
+        self._hang = Text()  # the text that rows begin with after a wrap
+        self._is_wrapped = False  # the row holds nothing but that
         self._is_vague = False  # terminals disagree on the cells of what stands in the row
         self._tail = ""
         self._tail_column = 0
@@ -50,24 +50,24 @@ class Row:
         return self._column == 0
 
     def begin(self, marks: Text, hang: Text) -> None:
-        """Begin a line with `marks`; its further rows begin with `hang`. Narrow terminals get less of it."""
+        """Begin a line with `marks`, its further rows with `hang`. Narrow terminals show less of both."""
         self._hang = hang
-        if _cells(marks.plain) > self.limit // 2:
+        if _count_cells(marks.plain) > self.limit // 2:
             marks = marks[len(marks) - len(marks.plain.lstrip()) :]
-        if _cells(marks.plain) < self.limit:
+        if _count_cells(marks.plain) < self.limit:
             self._add(marks)
         else:
             self.put(marks)
 
     def put(self, text: Text) -> None:
-        """Add final text, wrapped between words, between wide characters, and within what fits no row."""
+        """Add final text; wraps it between words, at wide characters, and inside words that fit no row."""
         gap = Text()
-        for piece in text.divide(_breaks(text.plain, self.limit - self._hang_cells)):
+        for piece in text.divide(_find_breaks(text.plain, self.limit - self._hang_cells)):
             if not piece.plain.strip(" "):
                 gap = piece
                 continue
             gap_cells = 0 if self._is_wrapped else len(gap)
-            if not self._fits(gap_cells + _cells(piece.plain)):
+            if not self._fits(gap_cells + _count_cells(piece.plain)):
                 if not (self._is_wrapped or self.is_empty):
                     self._wrap()
                 gap_cells = 0
@@ -77,20 +77,20 @@ class Row:
             gap = Text()
 
     def put_line(self, text: Text) -> None:
-        """Add a final line as it is, which the terminal wraps, without blanks at its end."""
+        """Add a final line without blanks at its end; the terminal wraps it."""
         text.rstrip()
-        if _cells(text.plain.expandtabs(_TAB)) > self.limit:
+        if _count_cells(text.plain.expandtabs(_TAB)) > self.limit:
             text.expand_tabs(_TAB)  # a tab does not wrap: the terminal would write over the row's last cell
         self._add(text)
-        self.newline()
+        self.end_line()
 
     def put_block(self, block: RenderableType) -> None:
-        """Add something that Rich lays out over several rows."""
+        """Add something that Rich renders in several rows."""
         options = self._console.options.update_width(self.limit)
         for line in self._console.render_lines(block, options, pad=False):
-            self._batch.append(f"{self._ansi(line)}\n")
+            self._batch.append(f"{self._render_ansi(line)}\n")
 
-    def newline(self) -> None:
+    def end_line(self) -> None:
         """End the line."""
         self._hang = Text()
         self._wrap()
@@ -98,15 +98,15 @@ class Row:
     def resize(self, width: int) -> int:
         """Go on with another width.
 
-        A row that the terminal had to reflow cannot be rewritten: what it shows becomes final.
+        Where the terminal had to wrap the row, it cannot be rewritten: the tail on it becomes final.
 
         Returns:
-            The characters of the tail that are final now.
+            How many characters of the tail have become final.
         """
         if width == self._width:
             return 0
         self._width = width
-        is_reflowed = max(self._column, self._tail_column + _cells(self._tail)) > self.limit
+        is_reflowed = max(self._column, self._tail_column + _count_cells(self._tail)) > self.limit
         if not is_reflowed:
             return 0
         committed, self._tail = len(self._tail), ""
@@ -117,8 +117,8 @@ class Row:
         """Write what was added, and show `tail` behind it as far as the row has room.
 
         Raises:
-            PipeClosed: nobody reads any more.
-            OutOfResources: the terminal does not take it.
+            PipeClosed: the reader of the pipe has gone.
+            OutOfResources: the terminal cannot be written.
         """
         tail = "" if self._is_vague else _clip(tail, self.limit - self._column)
         shown = "".join(self._batch) + tail
@@ -132,7 +132,7 @@ class Row:
 
     @property
     def _hang_cells(self) -> int:
-        n = _cells(self._hang.plain)
+        n = _count_cells(self._hang.plain)
         return n if n <= self.limit // 2 else 0
 
     def _fits(self, n_cells: int) -> bool:
@@ -146,14 +146,16 @@ class Row:
 
     def _add(self, text: Text) -> None:
         if text:
-            self._batch.append(self._ansi(text.render(self._console)))
-            self._column += _cells(text.plain)
+            self._batch.append(self._render_ansi(text.render(self._console)))
+            self._column += _count_cells(text.plain)
             self._is_vague = self._is_vague or _is_vague(text.plain)
 
-    def _ansi(self, segments: Iterable[Segment]) -> str:
-        return "".join(self._styled(segment.text, segment.style or Style.null()) for segment in segments)
+    def _render_ansi(self, segments: Iterable[Segment]) -> str:
+        return "".join(
+            self._render_styled(segment.text, segment.style or Style.null()) for segment in segments
+        )
 
-    def _styled(self, text: str, style: Style) -> str:
+    def _render_styled(self, text: str, style: Style) -> str:
         style = style.without_color if self._console.no_color else style
         return style.render(text, color_system=self._colors)
 
@@ -168,16 +170,16 @@ class Row:
 
 
 def is_wide(char: str) -> bool:
-    """Whether text may be broken next to `char`, which takes two cells."""
+    """Whether `char` takes two cells, so that a row may end before or after it."""
     return not char.isascii() and get_character_cell_size(char) == 2 and not _EMOJI_PARTS.match(char)
 
 
-def _breaks(plain: str, widest: int) -> list[int]:
-    """Where `plain` may be parted: "ab 中文" at 2, 3 and 4."""
+def _find_breaks(plain: str, widest: int) -> list[int]:
+    """Find where `plain` may be wrapped: "ab 中文" at 2, 3 and 4."""
     offsets: list[int] = []
     for word in re.finditer(" +|[^ ]+", plain):
         offsets.append(word.start())
-        is_long = _cells(word[0]) > widest
+        is_long = _count_cells(word[0]) > widest
         if is_long or not word[0].isascii():
             for start, end, n_cells in split_graphemes(word[0])[0]:
                 if is_long or n_cells > 1:
@@ -186,16 +188,16 @@ def _breaks(plain: str, widest: int) -> list[int]:
 
 
 def _clip(tail: str, room: int) -> str:
-    """As much of `tail` as fits, a cell for each tab."""
+    """Cut `tail` to what fits into `room` cells; a tab takes one cell."""
     room = max(0, room)  # a wide character may stand in a row that is too narrow for it
     tail = tail[:room].replace("\t", " ")
-    while _cells(tail) > room:
+    while _count_cells(tail) > room:
         tail = tail[:-1]
     return tail.rstrip(" ")
 
 
-def _cells(text: str) -> int:
-    """The cells that `text` takes, and where terminals disagree the most that it may take."""
+def _count_cells(text: str) -> int:
+    """Count the cells that `text` takes; where terminals disagree, the most that it may take."""
     if text.isascii():
         return len(text)
     apart = sum(2 if _EMOJI_PARTS.match(char) else get_character_cell_size(char) for char in text)

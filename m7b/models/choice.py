@@ -7,7 +7,7 @@ from typing import Self
 
 from m7b import hub
 from m7b.errors import CheckpointNotFound, UsageError
-from m7b.paths import path_of
+from m7b.paths import parse_path
 from m7b.variants import VARIANTS
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{,95}/[A-Za-z0-9][\w.-]{,95}")
@@ -46,7 +46,7 @@ class ModelChoice:
     @property
     def is_installed(self) -> bool:
         """Whether the checkpoint is on this machine, as far as that can be told without opening it."""
-        return self.shelf_name is None or hub.installed(self.shelf_name) is not None
+        return self.shelf_name is None or hub.find_path(self.shelf_name) is not None
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -57,8 +57,8 @@ class ModelChoice:
         """
         if name in VARIANTS:
             return cls(variant=name)
-        path = path_of(name)
-        if not path.exists() and hub.installed(name):
+        path = parse_path(name)
+        if not path.exists() and hub.find_path(name):
             return cls(path=Path(name))
         if not path.exists():
             raise CheckpointNotFound(
@@ -86,4 +86,4 @@ def chat_releases() -> list[str]:
 
 def installed_variant() -> str | None:
     """The latest release on this machine that can chat, else the demo; None where neither is here."""
-    return next((name for name in [*reversed(chat_releases()), "demo"] if hub.installed(name)), None)
+    return next((name for name in [*reversed(chat_releases()), "demo"] if hub.find_path(name)), None)

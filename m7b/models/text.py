@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from m7b.errors import UnsupportedCheckpoint, UsageError
 from m7b.models.choice import ModelChoice
 from m7b.models.files import ModelFiles, open_model
-from m7b.templates import MistralTemplate, Template, choose_template, named_template, source_named
+from m7b.templates import MistralTemplate, Template, choose_template, load_template, read_source
 from m7b.tokenizer import MistralTokenizer, OfficialVocabulary, Tokenizer, load_tokenizer
 from m7b.variants import VARIANTS
 
@@ -90,7 +90,7 @@ def read_tokenizer(checkpoint: "Checkpoint", chat_template: str | None = None) -
             f"{checkpoint.path}: holds no tokenizer",
             hint="put tokenizer.model or tokenizer.json beside the weights",
         )
-    named = source_named(chat_template) if chat_template is not None else None
+    named = read_source(chat_template) if chat_template is not None else None
     tokenizer = load_tokenizer(checkpoint.tokenizer, named or checkpoint.chat_template or "")
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise UnsupportedCheckpoint(
@@ -113,7 +113,7 @@ def _choose_template(
     eos_id = next((token for token in (tokenizer.eos_id, *stop_ids) if token is not None), None)
     eos = "" if eos_id is None else tokenizer.piece(eos_id)
     if chat_template is not None:
-        return named_template(chat_template, tokenizer, eos)
+        return load_template(chat_template, tokenizer, eos)
     variant = VARIANTS.get(name or "")
     if variant and isinstance(tokenizer, MistralTokenizer):
         return MistralTemplate(tokenizer) if variant.is_instruct else None

@@ -1,4 +1,4 @@
-"""What Tab offers at the prompt: commands, parameters, files, conversations, models."""
+"""Completion with Tab at the prompt: commands, parameters, files, conversations, models."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -19,47 +19,47 @@ _PATHS = PathCompleter(expanduser=True)
 
 
 class SlashCompleter(Completer):
-    """Completes lines that begin with a slash; text for the model is left alone."""
+    """Completes lines that begin with a slash; it leaves text for the model alone."""
 
     def __init__(self, chat: "Chat") -> None:
         self._chat = chat
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        """What may follow at the cursor."""
+        """Yield what may follow at the cursor."""
         line = document.text_before_cursor
         if not line.startswith("/") or line.startswith("//") or "\n" in line:
             return
         name, space, argument = line[1:].partition(" ")
         if not space:
-            yield from _starting(name, (name for entry in COMMANDS for name in entry.names))
+            yield from _complete_word(name, (name for entry in COMMANDS for name in entry.names))
             return
         entry = next((entry for entry in COMMANDS if name in entry.names), None)
         if entry is None:
             return
         if entry.argument in (Argument.PATH, Argument.MODEL):
             yield from _PATHS.get_completions(Document(argument), complete_event)
-        if entry.argument in self._words:
+        if entry.argument in self._word_lists:
             word = argument.split(" ")[-1]
-            yield from _starting(word, self._words[entry.argument]())
+            yield from _complete_word(word, self._word_lists[entry.argument]())
 
     @property
-    def _words(self) -> Mapping[Argument, Callable[[], Iterable[str]]]:
+    def _word_lists(self) -> Mapping[Argument, Callable[[], Iterable[str]]]:
         return {
             Argument.COMMAND: lambda: (name for entry in COMMANDS for name in entry.names),
             Argument.PARAMETER: lambda: PARAMETERS,
             Argument.TOPIC: lambda: TOPICS,
             Argument.SIDE: lambda: ("user", "answer"),
-            Argument.CONVERSATION: self._conversations,
+            Argument.CONVERSATION: self._list_conversations,
             Argument.MODEL: lambda: VARIANTS,
             Argument.TOOLS: lambda: ("list", "on", "off", "load"),
         }
 
-    def _conversations(self) -> list[str]:
-        store = self._chat.record.store
-        found = store.conversations() if store else []
+    def _list_conversations(self) -> list[str]:
+        store = self._chat.autosaver.store
+        found = store.list_conversations() if store else []
         return [conversation.name or str(conversation.id) for conversation in found]
 
 
-def _starting(word: str, words: Iterable[str]) -> Iterator[Completion]:
-    """Completions of `word` to each of `words` that begins with it."""
+def _complete_word(word: str, words: Iterable[str]) -> Iterator[Completion]:
+    """Complete `word` to each of `words` that begins with it."""
     return (Completion(found, start_position=-len(word)) for found in words if found.startswith(word))

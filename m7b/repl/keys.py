@@ -1,4 +1,4 @@
-"""What the terminal does with keys while no prompt is open. Knows terminal modes only."""
+"""Terminal modes while no prompt is open. Knows nothing else."""
 
 import signal
 import sys
@@ -10,10 +10,10 @@ from prompt_toolkit.input.vt100 import cooked_mode
 
 
 @contextmanager
-def silent_keys() -> Iterator[None]:
-    """Keep what is typed from showing up between the prompts; it waits for the next one.
+def silence_keys() -> Iterator[None]:
+    """Switch the echo off between prompts; typed keys wait for the next prompt.
 
-    The terminal hands such keys on as they are, so that Enter still is Enter when they are read.
+    The terminal does not translate such keys, so Enter is still Enter when the prompt reads it.
     """
     if not sys.stdin.isatty():
         yield
@@ -21,13 +21,14 @@ def silent_keys() -> Iterator[None]:
     before = termios.tcgetattr(sys.stdin)
     input_flags, output_flags, control_flags, local_flags, *rest = before
     local_flags &= ~(termios.ECHO | termios.ICANON)
-    local_flags |= termios.NOFLSH  # else Ctrl-C would take back what was written and not yet drawn
+    local_flags |= termios.NOFLSH  # else Ctrl-C would discard output that the terminal has not drawn yet
     silent = [input_flags & ~termios.ICRNL, output_flags, control_flags, local_flags, *rest]
 
     def silence(*_: object) -> None:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
 
-    on_return = signal.signal(signal.SIGCONT, silence)  # from Ctrl+Z, where the shell set modes of its own
+    # After Ctrl+Z the shell has set modes of its own.
+    on_return = signal.signal(signal.SIGCONT, silence)
     silence()
     try:
         yield
@@ -37,7 +38,7 @@ def silent_keys() -> Iterator[None]:
 
 
 @contextmanager
-def normal_keys() -> Iterator[None]:
-    """The modes that other programs expect, for as long as one of them has the terminal."""
+def restore_keys() -> Iterator[None]:
+    """Set the modes that other programs expect, while one of them has the terminal."""
     with cooked_mode(sys.stdin.fileno()):
         yield

@@ -23,7 +23,7 @@ def parse_assignments(text: str) -> list[tuple[str, str]]:
     """The names and values in `NAME VALUE`, `parameter NAME VALUE`, or any number of `NAME=VALUE`.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the text is none of these.
     """
     text = text.removeprefix("parameter ").strip()
     name, _, rest = text.partition(" ")
@@ -42,7 +42,7 @@ def parse_assignments(text: str) -> list[tuple[str, str]]:
     return [(name, shlex.quote(value) if name == "stop" else value) for name, _, value in pairs]
 
 
-def change(params: SamplingParams, pairs: list[tuple[str, str]]) -> SamplingParams:
+def change_params(params: SamplingParams, pairs: list[tuple[str, str]]) -> SamplingParams:
     """`params` with new values.
 
     Raises:
@@ -50,7 +50,7 @@ def change(params: SamplingParams, pairs: list[tuple[str, str]]) -> SamplingPara
     """
     values = {}
     for given, text in pairs:
-        name = _known(given)
+        name = _resolve_name(given)
         try:
             values[name] = _read(PARAMETERS[name], text)
         except ValueError:
@@ -72,7 +72,7 @@ def _read(option: Option, text: str) -> Any:
     return option.read(text)
 
 
-def _known(given: str) -> str:
+def _resolve_name(given: str) -> str:
     name = given.lower().replace("-", "_")
     name = _ALIASES.get(name, name)
     if name in PARAMETERS:

@@ -25,9 +25,9 @@ class Prompt:
 
     Args:
         completer: what Tab offers.
-        toolbar: the line below the prompt, asked for whenever it is drawn.
-        is_multiline: whether Enter begins a new line and Alt+Enter sends, instead of the other way round.
-        history_file: where to keep what was typed; None forgets it at the end.
+        toolbar: returns the line below the prompt; called whenever the prompt is drawn.
+        is_multiline: returns whether Enter begins a new line and Alt+Enter sends, not the other way round.
+        history_file: where to save typed lines; None forgets them at the end.
         vi: the keys of vi instead of Emacs.
     """
 
@@ -44,29 +44,29 @@ class Prompt:
             _PROMPT,
             multiline=True,
             prompt_continuation=_continuation,
-            key_bindings=_bindings(is_multiline),
+            key_bindings=_bind_keys(is_multiline),
             completer=completer,
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
             bottom_toolbar=lambda: [("", toolbar())],
             style=_STYLE,
-            history=_history(history_file),
+            history=_open_history(history_file),
             enable_suspend=True,
             tempfile_suffix=".md",
             vi_mode=vi,
         )
 
     def read(self, draft: str) -> str:
-        """The next message, typed over `draft`.
+        """Return the next message; the user types over `draft`.
 
         Raises:
             EOFError: Ctrl+D in an empty prompt, or the terminal has gone.
         """
-        return self._session.prompt(default=draft, handle_sigint=False)  # it comes as a key
+        return self._session.prompt(default=draft, handle_sigint=False)  # Ctrl-C comes as a key
 
 
 class _PrivateHistory(FileHistory):
-    """What was typed, readable to its owner only; a disk that does not take it is no reason to stop."""
+    """A history file that only its owner can read; errors of the disk are ignored."""
 
     def store_string(self, string: str) -> None:
         path = Path(os.fsdecode(self.filename))
@@ -84,7 +84,7 @@ class _PrivateHistory(FileHistory):
             return []
 
 
-def _history(file: Path | None) -> History:
+def _open_history(file: Path | None) -> History:
     return _PrivateHistory(file) if file else InMemoryHistory()
 
 
@@ -92,21 +92,22 @@ def _continuation(width: int, line: int, wraps: int) -> AnyFormattedText:
     return "" if wraps else _MORE
 
 
-def _bindings(is_multiline: Callable[[], bool]) -> KeyBindings:
-    """Our keys; all others are prompt-toolkit's."""
+def _is_open(text: str, *, is_multiline: bool) -> bool:
+    """Whether Enter continues the message `text` instead of sending it."""
+    if text.lstrip().startswith(_BLOCK):
+        return not (len(text.strip()) >= 2 * len(_BLOCK) and text.rstrip().endswith(_BLOCK))
+    return is_multiline and not text.startswith("/")
+
+
+def _bind_keys(is_multiline: Callable[[], bool]) -> KeyBindings:
+    """Bind our keys; all others are prompt-toolkit's."""
     bindings = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)
-
-    def is_open(text: str) -> bool:
-        """Whether Enter continues the message."""
-        if text.lstrip().startswith(_BLOCK):
-            return not (len(text.strip()) >= 2 * len(_BLOCK) and text.rstrip().endswith(_BLOCK))
-        return is_multiline() and not text.startswith("/")
 
     @bindings.add("enter", filter=typing)
     def enter(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if is_open(buffer.text):
+        if _is_open(buffer.text, is_multiline=is_multiline()):
             buffer.newline(copy_margin=False)
         else:
             buffer.validate_and_handle()

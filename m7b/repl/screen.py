@@ -1,4 +1,4 @@
-"""What a chat shows: answers, remarks about them, progress. Knows terminals; nothing about sessions."""
+"""The screen of a chat: answers, remarks about them, progress. Knows terminals; nothing about sessions."""
 
 import io
 import sys
@@ -11,15 +11,15 @@ from rich.text import Text
 
 from m7b.markdown import MarkdownStream
 from m7b.render import Status, has_colours, note, printable
-from m7b.repl.signals import uninterrupted
+from m7b.repl.signals import delay_ctrl_c
 
 
 class Screen:
     """Where a chat shows things: Markdown on a terminal, the bare text elsewhere.
 
     Args:
-        markdown: whether answers are rendered; they show as they are otherwise.
-        is_interactive: whether somebody types. Else stdout holds the answer alone, and remarks go to stderr.
+        markdown: whether to render answers; else they are shown as they are.
+        is_interactive: whether somebody types. Else stdout gets the answer alone and stderr the remarks.
     """
 
     def __init__(self, *, markdown: bool = True, is_interactive: bool = True) -> None:
@@ -31,11 +31,11 @@ class Screen:
         self.status = Status()
 
     @contextmanager
-    def answer(self, *, after: str = "") -> Iterator["Answer"]:
-        """A place for one answer, or its rest `after` some text; it ends with a newline however it ends."""
+    def begin_answer(self, *, after: str = "") -> Iterator["AnswerView"]:
+        """Open a view for one answer, or for its rest `after` some text. At the end it writes a newline."""
         stream = MarkdownStream(plain=None if self._markdown else True)
         stream.resume(after)
-        answer = Answer(self, stream)
+        answer = AnswerView(self, stream)
         try:
             yield answer
         finally:
@@ -46,14 +46,14 @@ class Screen:
             for remark in answer.remarks:
                 self.note(remark, "yellow")
 
-    def progress(self, text: str) -> None:
-        """Show what goes on, in a line that is never wrapped and so can be taken away."""
+    def show_progress(self, text: str) -> None:
+        """Show progress in one line, cut to the width of the terminal so that it can be removed again."""
         if not self._console.is_dumb_terminal:
             self.status.show(text[: self._console.width - 1])
 
-    def answered(self, text: str) -> None:
+    def show_answer(self, text: str) -> None:
         """Show an answer that was given before."""
-        with uninterrupted(), self.answer() as answer:
+        with delay_ctrl_c(), self.begin_answer() as answer:
             answer.write(text)
 
     def note(self, text: str = "", style: str = "dim") -> None:
@@ -63,23 +63,23 @@ class Screen:
         else:
             note(text)
 
-    def dim(self, text: str) -> None:
-        """Show more of a line of something that is no answer."""
+    def show_dim(self, text: str) -> None:
+        """Show dim text that is no answer, without ending the line."""
         self._console.print(Text(printable(text), "dim"), end="", soft_wrap=True)
 
-    def table(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Show labels and what belongs to them, in two columns."""
+    def show_table(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Show labels and values in two columns."""
         grid = Table.grid(padding=(0, 2))
         for label, value in rows:
             grid.add_row(Text(label), Text(printable(value), "dim", overflow="fold"))
         self._console.print(grid)
 
-    def raw(self, text: str) -> None:
+    def show_raw(self, text: str) -> None:
         """Show a text exactly as it is written."""
         self._console.print(Text(printable(text)), soft_wrap=True)
 
-    def pieces(self, pieces: Iterable[tuple[str, bool]]) -> None:
-        """Show vocabulary entries one behind the other, control tokens in colour."""
+    def show_pieces(self, pieces: Iterable[tuple[str, bool]]) -> None:
+        """Show vocabulary entries one after another, control tokens in colour."""
         styled = ((printable(piece), "bold magenta" if is_control else "") for piece, is_control in pieces)
         self._console.print(Text.assemble(*styled), soft_wrap=True)
 
@@ -89,35 +89,35 @@ class Screen:
         sys.stdout.flush()
 
 
-class Answer:
+class AnswerView:
     """One answer on the screen."""
 
     def __init__(self, screen: Screen, stream: MarkdownStream) -> None:
         self._screen = screen
         self._stream = stream
         self.has_begun = self.has_calls = False
-        self.remarks: list[str] = []  # that wait for the end
+        self.remarks: list[str] = []  # shown after the answer
 
     def write(self, text: str) -> None:
-        """Show more of it."""
+        """Show more of the answer."""
         self._screen.status.clear()
         self._stream.write(text)
         self.has_begun = True
 
     def write_call(self, text: str) -> None:
-        """Show more of a call as it forms, where somebody watches."""
+        """Show more of a call as it forms, if the screen is interactive."""
         self._screen.status.clear()
         if self._screen.is_interactive:
-            self._screen.dim(text)
+            self._screen.show_dim(text)
             self.has_calls = True
 
-    def progress(self, text: str) -> None:
-        """Show what goes on before the first word."""
+    def show_progress(self, text: str) -> None:
+        """Show progress until the first word comes."""
         if not self.has_begun:
-            self._screen.progress(text)
+            self._screen.show_progress(text)
 
     def remark(self, text: str) -> None:
-        """Show a remark, if need be when the answer is over."""
+        """Show a remark now, or after the answer where that has begun."""
         if self.has_begun:
             self.remarks.append(text)
         else:

@@ -1,4 +1,4 @@
-"""Ctrl-C at the wrong moment: where it stops something, and where it must wait. Knows signals only."""
+"""What Ctrl-C does in a block: nothing, stop it, or wait until it ends. Knows signals only."""
 
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -9,15 +9,15 @@ T = TypeVar("T")
 
 
 @contextmanager
-def deaf() -> Iterator[None]:
-    """Let Ctrl-C do nothing."""
-    with _on_ctrl_c(lambda *_: None):
+def ignore_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C do nothing in the block."""
+    with _call_on_ctrl_c(lambda *_: None):
         yield
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Let the first Ctrl-C raise KeyboardInterrupt in the body; more of them do nothing."""
+def raise_on_ctrl_c() -> Iterator[None]:
+    """Let the first Ctrl-C raise KeyboardInterrupt in the block; further ones do nothing."""
     is_open = True
 
     def stop(*_: object) -> None:
@@ -26,25 +26,26 @@ def stoppable() -> Iterator[None]:
         if was_open:
             raise KeyboardInterrupt
 
-    with _on_ctrl_c(stop):
+    with _call_on_ctrl_c(stop):
         yield
         is_open = False
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C off until the body is done: for the few milliseconds in which it would leave a mess."""
+def delay_ctrl_c() -> Iterator[None]:
+    """Delay Ctrl-C until the block ends: for a few milliseconds of work that must not be half done."""
     caught: list[tuple[Any, Any]] = []
-    with _on_ctrl_c(lambda *arguments: caught.append(arguments)) as before:
+    with _call_on_ctrl_c(lambda *arguments: caught.append(arguments)) as before:
         yield
     if caught and callable(before):
         before(*caught[0])
 
 
-def until_interrupted(events: Iterator[T]) -> Generator[T, None, None]:
-    """`events`, until the first Ctrl-C: it cuts the wait for an event short, and nothing done with one.
+def stop_on_ctrl_c(events: Iterator[T]) -> Generator[T, None, None]:
+    """Yield `events` until the first Ctrl-C.
 
-    An event that was just about to come is lost.
+    Ctrl-C interrupts the wait for the next event, but never what the consumer does with one. An event that
+    was just about to come is lost.
     """
     is_waiting = has_come = False
 
@@ -54,7 +55,7 @@ def until_interrupted(events: Iterator[T]) -> Generator[T, None, None]:
         if is_first and is_waiting:
             raise KeyboardInterrupt
 
-    with _on_ctrl_c(stop):
+    with _call_on_ctrl_c(stop):
         try:
             while True:
                 is_waiting = True
@@ -71,8 +72,8 @@ def until_interrupted(events: Iterator[T]) -> Generator[T, None, None]:
 
 
 @contextmanager
-def _on_ctrl_c(act: Callable[..., None]) -> Iterator[Any]:
-    """Let Ctrl-C call `act`; hands over what it called before."""
+def _call_on_ctrl_c(act: Callable[..., None]) -> Iterator[Any]:
+    """Let Ctrl-C call `act` in the block; gives the handler that was set before."""
     before = signal.signal(signal.SIGINT, act)
     try:
         yield before

@@ -1,4 +1,4 @@
-"""From a conversation to ids. Knows messages, templates and tokenizers; nothing about sessions or tensors.
+"""Encode a conversation. Knows messages, templates and tokenizers; nothing about sessions or tensors.
 
 Ids are built from segments: a control id appears only where the template puts it, never because a
 message spells its name.
@@ -19,15 +19,15 @@ __all__ = [
     "Template",
     "Tools",
     "choose_template",
-    "named_template",
-    "source_named",
+    "load_template",
+    "read_source",
 ]
 
 
 def choose_template(source: str | None, tokenizer: Tokenizer, eos: str) -> Template | None:
-    """The template of a checkpoint that brings the Jinja `source`, None where it brings none.
+    """Choose the template of a checkpoint that has the Jinja `source`, None where it has none.
 
-    One that does what Mistral's do is run by mistral-common instead: same text, exact ids.
+    Where the source writes what Mistral's templates write, mistral-common runs instead: same text, exact ids.
     """
     if source is None:
         return None
@@ -36,13 +36,13 @@ def choose_template(source: str | None, tokenizer: Tokenizer, eos: str) -> Templ
     return JinjaTemplate(source, tokenizer, eos)
 
 
-def named_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:
-    """The template that the user names: `v1`, `v3` or a Jinja file.
+def load_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:
+    """Load the template that the user names: `v1`, `v3` or a Jinja file.
 
     Raises:
         UsageError: there is no such template, or it is not for this tokenizer.
     """
-    source = source_named(name)
+    source = read_source(name)
     if source is not None:
         return JinjaTemplate(source, tokenizer, eos)
     if not isinstance(tokenizer, MistralTokenizer):
@@ -50,8 +50,8 @@ def named_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:
     return MistralTemplate(tokenizer, TokenizerVersion(name))
 
 
-def source_named(name: str) -> str | None:
-    """The Jinja template in the file `name`, None where that is `v1` or `v3`.
+def read_source(name: str) -> str | None:
+    """Read the Jinja template in the file `name`; returns None for `v1` and `v3`.
 
     Raises:
         UsageError: there is no such file, or it is no text.

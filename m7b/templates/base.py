@@ -1,4 +1,4 @@
-"""What every chat template can do."""
+"""The protocol of chat templates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ class Template(Protocol):
 
     @property
     def description(self) -> str:
-        """What it is and where it comes from, for people."""
+        """The kind and the origin of the template, for people."""
         ...
 
     @property
@@ -21,13 +21,13 @@ class Template(Protocol):
         ...
 
     def encode(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None = None) -> list[int]:
-        """The ids after which the answer begins.
+        """Encode a conversation; the answer begins after the last id.
 
         Args:
             messages: in OpenAI's shape. A last assistant message with `prefix` true is continued.
-            tools: offered to the model, where the template has a place for them.
+            tools: those to offer to the model, where the template has a place for them.
 
         Raises:
-            InvalidConversation: the messages or tools are not what the template takes.
+            InvalidConversation: the template does not take these messages or tools.
         """
         ...

@@ -1,4 +1,4 @@
-"""A checkpoint's own Jinja template, run in a sandbox, its text cut into segments before it is encoded."""
+"""A checkpoint's own Jinja template: run in a sandbox, its text cut into segments, these encoded."""
 
 import json
 import re
@@ -20,14 +20,14 @@ _CONVERSATION = (
 class JinjaTemplate:
     """The template that came with a fine-tune or a GGUF file, as `transformers` would run it.
 
-    Where a message spells a control token, or ends in the beginning of one, a guard character is set
-    into the name before the template runs and taken out after its text was cut at the control tokens.
-    So a control id appears only where the template wrote it.
+    Where a message spells a control token, or ends in the beginning of one, a guard character goes into its
+    name before the template runs. The text is cut at control tokens, then the guards are removed. So a
+    control id appears only where the template wrote it.
 
     Args:
         source: the template.
         tokenizer: encodes the segments.
-        eos: what the template knows as `eos_token`.
+        eos: the value of `eos_token` in the template.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer, eos: str) -> None:
@@ -38,12 +38,12 @@ class JinjaTemplate:
         # A guard needs two characters to stand between.
         names = [name for name in tokenizer.controls if len(name) > 1]
         beginnings = {name[:end] for name in names for end in range(1, len(name))}
-        self._control = re.compile(_any_of(names))
-        self._begins = re.compile(rf"(?={_any_of(names)}|{_any_of(beginnings)}\s*\Z).", re.DOTALL)
+        self._control = re.compile(_match_any(names))
+        self._begins = re.compile(rf"(?={_match_any(names)}|{_match_any(beginnings)}\s*\Z).", re.DOTALL)
 
     @property
     def description(self) -> str:
-        """What it is and where it comes from, for people."""
+        """The kind and the origin of the template, for people."""
         return "the checkpoint's own template (Jinja)"
 
     @property
@@ -52,25 +52,25 @@ class JinjaTemplate:
         return self._source
 
     def encode(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None = None) -> list[int]:
-        """The ids after which the answer begins.
+        """Encode a conversation; the answer begins after the last id.
 
         Args:
             messages: in OpenAI's shape. A last assistant message with `prefix` true is continued.
-            tools: handed to the template; whether it shows them is its own affair.
+            tools: given to the template, which may ignore them.
 
         Raises:
-            InvalidConversation: the messages are none, or the template refuses or cannot be run.
+            InvalidConversation: these are no messages, or the template refuses them or fails.
         """
         from m7b.templates.sandbox import render
 
-        plain = [_plain(message) for message in _objects("messages", messages)]
+        plain = [_simplify(message) for message in _check_objects("messages", messages)]
         if not plain:
             raise InvalidConversation("UsageError", "there are no messages")
-        continues = _continues(messages)
+        continues = _is_continued(messages)
         try:
-            guard, mark = self._unused(plain, tools)
-            guarded = [self._guarded(message, guard) for message in plain]
-            offered = self._guarded(_objects("tools", tools), guard) if tools else None
+            guard, mark = self._find_unused(plain, tools)
+            guarded = [self._guard(message, guard) for message in plain]
+            offered = self._guard(_check_objects("tools", tools), guard) if tools else None
         except RecursionError:
             raise InvalidConversation("UsageError", "the messages or tools are nested too deep") from None
         if continues:
@@ -84,40 +84,38 @@ class JinjaTemplate:
             eos_token=self._eos,
         )
         if continues:
-            text = _before(mark, text)
-        ids = self._encoded(text, guard)
+            text = _cut_at_mark(mark, text)
+        ids = self._encode_text(text, guard)
         bos = self._tokenizer.bos_id
         return [bos, *ids] if self._tokenizer.adds_bos and bos is not None and ids[:1] != [bos] else ids
 
-    def _encoded(self, text: str, guard: str) -> list[int]:
+    def _encode_text(self, text: str, guard: str) -> list[int]:
         ids: list[int] = []
         at = 0
         for found in self._control.finditer(text):
-            ids += self._segment(text[at : found.start()], guard, at)
+            ids += self._encode_segment(text[at : found.start()], guard, at)
             ids.append(self._tokenizer.controls[found[0]])
             at = found.end()
-        return ids + self._segment(text[at:], guard, at)
+        return ids + self._encode_segment(text[at:], guard, at)
 
-    def _segment(self, text: str, guard: str, at: int) -> list[int]:
+    def _encode_segment(self, text: str, guard: str, at: int) -> list[int]:
         text = text.replace(guard, "")
         return self._tokenizer.encode(text, bos=False, inside=at > 0) if text else []
 
-    def _guarded(self, value: Any, guard: str) -> Any:
-        """`value` with a guard behind every character of its strings at which a control token begins."""
+    def _guard(self, value: Any, guard: str) -> Any:
+        """Insert a guard after each character of the strings in `value` at which a control token begins."""
         match value:
             case str():
                 return self._begins.sub(lambda found: found[0] + guard, value)
             case Mapping():
-                return {
-                    self._guarded(key, guard): self._guarded(entry, guard) for key, entry in value.items()
-                }
+                return {self._guard(key, guard): self._guard(entry, guard) for key, entry in value.items()}
             case list() | tuple():
-                return [self._guarded(entry, guard) for entry in value]
+                return [self._guard(entry, guard) for entry in value]
             case _:
                 return value
 
-    def _unused(self, *values: Any) -> list[str]:
-        """Two characters that neither `values` nor the template holds."""
+    def _find_unused(self, *values: Any) -> list[str]:
+        """Find two guard characters that are neither in `values` nor in the template."""
         held = json.dumps(values, ensure_ascii=False, default=list) + self._source
         unused = [guard for guard in _GUARDS if guard not in held][:2]
         if len(unused) < 2:
@@ -128,7 +126,7 @@ class JinjaTemplate:
 
 
 def is_mistral(source: str) -> bool:
-    """Whether a template writes what Mistral's own write, spaces aside."""
+    """Whether a template writes the same as Mistral's own, except for spaces."""
     from m7b.templates.sandbox import render
 
     texts = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
@@ -145,20 +143,20 @@ def is_mistral(source: str) -> bool:
     return "".join(system.split()) == "<s>[INST]SU1[/INST]"
 
 
-def _any_of(names: Iterable[str]) -> str:
-    """A pattern of any of `names`, the longest that fits."""
+def _match_any(names: Iterable[str]) -> str:
+    """Build a pattern that matches the longest of `names` that fits."""
     return f"(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True))) or '(?!)'})"
 
 
-def _objects(name: str, values: Any) -> list[Mapping[str, Any]]:
-    """`values`, if it is a list of JSON objects."""
+def _check_objects(name: str, values: Any) -> list[Mapping[str, Any]]:
+    """Return `values` where it is a list of JSON objects, else raise InvalidConversation."""
     if not isinstance(values, list | tuple) or not all(isinstance(value, Mapping) for value in values):
         raise InvalidConversation("UsageError", f"{name} must be a list of objects")
     return list(values)
 
 
-def _continues(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last message is an answer to go on with."""
+def _is_continued(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last message is an answer that the model is to continue."""
     *others, last = messages
     if not any(message.get("prefix") for message in messages):
         return False
@@ -170,8 +168,8 @@ def _continues(messages: Sequence[Mapping[str, Any]]) -> bool:
     return True
 
 
-def _before(mark: str, text: str) -> str:
-    """What stands before the mark at the end of the continued message; as `transformers` cuts it."""
+def _cut_at_mark(mark: str, text: str) -> str:
+    """Cut the text at the mark, which stands at the end of the continued message, as `transformers` does."""
     before, found, behind = text.rpartition(mark)
     if not found:
         raise InvalidConversation("UsageError", "the chat template does not show the message to continue")
@@ -179,8 +177,8 @@ def _before(mark: str, text: str) -> str:
     return before if behind.startswith(" ") else before.rstrip()
 
 
-def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates expect it: text content, no `prefix`."""
+def _simplify(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a message to what templates expect: its content is text, and it has no `prefix`."""
     if not isinstance(message.get("role"), str):
         raise InvalidConversation("UsageError", "a message has no role")
     content = message.get("content")

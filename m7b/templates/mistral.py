@@ -26,7 +26,7 @@ class MistralTemplate:
 
     Args:
         tokenizer: a SentencePiece tokenizer of Mistral's.
-        version: v3 where the tokenizer has `[INST]` as a control id, if not given.
+        version: None takes v3 where the tokenizer has `[INST]` as a control id, else v1.
     """
 
     def __init__(self, tokenizer: MistralTokenizer, version: TokenizerVersion | None = None) -> None:
@@ -43,12 +43,12 @@ class MistralTemplate:
 
     @property
     def description(self) -> str:
-        """What it is and where it comes from, for people."""
+        """The kind and the origin of the template, for people."""
         return f"Mistral's template {self._version} (mistral-common)"
 
     @property
     def source(self) -> str:
-        """The template as text, the way the ids decode. mistral-common never builds this text."""
+        """The text that the ids decode to. mistral-common never builds this text."""
         return _SOURCES[self._version]
 
     def encode(
@@ -59,13 +59,13 @@ class MistralTemplate:
         mode: str = "test",
         **request: Any,
     ) -> list[int]:
-        """The ids after which the answer begins.
+        """Encode a conversation; the answer begins after the last id.
 
         Args:
             messages: in OpenAI's shape. A last assistant message with `prefix` true is continued.
-            tools: offered to the model; template v1 has no place for them.
+            tools: those to offer to the model; template v1 has no place for them.
             mode: how strictly mistral-common validates: `test`, `serving` or `finetuning`.
-            request: further fields of mistral-common's ChatCompletionRequest, for it to check.
+            request: further fields of mistral-common's ChatCompletionRequest, which checks them.
 
         Raises:
             InvalidConversation: mistral-common refuses; `kind` is the class of its exception.
@@ -86,16 +86,16 @@ class MistralTemplate:
             normalized = get_normalizer(version, None).from_chat_completion_request(checked)
             tokens: list[int] = self._instruct.encode_instruct(normalized).tokens
         except ValidationError as error:
-            raise InvalidConversation("ValidationError", _digest(error.errors())) from None
+            raise InvalidConversation("ValidationError", _format_errors(error.errors())) from None
         except UnicodeEncodeError:
             raise InvalidConversation("UsageError", "the messages or tools hold half a character") from None
         except (MistralCommonException, AssertionError, RuntimeError, ValueError) as error:
-            # It hands JSON in arguments and results, and images, to libraries that raise what they like.
+            # mistral-common passes JSON and images to libraries that raise these.
             raise InvalidConversation(type(error).__name__, str(error)) from None
         return tokens
 
 
-def _digest(errors: Sequence[Mapping[str, Any]]) -> str:
-    """What pydantic found, in one line: where, and which rule."""
+def _format_errors(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Format pydantic's errors as one line: the place of each, and the rule."""
     found = (f"{'.'.join(map(str, error['loc']))}: {error['type']}" for error in errors)
     return f"{len(errors)} errors: {'; '.join(found)}"

@@ -1,4 +1,4 @@
-"""Where chat templates run: jinja2's sandbox, with an end to their work. Knows nothing about tokens."""
+"""Run chat templates in jinja2's sandbox, and stop those that work too long. Knows nothing about tokens."""
 
 import json
 from datetime import datetime
@@ -13,15 +13,15 @@ from jinja2.visitor import NodeTransformer
 
 from m7b.errors import InvalidConversation
 
-_BUDGET = 1 << 26  # characters that all that a template computes may have
-_TURN = 512  # characters that one turn of a loop or one call of a macro counts for
+_BUDGET = 1 << 26  # characters that a template may compute in all
+_TURN = 512  # characters that one turn of a loop, or one call of a macro, costs
 
 
 def render(source: str, **variables: Any) -> str:
-    """The text that a chat template makes, in the environment that `transformers` gives it.
+    """Run a chat template in the environment that `transformers` gives it; returns its text.
 
     Raises:
-        InvalidConversation: the template refuses, or cannot be run.
+        InvalidConversation: the template refuses, or fails.
     """
     environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]
@@ -42,9 +42,9 @@ def render(source: str, **variables: Any) -> str:
 class _Sandbox(ImmutableSandboxedEnvironment):
     """A sandbox in which a template can neither run nor grow without end.
 
-    jinja2 keeps a template from the rest of the process, but not from its time and memory. So whatever
-    the template computes is weighed, and so is every turn of a loop and call of a macro. One single call,
-    `"a".ljust(10**9)`, is only weighed once it is done.
+    jinja2 keeps a template away from the rest of the process, but does not limit its time and memory. So this
+    class takes from a budget: the length of every value that the template computes, and a price for every
+    turn of a loop and every call of a macro. A single call, `"a".ljust(10**9)`, is counted only afterwards.
     """
 
     intercepted_binops = frozenset({"*", "**"})
@@ -54,17 +54,17 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self._left = _BUDGET
 
     def weigh(self, value: Any) -> Any:
-        """`value`, its length taken off the budget."""
+        """Take the length of `value` from the budget; returns the value."""
         self._spend(len(value) if isinstance(value, str | list | tuple | dict) else 1)
         return value
 
-    def turn(self) -> bool:
-        """True, at the price of a turn."""
+    def count_turn(self) -> bool:
+        """Take the price of a turn from the budget; returns True."""
         self._spend(_TURN)
         return True
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """`left * right` or `left ** right`, weighed beforehand."""
+        """Compute `left * right` or `left ** right`; takes its size from the budget beforehand."""
         match operator, left, right:
             case "**", int(), int():
                 self._spend((left.bit_length() * right) ** 2)
@@ -88,26 +88,26 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Weighing(NodeTransformer):
-    """Puts calls of `weigh` and `turn` into a parsed template."""
+    """Inserts calls of `weigh` and `count_turn` into a parsed template."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
-        """Every element counts, those that the loop's own condition leaves out too."""
+        """Count every element, also those that the loop's own condition leaves out."""
         self._visit_body(node)
         if node.test is not None:
-            node.test = nodes.And(_call("turn", node), node.test, lineno=node.lineno)
+            node.test = nodes.And(_make_call("count_turn", node), node.test, lineno=node.lineno)
         return node
 
     def _visit_body(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_call("turn", node), lineno=node.lineno))
+        node.body.insert(0, nodes.ExprStmt(_make_call("count_turn", node), lineno=node.lineno))
         return cast(nodes.Node, node)
 
     def _visit_value(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
-        return _call("weigh", node, node)
+        return _make_call("weigh", node, node)
 
     def _visit_callee(self, node: Any) -> nodes.Node:
-        """What jinja2 insists on finding in its place stays there, only its body is weighed."""
+        """Weigh the body only: jinja2 needs the called node itself to stay where it is."""
         node.body = [self.visit(child) for child in node.body]
         return cast(nodes.Node, node)
 
@@ -116,14 +116,14 @@ class _Weighing(NodeTransformer):
     visit_CallBlock = visit_FilterBlock = visit_AssignBlock = _visit_callee
 
 
-def _call(name: str, place: nodes.Node, *values: nodes.Expr) -> nodes.Call:
-    """A call of the environment's method `name` on `values`, at the place of another node."""
+def _make_call(name: str, place: nodes.Node, *values: nodes.Expr) -> nodes.Call:
+    """Make a call of the environment's method `name` with `values`, on the line of the node `place`."""
     method = nodes.EnvironmentAttribute(name, lineno=place.lineno)
     return nodes.Call(method, list(values), [], None, None, lineno=place.lineno)
 
 
 class _GenerationBlocks(Extension):
-    """`{% generation %}`, which marks text for training, stands for its content."""
+    """Replaces `{% generation %}` blocks, which mark text for training, by their content."""
 
     tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 

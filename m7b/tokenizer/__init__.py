@@ -37,13 +37,13 @@ def load_tokenizer(source: TokenizerSource, reserved: str = "") -> Tokenizer:
     """Build the tokenizer that `source` describes.
 
     Args:
-        source: where it is.
-        reserved: the checkpoint's chat template; what that writes in added tokens are control tokens,
-            even if the tokenizer's own file forgot to say so.
+        source: the description of the tokenizer.
+        reserved: the checkpoint's chat template. Added tokens that it writes become control tokens, even if
+            the tokenizer's own file does not say so.
 
     Raises:
         DamagedCheckpoint: its file cannot be read.
-        UnsupportedCheckpoint: a GGUF names a kind of vocabulary that is not known.
+        UnsupportedCheckpoint: a GGUF has a kind of vocabulary that m7b does not know.
     """
     match source:
         case OfficialVocabulary(version):

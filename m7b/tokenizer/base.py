@@ -1,4 +1,4 @@
-"""What a tokenizer can do, and the descriptions of those that a checkpoint may bring."""
+"""The protocol of tokenizers, and a description of each kind that a checkpoint can have."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from m7b.variants import TokenizerVersion
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer can do."""
+    """The protocol of all tokenizers."""
 
     @property
     def description(self) -> str:
-        """What it is and where it comes from, for people."""
+        """The kind and the origin of the tokenizer, for people."""
         ...
 
     @property
@@ -43,11 +43,11 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
-        """The ids of `text`, behind `bos_id` with `bos`; `inside` says that it follows a control id."""
+        """Encode `text`, with `bos` behind `bos_id`; `inside` says that the text follows a control id."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; control ids vanish, bytes that are no UTF-8 become U+FFFD."""
+        """Decode `ids`; control ids vanish, bytes that are no UTF-8 become U+FFFD."""
         ...
 
     def piece(self, token: int) -> str:
@@ -121,11 +121,11 @@ class GGUFVocabulary:
 TokenizerSource = OfficialVocabulary | SentencePieceFile | TokenizerJson | GGUFVocabulary
 
 
-def unicode_text(text: str) -> str:
-    """`text`, if it is Unicode: arguments that are not UTF-8 and JSON escapes can hold half a character.
+def check_unicode(text: str) -> str:
+    """Return `text` where it is Unicode. Arguments that are not UTF-8, and JSON escapes, can hold surrogates.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it holds a lone surrogate.
     """
     try:
         text.encode("utf-8")
@@ -137,10 +137,10 @@ def unicode_text(text: str) -> str:
 
 
 def is_reserved(piece: str, template: str) -> bool:
-    """Whether a chat template writes `piece`, so that no text may. Spaces are ordinary text even there."""
+    """Whether a chat template writes `piece`, so that no text may spell it. Spaces are never reserved."""
     return piece in template and not piece.isspace() and piece != ""
 
 
-def no_piece(token: int) -> str:
-    """What stands for an id beyond the vocabulary; a model may have more rows than there are ids."""
+def name_missing_piece(token: int) -> str:
+    """Make a name for an id beyond the vocabulary: a model can have more rows than the tokenizer has ids."""
     return f"<no piece for {token}>"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import DamagedCheckpoint, UsageError
-from m7b.tokenizer.base import TokenizerJson, is_reserved, no_piece, unicode_text
+from m7b.tokenizer.base import TokenizerJson, check_unicode, is_reserved, name_missing_piece
 
 
 class FastTokenizer:
@@ -27,7 +27,7 @@ class FastTokenizer:
 
     @property
     def description(self) -> str:
-        """What it is and where it comes from, for people."""
+        """The kind and the origin of the tokenizer, for people."""
         return self._description
 
     @property
@@ -56,9 +56,9 @@ class FastTokenizer:
         return self._controls
 
     def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
-        """The ids of `text`, behind `bos_id` with `bos`; `inside` says that it follows a control id."""
+        """Encode `text`, with `bos` behind `bos_id`; `inside` says that the text follows a control id."""
         model = self._inside if inside else self._model
-        ids: list[int] = model.encode(unicode_text(text), add_special_tokens=False).ids
+        ids: list[int] = model.encode(check_unicode(text), add_special_tokens=False).ids
         if not bos:
             return ids
         if self._bos_id is None:
@@ -67,7 +67,7 @@ class FastTokenizer:
 
     @cached_property
     def _inside(self) -> Any:
-        """The model without the space that it would put in front of a text, but not behind a control id."""
+        """The model without the space that it puts in front of a text: none belongs after a control id."""
         from tokenizers import Tokenizer as Backend
 
         settings: str = self._model.to_str()
@@ -79,29 +79,29 @@ class FastTokenizer:
         return model
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; control ids vanish, bytes that are no UTF-8 become U+FFFD."""
+        """Decode `ids`; control ids vanish, bytes that are no UTF-8 become U+FFFD."""
         text: str = self._model.decode(list(ids), skip_special_tokens=True)
         return text
 
     def piece(self, token: int) -> str:
         """The vocabulary entry of one id."""
         piece: str | None = self._model.id_to_token(token)
-        return no_piece(token) if piece is None else piece
+        return name_missing_piece(token) if piece is None else piece
 
     def is_control(self, token: int) -> bool:
         """Whether the id stands for no text."""
         return token in self._control
 
     def save(self, file: Path) -> None:
-        """Write it as a tokenizer.json."""
+        """Write the tokenizer as a tokenizer.json."""
         self._model.save(str(file))
 
 
 def from_json(source: TokenizerJson, reserved: str) -> FastTokenizer:
-    """The tokenizer of a tokenizer.json; EOS and added tokens in `reserved` are control tokens.
+    """Load a tokenizer.json; EOS, and added tokens that `reserved` holds, become control tokens.
 
     Raises:
-        DamagedCheckpoint: it is none.
+        DamagedCheckpoint: the file is no usable tokenizer.json.
     """
     from tokenizers import Tokenizer as Backend
 
@@ -115,7 +115,7 @@ def from_json(source: TokenizerJson, reserved: str) -> FastTokenizer:
         raise
     except BaseException as error:  # noqa: BLE001 - the library raises bare Exception, and panics beyond it
         raise DamagedCheckpoint(f"{source.path}: not a usable tokenizer.json: {error}") from None
-    # What the post-processor puts in front of a text is its BOS, whatever it adds behind.
+    # The token that the post-processor puts in front of a text is its BOS.
     added = None if plain and processed[: len(plain)] == plain else next(iter(processed), None)
     bos_id = added if source.bos_token is None else model.token_to_id(source.bos_token)
     adds_bos = bos_id == added if source.adds_bos is None else source.adds_bos
@@ -133,4 +133,4 @@ def _reserve(model: Any, template: str) -> None:
     ]
     for token in added:
         token.special = True
-    model.add_special_tokens(added)  # those of the same name are replaced
+    model.add_special_tokens(added)  # these replace the tokens of the same name

@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF's metadata, put together again for the library that runs its kind."""
+"""Rebuild the tokenizer in a GGUF's metadata for the library that runs its kind."""
 
 import tempfile
 from dataclasses import replace
@@ -14,11 +14,13 @@ _CONTROL, _USER_DEFINED = 3, 4  # SentencePiece's piece types, which GGUF uses f
 
 
 def from_gguf(source: GGUFVocabulary, reserved: str) -> Tokenizer:
-    """The tokenizer that the metadata describe; EOS and user-defined pieces in `reserved` are control tokens.
+    """Build the tokenizer that the metadata describe.
+
+    EOS, and user-defined pieces that `reserved` holds, become control tokens.
 
     Raises:
         DamagedCheckpoint: the vocabulary contradicts itself.
-        UnsupportedCheckpoint: it is of a kind that is not read.
+        UnsupportedCheckpoint: it is of a kind that m7b does not read.
     """
     reserved += "" if source.eos_id is None else source.pieces[source.eos_id]
     pieces = zip(source.pieces, source.types, strict=True)
@@ -26,9 +28,9 @@ def from_gguf(source: GGUFVocabulary, reserved: str) -> Tokenizer:
     source = replace(source, types=types)
     match source.model:
         case "llama":
-            return _sentencepiece(source)
+            return _load_sentencepiece(source)
         case "gpt2":
-            return _byte_level(source)
+            return _load_byte_level(source)
         case other:
             raise UnsupportedCheckpoint(
                 f"{source.path}: tokenizer.ggml.model is {other!r}",
@@ -36,11 +38,11 @@ def from_gguf(source: GGUFVocabulary, reserved: str) -> Tokenizer:
             )
 
 
-def sentencepiece_model(source: GGUFVocabulary) -> bytes:
-    """The SentencePiece model that the GGUF was written from.
+def build_sentencepiece_model(source: GGUFVocabulary) -> bytes:
+    """Rebuild the SentencePiece model that the GGUF was written from.
 
     Raises:
-        DamagedCheckpoint: the vocabulary is of no use.
+        DamagedCheckpoint: the vocabulary cannot be used.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -62,10 +64,10 @@ def sentencepiece_model(source: GGUFVocabulary) -> bytes:
     return content
 
 
-def _sentencepiece(source: GGUFVocabulary) -> Tokenizer:
+def _load_sentencepiece(source: GGUFVocabulary) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vocabulary.model"
-        file.write_bytes(sentencepiece_model(source))
+        file.write_bytes(build_sentencepiece_model(source))
         try:
             return MistralTokenizer(file, "SentencePiece from the GGUF", adds_bos=source.adds_bos)
         except DamagedCheckpoint as error:
@@ -73,7 +75,7 @@ def _sentencepiece(source: GGUFVocabulary) -> Tokenizer:
             raise DamagedCheckpoint(f"{source.path}: unusable vocabulary: {reason}") from None
 
 
-def _byte_level(source: GGUFVocabulary) -> Tokenizer:
+def _load_byte_level(source: GGUFVocabulary) -> Tokenizer:
     """Byte-level BPE: pieces and merges as GPT-2 has them, text split the way `pre` was trained."""
     from tokenizers import AddedToken, decoders, models
     from tokenizers import Tokenizer as Backend
@@ -90,7 +92,7 @@ def _byte_level(source: GGUFVocabulary) -> Tokenizer:
         model = Backend(models.BPE(vocab, merges, ignore_merges=source.pre in _LLAMA3))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception
         raise DamagedCheckpoint(f"{source.path}: unusable vocabulary: {error}") from None
-    model.pre_tokenizer = _pre_tokenizer(source)
+    model.pre_tokenizer = _build_pre_tokenizer(source)
     model.decoder = decoders.ByteLevel()
     for type_, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [piece for piece, t in zip(source.pieces, source.types, strict=True) if t == type_]
@@ -108,7 +110,7 @@ LLAMA3_SPLIT = (
 )
 
 
-def _pre_tokenizer(source: GGUFVocabulary) -> Any:
+def _build_pre_tokenizer(source: GGUFVocabulary) -> Any:
     from tokenizers import Regex, pre_tokenizers
 
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)

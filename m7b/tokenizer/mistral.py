@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import DamagedCheckpoint
-from m7b.tokenizer.base import no_piece, unicode_text
+from m7b.tokenizer.base import check_unicode, name_missing_piece
 from m7b.variants import TokenizerVersion
 
 _OFFICIAL_FILES = {
@@ -22,7 +22,7 @@ OFFICIAL_SHA256 = {
 
 
 def official_file(version: TokenizerVersion) -> Path:
-    """Where mistral-common keeps the tokenizer file of a release."""
+    """The path of the tokenizer file of a release, in mistral-common."""
     import mistral_common
 
     return Path(mistral_common.__file__).parent / "data" / _OFFICIAL_FILES[version]
@@ -35,7 +35,7 @@ class MistralTokenizer:
         from mistral_common.tokens.tokenizers import base, sentencepiece
 
         try:
-            # The version only names a chat template, chosen elsewhere; mistral-common would guess it.
+            # The version only names a chat template, chosen elsewhere; else mistral-common guesses it.
             self._model = sentencepiece.SentencePieceTokenizer(path, base.TokenizerVersion.v1)
         except (AssertionError, RuntimeError, OSError) as error:
             raise DamagedCheckpoint(f"{path}: not a SentencePiece model: {error}") from None
@@ -50,7 +50,7 @@ class MistralTokenizer:
 
     @property
     def description(self) -> str:
-        """What it is and where it comes from, for people."""
+        """The kind and the origin of the tokenizer, for people."""
         return self._description
 
     @property
@@ -79,16 +79,16 @@ class MistralTokenizer:
         return self._controls
 
     def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
-        """The ids of `text`, behind `bos_id` with `bos`. A space goes in front wherever it stands."""
-        return self._model.encode(unicode_text(text), bos=bos, eos=False)
+        """Encode `text`, with `bos` behind `bos_id`. A space always goes in front of the text."""
+        return self._model.encode(check_unicode(text), bos=bos, eos=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; control ids vanish, bytes that are no UTF-8 become U+FFFD."""
+        """Decode `ids`; control ids vanish, bytes that are no UTF-8 become U+FFFD."""
         return self._model.decode([token for token in ids if not self.is_control(token)])
 
     def piece(self, token: int) -> str:
         """The vocabulary entry of one id."""
-        return self._model.id_to_piece(token) if token < self.vocab_size else no_piece(token)
+        return self._model.id_to_piece(token) if token < self.vocab_size else name_missing_piece(token)
 
     def is_control(self, token: int) -> bool:
         """Whether the id stands for no text."""

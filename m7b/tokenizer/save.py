@@ -1,4 +1,4 @@
-"""A tokenizer as the files that a Hugging Face folder has."""
+"""Write a tokenizer as the files that a Hugging Face folder has."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from m7b.tokenizer.base import (
     TokenizerSource,
 )
 from m7b.tokenizer.fast import FastTokenizer
-from m7b.tokenizer.gguf import sentencepiece_model
+from m7b.tokenizer.gguf import build_sentencepiece_model
 from m7b.tokenizer.mistral import official_file
 
 _BESIDE = ("tokenizer_config.json", "tokenizer.model")
@@ -35,7 +35,7 @@ def save_tokenizer(source: TokenizerSource | None, tokenizer: Tokenizer, folder:
         case GGUFVocabulary() if isinstance(tokenizer, FastTokenizer):
             tokenizer.save(folder / "tokenizer.json")
         case GGUFVocabulary():
-            (folder / "tokenizer.model").write_bytes(sentencepiece_model(source))
+            (folder / "tokenizer.model").write_bytes(build_sentencepiece_model(source))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast"
         if isinstance(tokenizer, FastTokenizer)

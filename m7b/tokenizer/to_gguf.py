@@ -1,4 +1,4 @@
-"""Any tokenizer as the metadata of a GGUF file, which says it in llama.cpp's words."""
+"""Convert any tokenizer to the metadata of a GGUF file, in llama.cpp's words."""
 
 import json
 from pathlib import Path
@@ -20,24 +20,24 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  #
 
 
 def to_gguf(source: TokenizerSource, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
-    """The vocabulary of `tokenizer`, which was loaded from `source`, filled up to the rows of the model.
+    """Convert `tokenizer`, which was loaded from `source`; fills the vocabulary up to the rows of the model.
 
     Raises:
         DamagedCheckpoint: its file cannot be read.
-        UnsupportedCheckpoint: GGUF has no word for how it splits text.
+        UnsupportedCheckpoint: GGUF has no name for the way in which it splits text.
     """
     match source:
         case GGUFVocabulary():
             return source
         case OfficialVocabulary(version):
-            return _sentencepiece(official_file(version), tokenizer, vocab_size)
+            return _convert_sentencepiece(official_file(version), tokenizer, vocab_size)
         case SentencePieceFile(path):
-            return _sentencepiece(path, tokenizer, vocab_size)
+            return _convert_sentencepiece(path, tokenizer, vocab_size)
         case TokenizerJson(path):
-            return _json(path, tokenizer, vocab_size)
+            return _convert_json(path, tokenizer, vocab_size)
 
 
-def _sentencepiece(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
+def _convert_sentencepiece(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
@@ -47,7 +47,7 @@ def _sentencepiece(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVoc
         path=path,
         model="llama",
         pre="default",
-        pieces=[piece.piece for piece in proto.pieces] + _padding(len(proto.pieces), missing),
+        pieces=[piece.piece for piece in proto.pieces] + _make_padding(len(proto.pieces), missing),
         types=[int(piece.type) for piece in proto.pieces] + [_UNUSED] * missing,
         scores=[float(piece.score) for piece in proto.pieces] + [0.0] * missing,
         merges=[],
@@ -58,7 +58,7 @@ def _sentencepiece(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVoc
     )
 
 
-def _json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
+def _convert_json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     try:
         content = json.loads(path.read_bytes())
         model, added = content["model"], content.get("added_tokens") or []
@@ -66,7 +66,7 @@ def _json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise DamagedCheckpoint(f"{path}: no vocabulary with merges: {error!r}") from None
-    pieces = _padding(0, vocab_size)
+    pieces = _make_padding(0, vocab_size)
     types = [_UNUSED] * vocab_size
     for piece, token in ids.items():
         pieces[token], types[token] = piece, _NORMAL
@@ -77,7 +77,8 @@ def _json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     if not is_byte_level:
         if not model.get("byte_fallback"):
             raise UnsupportedCheckpoint(f"{path}: neither byte-level BPE nor one with a byte fallback")
-        for n, merge in reversed(list(enumerate(merges))):  # the first merge to a piece has the last word
+        # The last written score is that of the first merge to a piece.
+        for n, merge in reversed(list(enumerate(merges))):
             scores[ids[merge.replace(" ", "")]] = -float(n)
         for n in range(256):
             if (byte := ids.get(f"<0x{n:02X}>")) is not None:
@@ -87,7 +88,7 @@ def _json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     return GGUFVocabulary(
         path=path,
         model="gpt2" if is_byte_level else "llama",
-        pre=_splitter(path, content.get("pre_tokenizer")) if is_byte_level else "default",
+        pre=_name_splitter(path, content.get("pre_tokenizer")) if is_byte_level else "default",
         pieces=pieces,
         types=types,
         scores=scores,
@@ -99,12 +100,12 @@ def _json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     )
 
 
-def _padding(first: int, n: int) -> list[str]:
+def _make_padding(first: int, n: int) -> list[str]:
     return [f"<unused {token}>" for token in range(first, first + n)]
 
 
-def _splitter(path: Path, pre_tokenizer: Any) -> str:
-    """What llama.cpp calls the way in which a byte-level tokenizer splits text."""
+def _name_splitter(path: Path, pre_tokenizer: Any) -> str:
+    """Find llama.cpp's name of the way in which a byte-level tokenizer splits text."""
     parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     match [part["type"] for part in parts]:
         case ["ByteLevel"]:
@@ -121,6 +122,6 @@ def _splitter(path: Path, pre_tokenizer: Any) -> str:
 
 
 def _adds_space(content: Any) -> bool:
-    """Whether a space is put in front of a text: by a normalizer or a pre-tokenizer."""
+    """Whether a normalizer or a pre-tokenizer puts a space in front of a text."""
     settings = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
     return '"Prepend"' in settings or '"prepend_scheme": "first"' in settings or '"always"' in settings

@@ -1,6 +1,6 @@
-"""Functions as tools: what a file offers, the schema of each function, its arguments checked.
+"""Functions as tools: find them in a file, build the schema of each, check the arguments of a call.
 
-Runs in the worker, after somebody's file was imported. Knows pydantic; nothing about pipes.
+Runs in the worker, after the tool file was imported. Knows pydantic; nothing about pipes.
 """
 
 import inspect
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from m7b.tools.schema import plain
+from m7b.tools.schema import simplify_schema
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -36,17 +36,17 @@ class Function:
     run: Callable[..., Any]
 
     def call(self, arguments: str) -> Any:
-        """What the function returns for JSON `arguments`; a coroutine where it is one's function.
+        """Call the function with JSON `arguments`; returns its result, a coroutine where it is `async`.
 
         Raises:
-            Refused: they are not what it takes.
+            Refused: the function does not take these arguments.
         """
         from pydantic import ValidationError
 
         try:
             checked = self.arguments.model_validate_json(arguments)
         except ValidationError as error:
-            raise Refused(f"wrong arguments for {self.name}: {_told(error)}") from None
+            raise Refused(f"wrong arguments for {self.name}: {_format_error(error)}") from None
         values = [getattr(checked, field) for field in self.arguments.model_fields]
         is_positional = [
             parameter.kind is inspect.Parameter.POSITIONAL_ONLY
@@ -57,8 +57,8 @@ class Function:
         return self.run(*positional, **named)
 
 
-def functions_of(module: ModuleType) -> dict[str, Function]:
-    """The public functions that `module` defines.
+def find_functions(module: ModuleType) -> dict[str, Function]:
+    """Find the public functions that `module` defines.
 
     Raises:
         Refused: one of them cannot be offered, or there is none.
@@ -67,30 +67,25 @@ def functions_of(module: ModuleType) -> dict[str, Function]:
     seen: set[int] = set()
     for name, value in vars(module).items():
         is_here = getattr(value, "__module__", None) == module.__name__ and not inspect.isclass(value)
-        if (
-            name.startswith("_")
-            or not is_here
-            or not inspect.isfunction(_unwrapped(value))
-            or id(value) in seen
-        ):
+        if name.startswith("_") or not is_here or not inspect.isfunction(_unwrap(value)) or id(value) in seen:
             continue
         seen.add(id(value))
-        functions[name] = _function(name, value)
+        functions[name] = _build_function(name, value)
     if not functions:
         raise Refused("it defines no function without a leading _")
     return functions
 
 
-def _function(name: str, function: Callable[..., Any]) -> Function:
-    description, told = _split(inspect.getdoc(function) or "")
+def _build_function(name: str, function: Callable[..., Any]) -> Function:
+    description, told = _split_docstring(inspect.getdoc(function) or "")
     if not description:
         raise Refused(f"{name}() has no docstring")
     signature = inspect.signature(function)
     for parameter in signature.parameters.values():
-        _check(name, parameter, function)
+        _check_parameter(name, parameter, function)
     fields: dict[str, Any] = {
-        # pydantic has names of its own that a field must not take; p0 is none of them
-        f"p{index}": _field(parameter, function)
+        # pydantic reserves some names of fields; p0, p1, … are free
+        f"p{index}": _build_field(parameter, function)
         for index, parameter in enumerate(signature.parameters.values())
     }
     from pydantic import ConfigDict, create_model
@@ -100,10 +95,10 @@ def _function(name: str, function: Callable[..., Any]) -> Function:
     for parameter_name, text in told.items():
         if parameter_name in schema["properties"]:
             schema["properties"][parameter_name].setdefault("description", text)
-    return Function(name, description, _ordered(plain(schema)), signature, model, function)
+    return Function(name, description, _sort_keys(simplify_schema(schema)), signature, model, function)
 
 
-def _check(name: str, parameter: inspect.Parameter, function: Callable[..., Any]) -> None:
+def _check_parameter(name: str, parameter: inspect.Parameter, function: Callable[..., Any]) -> None:
     """Refuse a parameter that has no schema."""
     from pydantic import TypeAdapter
     from pydantic.errors import PydanticUserError
@@ -114,8 +109,8 @@ def _check(name: str, parameter: inspect.Parameter, function: Callable[..., Any]
     if parameter.annotation is inspect.Parameter.empty:
         raise Refused(f"{what}: has no type")
     try:
-        hint = _hint(parameter, function)
-    except Exception as error:  # noqa: BLE001 - evaluating an annotation runs somebody's code
+        hint = _resolve_hint(parameter, function)
+    except Exception as error:  # noqa: BLE001 - evaluating an annotation runs code of the tool file
         raise Refused(f"{what}: its type cannot be read: {type(error).__name__}: {error}") from None
     try:
         TypeAdapter(hint).json_schema()
@@ -124,28 +119,28 @@ def _check(name: str, parameter: inspect.Parameter, function: Callable[..., Any]
         raise Refused(f"{what}: its type has no JSON schema: {reason}") from None
 
 
-def _hint(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
-    names = getattr(_unwrapped(function), "__globals__", {})
+def _resolve_hint(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
+    names = getattr(_unwrap(function), "__globals__", {})
     owner = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
     return typing.get_type_hints(owner, globalns=names, include_extras=True)[parameter.name]
 
 
-def _field(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
+def _build_field(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
     from pydantic import Field
 
-    hint = _hint(parameter, function)
+    hint = _resolve_hint(parameter, function)
     field: Any = Annotated[hint, Field(alias=parameter.name)]
     return field if parameter.default is inspect.Parameter.empty else (field, parameter.default)
 
 
-def _ordered(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema as people write it: what it is before what is in it."""
+def _sort_keys(schema: dict[str, Any]) -> dict[str, Any]:
+    """Sort the keys of a schema as people write them: type, properties, required, then the rest."""
     first = ("type", "properties", "required")
     return {key: schema[key] for key in first if key in schema} | schema
 
 
-def _split(docstring: str) -> tuple[str, dict[str, str]]:
-    """A Google-style docstring without its `Args:`, and what that says of each argument."""
+def _split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
+    """Split a Google-style docstring into its text without `Args:`, and the text of each argument."""
     match = _SECTION.search(docstring)
     if match is None:
         return docstring.strip(), {}
@@ -163,13 +158,13 @@ def _split(docstring: str) -> tuple[str, dict[str, str]]:
     return rest.strip(), {name: text for name, text in told.items() if text}
 
 
-def _told(error: Any) -> str:
-    """A pydantic ValidationError in one line."""
+def _format_error(error: Any) -> str:
+    """Format a pydantic ValidationError as one line."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(": ".join(filter(None, (".".join(map(str, f["loc"])), f["msg"]))) for f in faults)
 
 
-def _unwrapped(function: Any) -> Any:
+def _unwrap(function: Any) -> Any:
     try:
         return inspect.unwrap(function)
     except ValueError:  # it wraps itself

@@ -1,4 +1,4 @@
-"""Tools described in a JSON file, as OpenAI writes them. Knows the format; there is nothing to run."""
+"""Tools described in a JSON file, as OpenAI writes them. Knows the format; such tools have no code."""
 
 import json
 from collections.abc import Mapping
@@ -6,35 +6,35 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import UsageError
-from m7b.tools.tool import Tool, tool_of
+from m7b.tools.tool import Tool, make_tool
 
 
-def json_tools(file: Path) -> list[Tool]:
-    """The tools in `file`: a list of them, or an object with the list as its `tools`.
+def load_json_tools(file: Path) -> list[Tool]:
+    """Load the tools of `file`: a list of tools, or an object with the list as its `tools`.
 
     Raises:
-        UsageError: the file has something else in it, or a key that would be ignored.
+        UsageError: the file holds something else, or an unknown key.
     """
     value = read_json(file)
     if isinstance(value, dict):
-        _only(value, {"tools"}, f"{file.name}")
+        _check_keys(value, {"tools"}, f"{file.name}")
         value = value.get("tools")
-    return tools_in(value, file.name)
+    return parse_tools(value, file.name)
 
 
-def tools_in(value: Any, source: str) -> list[Tool]:
-    """The tools of a list as OpenAI writes it.
+def parse_tools(value: Any, source: str) -> list[Tool]:
+    """Parse a list of tools as OpenAI writes it.
 
     Raises:
-        UsageError: it is none, or a key would be ignored.
+        UsageError: `value` is no such list, or has an unknown key.
     """
     if not isinstance(value, list) or not value:
         raise UsageError(f"{source}: no list of tools", hint='write [{"type": "function", "function": {…}}]')
-    return [_tool(entry, f"{source}: tool {number}", source) for number, entry in enumerate(value, 1)]
+    return [_parse_tool(entry, f"{source}: tool {number}", source) for number, entry in enumerate(value, 1)]
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file of the user holds.
+    """Read a JSON file of the user.
 
     Raises:
         UsageError: it cannot be read, or is not JSON.
@@ -51,23 +51,23 @@ def read_json(file: Path) -> Any:
         raise UsageError(f"{file.name} is not JSON: {error}") from None
 
 
-def _tool(entry: Any, where: str, source: str) -> Tool:
+def _parse_tool(entry: Any, where: str, source: str) -> Tool:
     if (
         not isinstance(entry, dict)
         or entry.get("type") != "function"
         or not isinstance(entry.get("function"), dict)
     ):
         raise UsageError(f"{where} is none", hint='a tool is {"type": "function", "function": {…}}')
-    _only(entry, {"type", "function"}, where)
+    _check_keys(entry, {"type", "function"}, where)
     function = entry["function"]
-    _only(function, {"name", "description", "parameters", "strict"}, where)
+    _check_keys(function, {"name", "description", "parameters", "strict"}, where)
     nothing = {"type": "object", "properties": {}}
-    return tool_of(
+    return make_tool(
         function.get("name"), function.get("description", ""), function.get("parameters", nothing), source
     )
 
 
-def _only(value: Mapping[str, Any], known: set[str], where: str) -> None:
+def _check_keys(value: Mapping[str, Any], known: set[str], where: str) -> None:
     unknown = [key for key in value if key not in known]
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}", hint=f"known are {', '.join(sorted(known))}")

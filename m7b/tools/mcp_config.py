@@ -20,20 +20,20 @@ class ServerConfig:
     cwd: Path | None
 
 
-def server_configs(file: Path) -> list[ServerConfig]:
-    """The servers in `file`, those marked as disabled left out; a relative `cwd` starts at the file's folder.
+def load_server_configs(file: Path) -> list[ServerConfig]:
+    """Load the servers of `file` that are not disabled; a relative `cwd` starts at the file's folder.
 
-    Other clients keep settings of their own in such files: keys that m7b does not know are ignored.
+    Other clients keep settings of their own in such files, so m7b ignores keys that it does not know.
 
     Raises:
-        UsageError: the file is none, or a server is described in a way that cannot be started.
+        UsageError: the file is no such file, or m7b cannot start a server as it is described.
     """
     value = read_json(file)
     servers = value.get("mcpServers") if isinstance(value, dict) else None
     if not isinstance(servers, dict):
         raise UsageError(f"{file.name}: no servers", hint='write {"mcpServers": {"NAME": {"command": "…"}}}')
     configs = [
-        _config(f"{file.name}: server {name!r}", name, entry, file.parent)
+        _parse_config(f"{file.name}: server {name!r}", name, entry, file.parent)
         for name, entry in servers.items()
         if not (isinstance(entry, dict) and entry.get("disabled") is True)
     ]
@@ -42,7 +42,7 @@ def server_configs(file: Path) -> list[ServerConfig]:
     return configs
 
 
-def _config(where: str, name: str, entry: Any, folder: Path) -> ServerConfig:
+def _parse_config(where: str, name: str, entry: Any, folder: Path) -> ServerConfig:
     if not isinstance(entry, dict):
         raise UsageError(f"{where} must be an object")
     if "url" in entry or entry.get("type", "stdio") != "stdio":

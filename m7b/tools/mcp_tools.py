@@ -1,12 +1,12 @@
-"""What servers list and answer, as our tools and answers. Knows the SDK's types; nothing about processes."""
+"""Convert what servers list and answer into our tools and outcomes. Knows the SDK's types, no processes."""
 
 import json
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from m7b.tools.schema import untitled
-from m7b.tools.tool import Answer, Tool, tool_of
+from m7b.tools.schema import drop_titles
+from m7b.tools.tool import CallOutcome, Tool, make_tool
 
 if TYPE_CHECKING:
     import mcp_types
@@ -14,36 +14,36 @@ if TYPE_CHECKING:
     from m7b.tools.servers import Server
 
 
-def named_tools(servers: "Sequence[Server]", taken: set[str]) -> "list[tuple[Tool, Server, str]]":
-    """The tools of `servers` as they are offered, each with its server and its name there.
+def name_tools(servers: "Sequence[Server]", taken: set[str]) -> "list[tuple[Tool, Server, str]]":
+    """Give each tool of `servers` the name under which it is offered; returns (tool, server, name there).
 
-    A name that several servers have, or that is `taken`, gets its server's in front. Characters that
+    Where several servers have a name, or it is `taken`, the server's name goes in front. Characters that
     templates refuse become _.
     """
-    listed = [(server, theirs, _usable(theirs.name)) for server in servers for theirs in server.listed]
+    listed = [(server, theirs, _make_usable(theirs.name)) for server in servers for theirs in server.listed]
     owners: dict[str, set[str]] = {}
     for server, _, name in listed:
         owners.setdefault(name, set()).add(server.name)
     tools = []
     for server, theirs, name in listed:
         is_shared = name in taken or len(owners[name]) > 1
-        offered = _usable(f"{server.name}_{name}") if is_shared else name
+        offered = _make_usable(f"{server.name}_{name}") if is_shared else name
         source = f"mcp:{server.name}"
-        tool = tool_of(offered, theirs.description or "", untitled(theirs.input_schema), source)
+        tool = make_tool(offered, theirs.description or "", drop_titles(theirs.input_schema), source)
         tools.append((tool, server, theirs.name))
     return tools
 
 
-def answer_of(result: "mcp_types.CallToolResult") -> Answer:
-    """What the model reads: the structured content if there is any, else the texts."""
+def convert_result(result: "mcp_types.CallToolResult") -> CallOutcome:
+    """Convert a result for the model: to its structured content if there is any, else to its texts."""
     if result.structured_content is not None:
         content = json.dumps(result.structured_content, ensure_ascii=False)
     else:
-        content = "\n".join(_text_of(block) for block in result.content)
-    return Answer(content, result.is_error)
+        content = "\n".join(_format_block(block) for block in result.content)
+    return CallOutcome(content, result.is_error)
 
 
-def _text_of(block: "mcp_types.ContentBlock") -> str:
+def _format_block(block: "mcp_types.ContentBlock") -> str:
     match block.type:
         case "text":
             return block.text
@@ -55,5 +55,5 @@ def _text_of(block: "mcp_types.ContentBlock") -> str:
             return f"[{kind} left out]"
 
 
-def _usable(name: str) -> str:
+def _make_usable(name: str) -> str:
     return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64]

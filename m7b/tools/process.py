@@ -1,7 +1,7 @@
-"""A worker process seen from our side: started, asked, and stopped with all that it started.
+"""Start a worker process, send it requests, and stop it with all processes that it started.
 
-Knows pipes, process groups and time; nothing about tools. Whatever a worker writes comes from somebody's
-code: it is bounded here, and judged by whoever asked.
+Knows pipes, process groups and time; nothing about tools. What a worker writes comes from code that nobody
+vouches for: this module limits its length, and the caller checks its content.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from m7b.tools.tool import last_line
+from m7b.tools.tool import find_last_line
 
 _PIECE = 65_536  # bytes read at a time
 _TAIL = 4_096  # bytes kept of what is printed
@@ -26,13 +26,13 @@ class WorkerLost(Exception):
 
 
 class Worker:
-    """`python -m m7b.tools.worker FILE`, in a session of its own: no terminal, no Ctrl+C.
+    """`python -m m7b.tools.worker FILE`, in a session of its own, so no terminal and no Ctrl+C reach it.
 
-    It has the user's environment, working directory and rights. What it prints is read and dropped, the last
-    line excepted.
+    It has the user's environment, working directory and rights. What it prints is read and dropped, except
+    the last line.
 
     Raises:
-        OSError: there cannot be another process.
+        OSError: the system starts no further process.
     """
 
     def __init__(self, file: Path) -> None:
@@ -62,28 +62,30 @@ class Worker:
             os.set_blocking(end, False)
 
     def ask(self, request: Any, *, seconds: float, longest: int) -> Any:
-        """The reply to `request`, or without one (None) the reply that comes by itself; JSON both.
+        """Send `request` and wait for the reply, both JSON; None waits for the reply that comes by itself.
 
         Raises:
-            WorkerLost: there is none within `seconds`, or it is no line of JSON of at most `longest` bytes.
+            WorkerLost: no reply came within `seconds`, or it is no line of JSON of at most `longest` bytes.
         """
         unsent = b"" if request is None else json.dumps(request).encode() + b"\n"
         reply = self._exchange(unsent, time.monotonic() + seconds, longest)
         if reply is None:
-            raise self.lost(f"it took longer than {seconds:g} seconds and was stopped")
+            raise self.give_up(f"it took longer than {seconds:g} seconds and was stopped")
         if not reply.endswith(b"\n"):
-            raise self.lost("" if len(reply) <= longest else "its process wrote without end")
+            raise self.give_up("" if len(reply) <= longest else "its process wrote without end")
         try:
             return json.loads(reply)
         except (ValueError, RecursionError):
-            raise self.lost("its process wrote something that is no answer") from None
+            raise self.give_up("its process wrote something that is no answer") from None
 
-    def lost(self, reason: str) -> WorkerLost:
-        """Stop the worker; the error to raise, with the way it ended where there is no other `reason`."""
+    def give_up(self, reason: str) -> WorkerLost:
+        """Stop the worker and return the error to raise; an empty `reason` becomes how it ended."""
         self._drain()
         self.stop()
-        printed = last_line(self._tail)
-        return WorkerLost((reason or self._end()) + (f"; the last it printed: {printed}" if printed else ""))
+        printed = find_last_line(self._tail)
+        return WorkerLost(
+            (reason or self._describe_end()) + (f"; the last it printed: {printed}" if printed else "")
+        )
 
     def stop(self) -> None:
         """Kill the process, its group, and descendants that have left the group; once."""
@@ -95,7 +97,7 @@ class Worker:
         descendants: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
             descendants = psutil.Process(self._process.pid).children(recursive=True)
-        # the process is not waited for yet, so nobody else can have got its number
+        # nobody has waited for the process yet, so its number still belongs to it
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         for descendant in descendants:
@@ -105,7 +107,10 @@ class Worker:
         self._close()
 
     def _exchange(self, unsent: bytes, deadline: float, longest: int) -> bytes | None:
-        """Send while taking what is replied and printed: a line, or too much, or all; None if late."""
+        """Send `unsent` while reading what the worker replies and prints; returns the reply.
+
+        That is a line, or more than `longest` bytes, or all until the pipe closed; None after the deadline.
+        """
         reply = b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._replies, selectors.EVENT_READ)
@@ -119,7 +124,7 @@ class Worker:
                         if not unsent:
                             selector.unregister(key.fd)
                     elif key.fd == self._output:
-                        if not self._take_output():
+                        if not self._read_output():
                             selector.unregister(key.fd)
                     else:
                         data = os.read(self._replies, _PIECE)
@@ -129,26 +134,26 @@ class Worker:
         return None
 
     def _send(self, unsent: bytes) -> bytes:
-        """Send a piece; what is left to send."""
+        """Send a piece; returns what is left to send."""
         try:
             return unsent[os.write(self._requests, unsent) :]
         except BrokenPipeError:
-            return b""  # the pipe of replies tells the rest
+            return b""  # the pipe of replies will show what happened
 
-    def _take_output(self) -> bool:
-        """Take a piece of what was printed; whether more may come."""
+    def _read_output(self) -> bool:
+        """Read a piece of what the worker printed; returns whether more may come."""
         data = os.read(self._output, _PIECE)
         self._tail = (self._tail + data)[-_TAIL:]
         return bool(data)
 
     def _drain(self) -> None:
-        """Take what a pipe holds of what was printed, but not what is being printed without end."""
+        """Read what the worker has printed, at most what a pipe holds: it may print without end."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(16):
-                if not self._take_output():
+                if not self._read_output():
                     return
 
-    def _end(self) -> str:
+    def _describe_end(self) -> str:
         code = self._process.returncode
         if code >= 0:
             return f"its process ended with exit code {code}"

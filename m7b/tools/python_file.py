@@ -1,4 +1,4 @@
-"""The tools of one Python file. Knows the words that a worker and we exchange; nothing about pipes."""
+"""The tools of one Python file. Knows the messages between m7b and a worker; nothing about pipes."""
 
 import json
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from typing import Any
 
 from m7b.errors import UsageError
 from m7b.tools.process import Worker, WorkerLost
-from m7b.tools.tool import Answer, Tool, tool_of
+from m7b.tools.tool import CallOutcome, Tool, make_tool
 
 _DESCRIPTION_LIMIT = 4_000_000  # bytes; no prompt holds as much
 
 
 class PythonFile:
-    """A file of functions, imported in a worker process that is started when it is needed.
+    """A file of functions, imported in a worker process that starts when it is needed.
 
-    The process lives on between calls, and with it what the file keeps in its variables. Only a call that is
-    stopped or kills it ends it; the next call then gets a fresh one.
+    The process lives on between calls, and with it the variables of the file. It ends where a call is stopped
+    or crashes it; the next call then starts a new one.
 
     Args:
         file: the tool file.
@@ -34,10 +34,10 @@ class PythonFile:
         self._calls = 0
 
     def describe(self) -> list[Tool]:
-        """The tools of the file.
+        """Import the file in the worker and return its tools.
 
         Raises:
-            UsageError: it cannot be used; quotes the last line of its traceback.
+            UsageError: the file cannot be used; the message quotes the last line of its traceback.
         """
         name = self._file.name
         try:
@@ -47,7 +47,7 @@ class PythonFile:
         match reply:
             case {"id": 0, "tools": [*tools]} if all(isinstance(tool, dict) for tool in tools):
                 return [
-                    tool_of(tool.get("name"), tool.get("description"), tool.get("parameters"), name)
+                    make_tool(tool.get("name"), tool.get("description"), tool.get("parameters"), name)
                     for tool in tools
                 ]
             case {"id": 0, "error": str(refusal)}:
@@ -55,15 +55,15 @@ class PythonFile:
             case _:
                 raise UsageError(f"{name}: its process wrote something that is no description")
 
-    def call(self, name: str, arguments: Mapping[str, Any]) -> Answer:
-        """The answer of one tool; where the worker is lost, an answer that says why."""
+    def call(self, name: str, arguments: Mapping[str, Any]) -> CallOutcome:
+        """Call one tool; where the worker is lost, the outcome is an error that says why."""
         try:
             if self._worker is None:
                 self._start()
             return self._ask(name, arguments)
         except (WorkerLost, OSError) as error:
             self.stop()
-            return Answer(f"{name} failed: {error}", is_error=True)
+            return CallOutcome(f"{name} failed: {error}", is_error=True)
         except KeyboardInterrupt:
             self.stop()
             raise
@@ -75,11 +75,11 @@ class PythonFile:
             worker.stop()
 
     def _start(self) -> Any:
-        """Start a worker; what it says of the file."""
+        """Start a worker; returns its description of the file."""
         self._worker = Worker(self._file)
         return self._worker.ask(None, seconds=self._start_limit, longest=_DESCRIPTION_LIMIT)
 
-    def _ask(self, name: str, arguments: Mapping[str, Any]) -> Answer:
+    def _ask(self, name: str, arguments: Mapping[str, Any]) -> CallOutcome:
         assert self._worker is not None
         self._calls += 1
         limit = self._output_limit
@@ -93,6 +93,6 @@ class PythonFile:
                 "is_error": bool(failed),
                 "left_out": int(left_out),
             }:
-                return Answer(content, failed, left_out)
+                return CallOutcome(content, failed, left_out)
             case _:
-                raise self._worker.lost("its process wrote something that is no answer")
+                raise self._worker.give_up("its process wrote something that is no answer")

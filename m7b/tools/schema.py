@@ -1,4 +1,4 @@
-"""JSON schemas made small enough for a prompt. Knows JSON schema; nothing about Python types or tools."""
+"""Make JSON schemas small enough for a prompt. Knows JSON schema; nothing about Python types or tools."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,54 +11,52 @@ _DROPPED = ("title", "$schema", "discriminator")
 _DEFINITION = "#/$defs/"
 
 
-def plain(schema: Any) -> Any:
-    """`schema` without titles and with definitions that are used once written where they are used.
+def simplify_schema(schema: Any) -> Any:
+    """Drop titles, and move each definition that is used once to the place where it is used.
 
-    What refers to itself, or is used in several places, stays in `$defs`.
+    Definitions that refer to themselves, or are used in several places, stay in `$defs`.
     """
     if not isinstance(schema, Mapping):
         return schema
-    small = untitled(schema)
+    small = drop_titles(schema)
     definitions = small.pop("$defs", {})
     uses = Counter(
-        _definition_of(part)
+        _find_definition(part)
         for root in (small, *definitions.values())
-        for part in _parts(root)
-        if _definition_of(part)
+        for part in _walk(root)
+        if _find_definition(part)
     )
-    # ends: in a circle of definitions, the one that is reached from outside is used twice
+    # inlining ends: in a circle of definitions, the one that is reached from outside is used twice
     once = {name: body for name, body in definitions.items() if uses[name] == 1}
-    small = _inlined(small, once)
+    small = _inline(small, once)
     kept = {
-        name: _inlined(body, once)
-        for name, body in definitions.items()
-        if name not in once and uses[name] > 0
+        name: _inline(body, once) for name, body in definitions.items() if name not in once and uses[name] > 0
     }
     return small | ({"$defs": kept} if kept else {})
 
 
-def untitled(schema: Any) -> Any:
-    """`schema` without titles and other words that are for documents."""
+def drop_titles(schema: Any) -> Any:
+    """Drop titles and other keywords that are for documents, at every level of `schema`."""
     if not isinstance(schema, Mapping):
         return schema
     small = {key: value for key, value in schema.items() if key not in _DROPPED}
     if "discriminator" in schema:  # OpenAPI's; its branches exclude each other, so any of them is one of them
         small = {"anyOf" if key == "oneOf" else key: value for key, value in small.items()}
-    return _mapped(small, untitled)
+    return _map_parts(small, drop_titles)
 
 
-def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+def _inline(schema: Any, definitions: Mapping[str, Any]) -> Any:
     if not isinstance(schema, Mapping):
         return schema
-    name = _definition_of(schema)
+    name = _find_definition(schema)
     if name in definitions:
         beside = {key: value for key, value in schema.items() if key != "$ref"}
-        return _inlined(definitions[name] | beside, definitions)
-    return _mapped(schema, lambda part: _inlined(part, definitions))
+        return _inline(definitions[name] | beside, definitions)
+    return _map_parts(schema, lambda part: _inline(part, definitions))
 
 
-def _mapped(schema: Mapping[str, Any], change: Any) -> dict[str, Any]:
-    """`schema` with each schema directly below it changed."""
+def _map_parts(schema: Mapping[str, Any], change: Any) -> dict[str, Any]:
+    """Return `schema` with `change` applied to each schema directly below it."""
     result = dict(schema)
     for key, value in schema.items():
         if key in _ONE:
@@ -70,17 +68,17 @@ def _mapped(schema: Mapping[str, Any], change: Any) -> dict[str, Any]:
     return result
 
 
-def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """`schema` and every schema in it."""
+def _walk(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield `schema` and every schema in it."""
     if isinstance(schema, Mapping):
         yield schema
         below: list[Any] = []
-        _mapped(schema, below.append)
+        _map_parts(schema, below.append)
         for part in below:
-            yield from _parts(part)
+            yield from _walk(part)
 
 
-def _definition_of(schema: Mapping[str, Any]) -> str:
+def _find_definition(schema: Mapping[str, Any]) -> str:
     reference = schema.get("$ref")
     is_ours = isinstance(reference, str) and reference.startswith(_DEFINITION)
     return str(reference).removeprefix(_DEFINITION) if is_ours else ""

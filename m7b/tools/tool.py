@@ -1,4 +1,4 @@
-"""What a tool is and what it answers; the rules for both. Knows nothing about how a tool is run."""
+"""Tools and their results, and the rules for both. Knows nothing about how a tool runs."""
 
 import json
 import re
@@ -27,8 +27,8 @@ class Approval(StrEnum):
 class Tool:
     """A tool as it is offered to the model.
 
-    `parameters` is the JSON schema of the arguments, an object. `source` tells people where the tool is from:
-    `weather.py`, `mcp:files`.
+    `parameters` is the JSON schema of the arguments, an object. `source` says where the tool is from, such as
+    `weather.py` or `mcp:files`.
     """
 
     name: str
@@ -46,8 +46,8 @@ class Tool:
 class ToolResult:
     """What the model reads after a call.
 
-    `content` is JSON text if the tool returned JSON, else its string. What was too long is cut and ends in a
-    line that says so: it is then a string, whatever it was before.
+    `content` is JSON text if the tool returned JSON, else its string. A text that is too long is cut, and
+    ends in a line that says so; then it is no JSON any more.
     """
 
     content: str
@@ -56,16 +56,16 @@ class ToolResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of a call: at most so much text, how many characters of it are missing, and if it failed."""
+class CallOutcome:
+    """What came of a call: its text, how many characters are cut off its end, and whether it failed."""
 
     content: str
     is_error: bool = False
     left_out: int = 0
 
 
-def tool_of(name: Any, description: Any, parameters: Any, source: str) -> Tool:
-    """The tool of these parts.
+def make_tool(name: Any, description: Any, parameters: Any, source: str) -> Tool:
+    """Make a tool of parts that nobody has checked yet.
 
     Raises:
         UsageError: a part breaks the rules; the message names the source and the tool.
@@ -77,27 +77,27 @@ def tool_of(name: Any, description: Any, parameters: Any, source: str) -> Tool:
         )
     if not isinstance(description, str):
         raise UsageError(f"{source}: the description of {name} must be text")
-    wrong = _wrong_in(parameters)
+    wrong = _find_fault(parameters)
     if wrong:
         raise UsageError(f"{source}: the parameters of {name} must be a JSON schema of an object: {wrong}")
     return Tool(name, description, parameters, source)
 
 
 def cut(text: str, limit: int) -> tuple[str, int]:
-    """The first `limit` characters of `text`, lone surrogates replaced, and how many were left out."""
+    """Cut `text` to `limit` characters, replacing lone surrogates; returns it and how many were cut off."""
     kept = text[:limit].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return kept, max(0, len(text) - limit)
 
 
-def content_of(answer: Answer, limit: int) -> str:
-    """The text of `answer` with a last line on what is missing from it."""
+def format_content(answer: CallOutcome, limit: int) -> str:
+    """Format the text of `answer`, with a last line that says how many characters are missing."""
     kept, more = cut(answer.content, limit)
     left_out = answer.left_out + more
     return f"{kept}\n[{left_out} more characters left out]" if left_out else kept
 
 
-def unreadable(content: str) -> str:
-    """Why nobody can read `content` back, empty if it is JSON of a usual size or no JSON at all."""
+def explain_unreadable(content: str) -> str:
+    """Say why `content` is JSON that cannot be parsed again, empty where it can or is no JSON at all."""
     try:
         level = [json.loads(content)]
     except json.JSONDecodeError:
@@ -116,14 +116,14 @@ def unreadable(content: str) -> str:
     return f"JSON of more than {DEEPEST} levels" if level else ""
 
 
-def last_line(output: bytes) -> str:
-    """The last line of what a program printed, without escape sequences and control characters."""
+def find_last_line(output: bytes) -> str:
+    """Find the last line that a program printed, without escape sequences and control characters."""
     lines = _ESCAPE_SEQUENCE.sub("", output.decode("utf-8", "replace")).splitlines()
     printable = ("".join(c for c in line if c.isprintable()).strip() for line in reversed(lines))
     return next((line[-300:] for line in printable if line), "")
 
 
-def _wrong_in(parameters: Any) -> str:
+def _find_fault(parameters: Any) -> str:
     if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
         return 'it needs "type": "object"'
     properties = parameters.get("properties", {})

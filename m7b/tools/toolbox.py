@@ -1,6 +1,6 @@
-"""All tools that are offered, and the one place where they are called.
+"""All tools that are offered, and the one place that calls them.
 
-Knows which source a tool is from; nothing about who asked for the call or who allowed it.
+Knows the source of each tool; nothing about who asked for a call or who allowed it.
 """
 
 import time
@@ -12,26 +12,26 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from m7b.errors import UsageError
-from m7b.tools.json_file import json_tools
-from m7b.tools.mcp_config import server_configs
-from m7b.tools.mcp_tools import named_tools
+from m7b.tools.json_file import load_json_tools
+from m7b.tools.mcp_config import load_server_configs
+from m7b.tools.mcp_tools import name_tools
 from m7b.tools.python_file import PythonFile
-from m7b.tools.tool import Answer, Tool, ToolResult, content_of, unreadable
+from m7b.tools.tool import CallOutcome, Tool, ToolResult, explain_unreadable, format_content
 
 if TYPE_CHECKING:
     from m7b.tools.servers import Servers
 
-_Call = Callable[[Mapping[str, Any]], Answer]
+_Call = Callable[[Mapping[str, Any]], CallOutcome]
 
 
 class Toolbox:
-    """The tools of files and servers. A context manager: leaving it ends every process that it started.
+    """The tools of files and servers. A context manager: at its end it stops every process that it started.
 
     Tools run with the user's rights, environment and working directory: nothing here is a sandbox.
 
     Args:
         time_limit: seconds that a call may take.
-        output_limit: characters of a result; what is longer is cut, and ends in a line that says so.
+        output_limit: characters of a result; a longer one is cut, and ends in a line that says so.
         start_limit: seconds that a file may take to be imported, and a server to start and list its tools.
     """
 
@@ -55,11 +55,11 @@ class Toolbox:
 
     @property
     def tools(self) -> Sequence[Tool]:
-        """What is offered, in the order of loading."""
+        """The tools that are offered, in the order in which they were loaded."""
         return [tool for tool, _ in self._tools.values()]
 
     def load(self, file: Path) -> list[Tool]:
-        """Offer the functions of a .py file, imported in a process of its own, or a .json file's tools.
+        """Offer the functions of a .py file, imported in a process of its own, or the tools of a .json file.
 
         Raises:
             UsageError: the file cannot be used; nothing of it is offered.
@@ -70,7 +70,7 @@ class Toolbox:
             case ".py":
                 return self._load_python(file)
             case ".json":
-                return self._add([(tool, partial(_no_code, tool)) for tool in json_tools(file)])
+                return self._add([(tool, partial(_refuse_call, tool)) for tool in load_json_tools(file)])
             case _:
                 raise UsageError(f"{file}: tools are in .py or .json files")
 
@@ -82,7 +82,7 @@ class Toolbox:
         """
         from m7b.tools.servers import Servers
 
-        configs = server_configs(config)
+        configs = load_server_configs(config)
         if self._servers is None:
             self._servers = Servers(start_limit=self._start_limit, time_limit=self._time_limit)
             self._open.callback(self._servers.stop)
@@ -93,39 +93,39 @@ class Toolbox:
                 server = self._servers.start(server_config)
                 undo.callback(server.stop)
                 started.append(server)
-            named = named_tools(started, taken)
+            named = name_tools(started, taken)
             added = self._add([(tool, partial(server.call, theirs)) for tool, server, theirs in named])
             self._open.push(undo.pop_all())
         return added
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
-        """Call a tool that is offered; whatever it does, there is a result.
+        """Call a tool that is offered; returns a result whatever the tool does.
 
-        Ctrl+C (KeyboardInterrupt) stops the tool and is a result too.
+        Ctrl+C (KeyboardInterrupt) stops the tool, and the result says so.
         """
         start = time.monotonic()
-        answer = self._answer(name, arguments)
-        content = content_of(answer, self._output_limit)
-        refusal = unreadable(content)
+        answer = self._run_call(name, arguments)
+        content = format_content(answer, self._output_limit)
+        refusal = explain_unreadable(content)
         if refusal:
-            answer, content = Answer("", is_error=True), f"{name} returned {refusal}"
+            answer, content = CallOutcome("", is_error=True), f"{name} returned {refusal}"
         return ToolResult(content, answer.is_error, time.monotonic() - start)
 
     def close(self) -> None:
-        """End every worker and server; nothing is offered any more."""
+        """Stop every worker and server; then no tool is offered any more."""
         self._tools.clear()
         self._servers = None
         self._open.close()
 
-    def _answer(self, name: str, arguments: Mapping[str, Any]) -> Answer:
+    def _run_call(self, name: str, arguments: Mapping[str, Any]) -> CallOutcome:
         if name not in self._tools:
             offered = ", ".join(self._tools) or "none"
-            return Answer(f"there is no tool {name}; there are: {offered}", is_error=True)
+            return CallOutcome(f"there is no tool {name}; there are: {offered}", is_error=True)
         _, call = self._tools[name]
         try:
             return call(arguments)
         except KeyboardInterrupt:
-            return Answer("stopped by the user", is_error=True)
+            return CallOutcome("stopped by the user", is_error=True)
 
     def _load_python(self, file: Path) -> list[Tool]:
         python_file = PythonFile(
@@ -143,7 +143,7 @@ class Toolbox:
         return added
 
     def _add(self, tools: Sequence[tuple[Tool, _Call]]) -> list[Tool]:
-        """Offer `tools`, all or none."""
+        """Offer all of `tools`, or none where a name is taken."""
         offered = dict(self._tools)
         for tool, call in tools:
             if tool.name in offered:
@@ -157,5 +157,5 @@ class Toolbox:
         return [tool for tool, _ in tools]
 
 
-def _no_code(tool: Tool, arguments: Mapping[str, Any]) -> Answer:
-    return Answer(f"{tool.name} is described in {tool.source}, which holds no code", is_error=True)
+def _refuse_call(tool: Tool, arguments: Mapping[str, Any]) -> CallOutcome:
+    return CallOutcome(f"{tool.name} is described in {tool.source}, which holds no code", is_error=True)

@@ -1,8 +1,7 @@
-"""The process that tools of one Python file run in: `python -m m7b.tools.worker REQUESTS REPLIES FILE`.
+"""The process that runs the tools of one Python file: `python -m m7b.tools.worker REQUESTS REPLIES FILE`.
 
 REQUESTS and REPLIES are descriptors of two pipes with one JSON object a line. The first reply describes the
-file.
-Nothing here is trusted by the other end: the file shares this process and may do with it what it likes.
+file. The other end trusts nothing here: the file shares this process and can do with it what it likes.
 """
 
 import inspect
@@ -18,9 +17,9 @@ from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
 
-from m7b.tools.describe import Function, Refused, functions_of
-from m7b.tools.tool import Answer, cut
-from m7b.tools.values import NotJson, text_of
+from m7b.tools.describe import Function, Refused, find_functions
+from m7b.tools.tool import CallOutcome, cut
+from m7b.tools.values import NotJson, format_value
 
 
 def main(arguments: list[str]) -> None:
@@ -29,7 +28,8 @@ def main(arguments: list[str]) -> None:
     owner = os.getpid()
     for end in (requests, replies):
         os.set_inheritable(end, False)
-        os.register_at_fork(after_in_child=lambda end=end: os.close(end))  # so that our death is noticed
+        # So m7b notices when this process dies.
+        os.register_at_fork(after_in_child=lambda end=end: os.close(end))
 
     def send(reply: dict[str, Any]) -> None:
         if os.getpid() != owner:  # a tool forked, and its child came back from the call
@@ -41,47 +41,47 @@ def main(arguments: list[str]) -> None:
     lines: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_read, args=(requests, lines), daemon=True).start()
     try:
-        functions = functions_of(_imported(Path(arguments[2])))
+        functions = find_functions(_import_file(Path(arguments[2])))
         described = [
             {"name": f.name, "description": f.description, "parameters": f.parameters}
             for f in functions.values()
         ]
         send({"id": 0, "tools": described})
     except BaseException as error:  # noqa: BLE001 - the file may raise anything, SystemExit included
-        send({"id": 0, "error": str(error) if isinstance(error, Refused) else told(error)})
+        send({"id": 0, "error": str(error) if isinstance(error, Refused) else format_error(error)})
         return
     while True:
         request = json.loads(lines.get())
-        answer = _answer(functions, request)
+        answer = _run_call(functions, request)
         content, left_out = cut(answer.content, request["limit"])
         send({"id": request["id"], "content": content, "is_error": answer.is_error, "left_out": left_out})
 
 
-def told(error: BaseException) -> str:
-    """The end of the traceback of `error`."""
+def format_error(error: BaseException) -> str:
+    """Format the last lines of the traceback of `error`."""
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error}"  # the only one that says where
+        return f"{type(error).__name__}: {error}"  # unlike others, it says in its message where
     return "".join(traceback.format_exception_only(error)).strip()
 
 
-def _answer(functions: Mapping[str, Function], request: dict[str, Any]) -> Answer:
-    """What comes of one call; nothing that a function raises gets past it."""
+def _run_call(functions: Mapping[str, Function], request: dict[str, Any]) -> CallOutcome:
+    """Run one call; whatever the function raises becomes an outcome."""
     function = functions.get(request["name"])
     if function is None:
-        return Answer(f"there is no longer a function {request['name']}", is_error=True)
+        return CallOutcome(f"there is no longer a function {request['name']}", is_error=True)
     try:
-        return Answer(text_of(_finished(function.call(request["arguments"]))))
+        return CallOutcome(format_value(_await_result(function.call(request["arguments"]))))
     except Refused as error:
-        return Answer(str(error), is_error=True)
+        return CallOutcome(str(error), is_error=True)
     except NotJson as error:
         message = f"{function.name} returned {error}; a tool can return JSON values and text"
-        return Answer(message, is_error=True)
+        return CallOutcome(message, is_error=True)
     except BaseException as error:  # noqa: BLE001 - a tool may raise anything, SystemExit included
-        return Answer(told(error), is_error=True)
+        return CallOutcome(format_error(error), is_error=True)
 
 
-def _finished(value: Any) -> Any:
-    """What a coroutine returns in the end, and any other value as it is."""
+def _await_result(value: Any) -> Any:
+    """Run a coroutine to its end and return its result; return any other value as it is."""
     if not inspect.iscoroutine(value):
         return value
     import asyncio
@@ -89,10 +89,11 @@ def _finished(value: Any) -> Any:
     return asyncio.run(value)
 
 
-def _imported(file: Path) -> ModuleType:
-    """The module in `file`, under a name of its own so that it hides no other.
+def _import_file(file: Path) -> ModuleType:
+    """Import `file` as a module under a name that hides no other module.
 
-    Its folder comes last on the path: `import helper` works beside it, and a `types.py` there harms nobody.
+    Its folder comes last on the path: it can import a `helper.py` beside it, and a `types.py` there hides
+    none of Python's modules.
     """
     module = ModuleType(f"tools_{file.stem}")
     module.__file__ = str(file)
@@ -104,7 +105,7 @@ def _imported(file: Path) -> ModuleType:
 
 
 def _read(requests: int, lines: "SimpleQueue[bytes]") -> None:
-    """Hand on the lines that arrive; when m7b is gone, end this process and all that its tools started."""
+    """Put lines that arrive into the queue; when m7b has gone, kill this process and all that it started."""
     received = b""
     while data := os.read(requests, 65_536):
         *whole, received = (received + data).split(b"\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from m7b import hub
 from m7b.errors import CheckpointNotFound
-from m7b.hub import Plan, Progress, Record, Source, Wish
+from m7b.hub import CheckpointRecord, DownloadPlan, FileProgress, Source, Wish
 from m7b.models import ModelChoice, chat_releases, installed_variant
 from m7b.progress import run_with_progress
 from m7b.render import Status, can_ask, note, printable
@@ -32,7 +32,7 @@ class FetchScreen:
     Before there is a `plan`, it shows on terminals only.
     """
 
-    def __init__(self, plan: Plan | None = None) -> None:
+    def __init__(self, plan: DownloadPlan | None = None) -> None:
         self._starts: dict[str, tuple[int, int]] = {}
         done = 0
         for file in plan.files if plan else ():
@@ -58,11 +58,11 @@ class FetchScreen:
         self._stack.close()
         self._status.clear()
 
-    def run(self, running: Generator[Progress, None, Result]) -> Result:
+    def run(self, running: Generator[FileProgress, None, Result]) -> Result:
         """Runs the generator to its end and shows its progress; returns its result."""
         return run_with_progress(running, self._show)
 
-    def _show(self, progress: Progress) -> None:
+    def _show(self, progress: FileProgress) -> None:
         if self._bars is not None:
             self._draw(self._bars, progress)
         elif self._starts:
@@ -70,7 +70,7 @@ class FetchScreen:
         else:
             self._status.show(progress.note or f"checking {progress.file}")
 
-    def _draw(self, bars: "Bars", progress: Progress) -> None:
+    def _draw(self, bars: "Bars", progress: FileProgress) -> None:
         assert self._whole is not None
         assert self._single is not None
         if not progress.total:
@@ -88,7 +88,7 @@ class FetchScreen:
         if progress.note != _CHECKING:  # which reads again what is counted already
             bars.update(self._whole, visible=True, completed=progress.done, total=progress.total)
 
-    def _say(self, progress: Progress) -> None:
+    def _say(self, progress: FileProgress) -> None:
         now = time.monotonic()
         is_news = progress.note not in ("", _CHECKING) and progress.note.split(":")[0] != self._said_note
         if not is_news and now - self._said_s < _LINE_EVERY_S:
@@ -106,20 +106,22 @@ class FetchScreen:
         note(f"{progress.done / 1e6:,.0f} of {progress.total / 1e6:,.0f} MB{left}, {progress.file}{about}")
 
 
-def fetch(name: str, source: Source, wish: Wish, *, force: bool = False, asks: bool = True) -> Record:
+def fetch(
+    name: str, source: Source, wish: Wish, *, force: bool = False, asks: bool = True
+) -> CheckpointRecord:
     """Fetch a checkpoint unless it is here, and say where it is.
 
     Raises:
         CheckpointNotFound: it is not there, or the user does not want it after all.
     """
-    present = hub.present(name, wish)
+    present = hub.find_present(name, wish)
     if present:
         note(f"{name} is here already: {present.path}")
         return present
     if source.kind != "path":
         hub.refuse_offline(f"download {name}")
     with FetchScreen() as screen:
-        plan = screen.run(source.look(name, hub.Retries()))
+        plan = screen.run(source.plan(name, hub.Retries()))
     if not force:
         hub.check_disk(plan)
     if asks and source.kind != "path" and can_ask():
@@ -132,7 +134,7 @@ def fetch(name: str, source: Source, wish: Wish, *, force: bool = False, asks: b
     return record
 
 
-def fetch_default(name: str, *, asks: bool) -> Record:
+def fetch_default(name: str, *, asks: bool) -> CheckpointRecord:
     """Fetch a variant or a hub id from where it is by default."""
     from m7b.hub.sources import choose_source
 
@@ -160,7 +162,7 @@ def choose_usual(*, asks: bool) -> ModelChoice:
     return ModelChoice(variant=variant or "demo")
 
 
-def _confirm(name: str, plan: Plan) -> None:
+def _confirm(name: str, plan: DownloadPlan) -> None:
     """Show what would be fetched, and ask.
 
     Raises:

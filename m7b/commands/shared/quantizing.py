@@ -36,7 +36,7 @@ class WriteStatus:
         )
 
 
-def quantize_record(record: hub.Record, to: QuantizeTarget) -> None:
+def quantize_record(record: hub.CheckpointRecord, to: QuantizeTarget) -> None:
     """Put a GGUF file of a downloaded checkpoint beside it, under the same name: the latest is what runs.
 
     Raises:
@@ -51,8 +51,8 @@ def quantize_record(record: hub.Record, to: QuantizeTarget) -> None:
             f"{record.name} has come as a GGUF file",
             hint="--include chooses another; m7b quantize rounds it again",
         )
-    path = checkpoints_folder() / hub.shelf.key_of(record.name, "gguf") / f"{to}.gguf"
-    if any(one.path == str(path) for one in hub.shelf.named(record.name)):
+    path = checkpoints_folder() / hub.shelf.make_key(record.name, "gguf") / f"{to}.gguf"
+    if any(one.path == str(path) for one in hub.shelf.find_records(record.name)):
         note(f"{record.name} is here already in {to}: {path}")
         return
     checkpoint = open_checkpoint(Path(record.path))
@@ -65,5 +65,5 @@ def quantize_record(record: hub.Record, to: QuantizeTarget) -> None:
     finally:
         status.clear()
     with FetchScreen() as screen:
-        hub.shelf.put(screen.run(hub.made(record, path)))
+        hub.shelf.put(screen.run(hub.describe_made(record, path)))
     note(f"{record.name} is ready in {to}: {path}")

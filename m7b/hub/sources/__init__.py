@@ -1,23 +1,22 @@
-"""Which source a wish means. Knows the words of the options, and every source; imported when one is used."""
+"""Choose the source that a wish means. Knows the values of the options, and every source."""
 
 import re
 from pathlib import Path
 
 from m7b.errors import UsageError
-from m7b.hub.layouts import Format
+from m7b.hub.layouts import DownloadFormat
 from m7b.hub.plan import Source, Wish
-from m7b.hub.shelf import Record
+from m7b.hub.shelf import CheckpointRecord
 from m7b.hub.sources.huggingface import HubSource
 from m7b.hub.sources.imported import PathSource
-from m7b.hub.sources.originals import TarSource, TorrentSource
+from m7b.hub.sources.originals import RELEASES, TarSource, TorrentSource
 from m7b.hub.sources.pypi import PypiSource
-from m7b.hub.sources.releases import RELEASES
-from m7b.paths import path_of
+from m7b.paths import parse_path
 from m7b.variants import VARIANTS
 
 
 def choose_source(wish: Wish) -> tuple[str, Source]:
-    """What the checkpoint will be called, and where it comes from.
+    """Choose the name that the checkpoint gets here, and the source it comes from.
 
     Raises:
         UsageError: the wish contradicts itself, or there is no such source for it.
@@ -27,15 +26,8 @@ def choose_source(wish: Wish) -> tuple[str, Source]:
             "both --variant and a hub id are given" if wish.variant else "nothing to download is named",
             hint=f"name one: --variant {', '.join(VARIANTS)}, or a hub id such as mistralai/Mistral-7B-v0.1",
         )
-    kind = _kind(wish)
-    for value, option, needed in (
-        (wish.format, "--format", "hub"),
-        (wish.revision, "--revision", "hub"),
-        (wish.include, "--include", "hub"),
-        (wish.copies, "--copy", "path"),
-    ):
-        if value and kind != needed:
-            raise UsageError(f"{option} with --source {kind}", hint=f"it is for --source {needed}")
+    kind = _choose_kind(wish)
+    _check_options(wish, kind)
     name = wish.variant or wish.reference or ""
     match kind:
         case "hub":
@@ -51,17 +43,29 @@ def choose_source(wish: Wish) -> tuple[str, Source]:
             if wish.variant not in (None, "base-v0.1"):
                 raise UsageError(f"{name} was not published by torrent", hint="only base-v0.1 was")
             source = TorrentSource() if wish.variant else TorrentSource(name)
-            return wish.variant or _name(source.name), source
+            return wish.variant or _check_name(source.name), source
         case "pypi":
             if name != "demo":
                 raise UsageError(f"{name} is on no package index", hint="--source pypi is for --variant demo")
             return name, PypiSource()
-    place = path_of(wish.source or "")
-    return _name(name or place.resolve().stem), PathSource(place, wish.copies)
+    place = parse_path(wish.source or "")
+    return _check_name(name or place.resolve().stem), PathSource(place, wish.copies)
 
 
-def _name(text: str) -> str:
-    """The text, if a checkpoint can be called so.
+def _check_options(wish: Wish, kind: str) -> None:
+    """Refuse options that are for another source than `kind`."""
+    for value, option, needed in (
+        (wish.format, "--format", "hub"),
+        (wish.revision, "--revision", "hub"),
+        (wish.include, "--include", "hub"),
+        (wish.copies, "--copy", "path"),
+    ):
+        if value and kind != needed:
+            raise UsageError(f"{option} with --source {kind}", hint=f"it is for --source {needed}")
+
+
+def _check_name(text: str) -> str:
+    """Return `text` where it can be the name of a checkpoint.
 
     Raises:
         UsageError: it cannot.
@@ -74,12 +78,12 @@ def _name(text: str) -> str:
     return text
 
 
-def source_of(record: Record) -> Source:
-    """Where a checkpoint came from, to fetch it again."""
+def recreate_source(record: CheckpointRecord) -> Source:
+    """Make the source again that a checkpoint came from."""
     match record.source:
         case "hub":
             include = Path(record.path).name if record.format == "gguf" else None
-            return HubSource(record.origin, record.revision, Format(record.format), include)
+            return HubSource(record.origin, record.revision, DownloadFormat(record.format), include)
         case "cdn":
             return TarSource(RELEASES[record.name])
         case "torrent":
@@ -89,7 +93,7 @@ def source_of(record: Record) -> Source:
     return PathSource(Path(record.origin), copies=record.is_ours)
 
 
-def _kind(wish: Wish) -> str:
+def _choose_kind(wish: Wish) -> str:
     if wish.source in ("hub", "cdn", "torrent", "pypi"):
         return wish.source
     if _is_path(wish.source):

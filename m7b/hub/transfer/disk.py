@@ -1,4 +1,4 @@
-"""Large files on a disk that may be full, or lose its power. Knows nothing about what is in them."""
+"""Write large files to a disk that may be full or lose its power. Knows nothing about what is in them."""
 
 import errno
 import os
@@ -14,11 +14,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def writing(to: Path, size: int = 0) -> Iterator[None]:
-    """Tell what the disk refuses inside in our words; `size` bytes are what `to` will hold in all.
+def translate_disk_errors(to: Path, size: int = 0) -> Iterator[None]:
+    """Turn errors of the disk in the block into ours; `to` will hold `size` bytes in all.
 
     Raises:
-        OutOfResources: it is full or cannot be written; what is there already stays.
+        OutOfResources: the disk is full or cannot be written; what is there already stays.
     """
     try:
         yield
@@ -32,14 +32,14 @@ def writing(to: Path, size: int = 0) -> Iterator[None]:
 
 
 def write_all(file: FileIO, data: bytes) -> None:
-    """Write all of `data`; where that fails, what did fit is in the file."""
+    """Write all of `data`; where the disk is full, the file then holds the part that fits."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
 
 
-def settle(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would survive a power cut."""
+def sync(path: Path) -> None:
+    """Call fsync: a file, or the names in a folder, then survive a power cut."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:  # folders, on Windows

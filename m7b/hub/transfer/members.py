@@ -1,6 +1,6 @@
-"""What is in a tar that nobody vouches for: the files of a checkpoint, or a reason to leave it alone.
+"""Read the headers of a tar that nobody vouches for: the files of a checkpoint, or a reason to refuse it.
 
-Knows headers and names; reads and writes no file in it.
+Knows headers and names; does not read or write the files in it.
 """
 
 import tarfile
@@ -14,7 +14,7 @@ from m7b.errors import CheckpointNotFound, DamagedCheckpoint
 _MOST_MEMBERS = 1000
 _LONGEST_NAME = 200
 _LONGEST_HEADER = 1 << 16
-_RESERVED = (".download.", ".unpack.")  # what unpacking itself puts into the folder
+_RESERVED = (".download.", ".unpack.")  # beginnings of the names that unpacking itself uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,16 @@ class Member:
     size: int
 
 
-def listed(tar: Path, folder: Path) -> list[Member]:
-    """The files of a tar, once everything is refused that no checkpoint holds."""
-    infos, end, length = _infos(tar), 0, tar.stat().st_size
+def list_members(tar: Path, folder: Path) -> list[Member]:
+    """List the files of a tar.
+
+    Raises:
+        CheckpointNotFound: there is no such tar.
+        DamagedCheckpoint: it is broken, or holds something that no checkpoint holds.
+    """
+    infos, end, length = _read_headers(tar), 0, tar.stat().st_size
     paths = [PurePosixPath(info.name) for info in infos]
-    depth = _depth(infos, paths)
+    depth = _find_depth(infos, paths)
     paths = [PurePosixPath(*path.parts[depth:]) for path in paths]
     folders = {
         str(above).casefold()
@@ -39,7 +44,7 @@ def listed(tar: Path, folder: Path) -> list[Member]:
     }
     members: dict[str, Member] = {}
     for info, path in zip(infos, paths, strict=True):
-        why = _objection(info, path, folder)
+        why = _find_objection(info, path, folder)
         if info.isreg() and not why:
             if (key := str(path).casefold()) in members or key in folders:
                 why = "a name that another one has"
@@ -54,7 +59,7 @@ def listed(tar: Path, folder: Path) -> list[Member]:
     return list(members.values())
 
 
-def _infos(tar: Path) -> list[tarfile.TarInfo]:
+def _read_headers(tar: Path) -> list[tarfile.TarInfo]:
     if not tar.is_file():
         raise CheckpointNotFound(f"there is no tar {tar}")
     try:
@@ -74,15 +79,15 @@ def _infos(tar: Path) -> list[tarfile.TarInfo]:
     return infos
 
 
-def _depth(infos: list[tarfile.TarInfo], paths: list[PurePosixPath]) -> int:
-    """1 where all files are below one folder, which says nothing; else 0."""
+def _find_depth(infos: list[tarfile.TarInfo], paths: list[PurePosixPath]) -> int:
+    """Return how many folders to drop from all names: 1 where all files are below one folder, else 0."""
     tops = {path.parts[0] for path in paths if path.parts}
     is_below = all(info.isdir() or len(path.parts) > 1 for info, path in zip(infos, paths, strict=True))
     return int(len(tops) == 1 and is_below)
 
 
-def _objection(info: tarfile.TarInfo, path: PurePosixPath, folder: Path) -> str:
-    """What is wrong with a member that will be called `path`, empty where nothing is."""
+def _find_objection(info: tarfile.TarInfo, path: PurePosixPath, folder: Path) -> str:
+    """Say what is wrong with a member that will be called `path`; an empty text where nothing is."""
     if not info.isdir() and (info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse()):
         return "neither a file nor a folder"
     if not info.name.isprintable() or len(info.name) > _LONGEST_NAME:
@@ -99,7 +104,7 @@ def _objection(info: tarfile.TarInfo, path: PurePosixPath, folder: Path) -> str:
 
 
 class _Headers(FileIO):
-    """A tar of which only headers are read, none larger than a header has to be."""
+    """A tar of which only headers are read; refuses to read more bytes than a header can have."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read a header."""

@@ -1,4 +1,4 @@
-"""What a torrent says it holds, and which torrents no honest publisher makes. Knows no peers and no disk."""
+"""Read which files a torrent says it holds, and refuse hostile torrents. Knows no peers and no disk."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class TorrentInfo:
     total: int
 
 
-def contents(info: Mapping[bytes, Any], reserved: tuple[str, ...] = ()) -> TorrentInfo:
-    """The names and sizes of a torrent's info dictionary, without the folder that holds all its files.
+def parse_info(info: Mapping[bytes, Any], reserved: tuple[str, ...] = ()) -> TorrentInfo:
+    """Read the names and sizes in a torrent's info dictionary; paths leave out the folder of all its files.
 
-    Names are those of its author: a BitTorrent library would mend bad ones, and they are refused here.
-    No file may have one of the `reserved` names.
+    A BitTorrent library would mend bad names; here they are refused. No file may have one of the `reserved`
+    names.
 
     Raises:
         DamagedCheckpoint: the torrent is hostile or contradicts itself.
@@ -37,33 +37,35 @@ def contents(info: Mapping[bytes, Any], reserved: tuple[str, ...] = ()) -> Torre
         raise UnsupportedCheckpoint("the torrent is of version 2 or hybrid", hint="take one of version 1")
     try:
         entries = info[b"files"] if b"files" in info else [{**info, b"path": [info[b"name"]]}]
-        name = _checked(info[b"name"])
-        files = tuple(("/".join(map(_checked, entry[b"path"])), int(entry[b"length"])) for entry in entries)
+        name = _check_part(info[b"name"])
+        files = tuple(
+            ("/".join(map(_check_part, entry[b"path"])), int(entry[b"length"])) for entry in entries
+        )
         has_others = any(b"symlink path" in e or e.get(b"attr", b"").strip(b"xh") for e in entries)
         piece = int(info[b"piece length"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _hostile(f"its metadata are wrong ({type(error).__name__}: {error})") from None
+        raise _make_hostile_error(f"its metadata are wrong ({type(error).__name__}: {error})") from None
     total = sum(size for _, size in files)
     taken = [*reserved, *(path.casefold() for path, _ in files)]
     folders = {str(folder) for path in taken for folder in PurePosixPath(path).parents}
     if has_others:
-        raise _hostile("it holds links or padding")
+        raise _make_hostile_error("it holds links or padding")
     if not 0 < len(files) <= MOST_FILES or max(len(path) for path, _ in files) > LONGEST_PATH:
-        raise _hostile(f"it holds {len(files)} files, or a very long name")
+        raise _make_hostile_error(f"it holds {len(files)} files, or a very long name")
     if len(set(taken)) < len(taken) or not folders.isdisjoint(taken):
-        raise _hostile("two of its files want the same name")
+        raise _make_hostile_error("two of its files want the same name")
     if not 0 < total <= LARGEST_TOTAL or min(size for _, size in files) < 0 or piece > LARGEST_PIECE:
-        raise _hostile(f"it holds {total} bytes in pieces of {piece}")
+        raise _make_hostile_error(f"it holds {total} bytes in pieces of {piece}")
     return TorrentInfo(name, files, total)
 
 
-def _checked(raw: bytes) -> str:
-    """One part of a path."""
+def _check_part(raw: bytes) -> str:
+    """Decode one part of a path, and refuse what is no name of a file."""
     name = raw.decode()
     if name in ("", ".", "..") or not name.isprintable() or len(raw) > 255 or set(name) & set("/\\:"):
-        raise _hostile(f"{name!r} is no name of a file")
+        raise _make_hostile_error(f"{name!r} is no name of a file")
     return name
 
 
-def _hostile(reason: str) -> DamagedCheckpoint:
+def _make_hostile_error(reason: str) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"the torrent is refused: {reason}", hint="take one from a source you trust")

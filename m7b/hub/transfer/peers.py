@@ -1,4 +1,4 @@
-"""A session of libtorrent, and what peers are asked before a download. Knows no folder of the user's."""
+"""A session of libtorrent, and the questions to peers before a download. Knows no folder of the user's."""
 
 import tempfile
 import time
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint, OutOfResources, UsageError
-from m7b.hub.progress import Progress
+from m7b.hub.progress import FileProgress
 from m7b.hub.transfer.metainfo import LARGEST_METADATA
 
 TICK_S = 0.25
@@ -29,8 +29,8 @@ class Network:
 INTERNET = Network()
 
 
-def libtorrent() -> Any:
-    """The library, which is optional.
+def import_libtorrent() -> Any:
+    """Import libtorrent, which is an optional dependency.
 
     Raises:
         UsageError: it is not installed.
@@ -44,13 +44,15 @@ def libtorrent() -> Any:
     return libtorrent
 
 
-def parameters(source: str) -> Any:
-    """libtorrent's parameters of a magnet link or a .torrent file; a magnet leaves out `ti`, the metadata.
+def read_parameters(source: str) -> Any:
+    """Read a magnet link or a .torrent file into libtorrent's parameters.
+
+    A magnet link does not hold the metadata, so its parameters have no `ti`.
 
     Raises:
         UsageError: `source` is neither.
     """
-    lt = libtorrent()
+    lt = import_libtorrent()
     try:
         if source.startswith("magnet:"):
             return lt.parse_magnet_uri(source)
@@ -61,9 +63,9 @@ def parameters(source: str) -> Any:
 
 
 @contextmanager
-def session(network: Network) -> Iterator[Any]:
-    """A session that leaves the network when the block ends."""
-    lt = libtorrent()
+def open_session(network: Network) -> Iterator[Any]:
+    """Open a session that leaves the network when the block ends."""
+    lt = import_libtorrent()
     opened = lt.session(
         {
             "alert_mask": lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage,
@@ -86,16 +88,18 @@ def session(network: Network) -> Iterator[Any]:
         opened.apply_settings({"listen_interfaces": "", "enable_dht": False, "enable_lsd": False})
 
 
-def ask_for_metadata(opened: Any, params: Any, timeout_s: float) -> Iterator[Progress]:
-    """Put into `params` the metadata that a magnet link leaves out, and the peers who gave them.
+def ask_for_metadata(opened: Any, params: Any, timeout_s: float) -> Iterator[FileProgress]:
+    """Ask peers for the metadata that a magnet link leaves out, and put it into `params`.
+
+    The peers who gave it are put there too, so that the download meets them again at once.
 
     Raises:
-        CheckpointNotFound: nobody has answered in time.
-        DamagedCheckpoint: the metadata mean nothing.
+        CheckpointNotFound: no peer answered within `timeout_s` seconds.
+        DamagedCheckpoint: the metadata make no sense.
     """
     name, until = params.name or "the torrent", time.monotonic() + timeout_s
     with tempfile.TemporaryDirectory() as nowhere:
-        params.save_path, params.flags = nowhere, libtorrent().torrent_flags.default_dont_download
+        params.save_path, params.flags = nowhere, import_libtorrent().torrent_flags.default_dont_download
         handle = opened.add_torrent(params)
         while not (status := handle.status()).has_metadata:
             if status.errc.value():
@@ -105,18 +109,18 @@ def ask_for_metadata(opened: Any, params: Any, timeout_s: float) -> Iterator[Pro
                     f"{status.num_peers} peers are connected, none told in {timeout_s:g} s what {name} holds",
                     hint="see that the network lets BitTorrent through, and start the same command again",
                 )
-            yield Progress(name, 0, 0, "looking for peers")
+            yield FileProgress(name, 0, 0, "looking for peers")
             time.sleep(TICK_S)
         params.ti = handle.torrent_file()
         params.peers = [*params.peers, *(peer.ip for peer in handle.get_peer_info())]
         opened.remove_torrent(handle)
 
 
-def alerts(opened: Any) -> Iterator[Any]:
-    """What libtorrent has to say; an alert lives until the next call.
+def pop_alerts(opened: Any) -> Iterator[Any]:
+    """Take the alerts that libtorrent has queued; each is valid until the next call.
 
     Raises:
-        OutOfResources: it could not read or write a file.
+        OutOfResources: libtorrent could not read or write a file.
     """
     for alert in opened.pop_alerts():
         if alert.what() == "file_error":
@@ -124,16 +128,16 @@ def alerts(opened: Any) -> Iterator[Any]:
         yield alert
 
 
-def wait_for(what: str, opened: Any, timeout_s: float = 60) -> Any:
-    """The next alert of a kind.
+def wait_for_alert(what: str, opened: Any, timeout_s: float = 60) -> Any:
+    """Wait for the next alert of the kind `what` and return it.
 
     Raises:
-        OutOfResources: the disk has kept it waiting too long.
+        OutOfResources: the alert did not come within `timeout_s` seconds, because the disk is too slow.
     """
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         opened.wait_for_alert(1000)
-        for alert in alerts(opened):
+        for alert in pop_alerts(opened):
             if alert.what() == what:
                 return alert
     raise OutOfResources(f"the disk has not taken the last pieces in {timeout_s:g} s")

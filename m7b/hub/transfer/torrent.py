@@ -1,4 +1,4 @@
-"""Fetching a checkpoint by BitTorrent. Knows magnets, pieces and peers; nothing of what files mean."""
+"""Fetch a checkpoint by BitTorrent. Knows magnets, pieces and peers; nothing of what files mean."""
 
 import os
 import shutil
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import CheckpointNotFound, OutOfResources
-from m7b.hub.progress import Progress
-from m7b.hub.transfer.metainfo import TorrentInfo, contents
+from m7b.hub.progress import FileProgress
+from m7b.hub.transfer.metainfo import TorrentInfo, parse_info
 from m7b.hub.transfer.peers import (
     INTERNET,
     TICK_S,
     Network,
-    alerts,
     ask_for_metadata,
-    libtorrent,
-    parameters,
-    session,
-    wait_for,
+    import_libtorrent,
+    open_session,
+    pop_alerts,
+    read_parameters,
+    wait_for_alert,
 )
 
 __all__ = ["INTERNET", "MAGNET", "Network", "TorrentInfo", "describe", "fetch"]
@@ -34,28 +34,28 @@ _RESUME = ".torrent-resume"
 
 
 def describe(source: str, *, timeout_s: float = 120, network: Network = INTERNET) -> TorrentInfo:
-    """What the torrent of a magnet link or of a .torrent file holds. A magnet's peers are asked for it.
+    """Find out what a torrent holds: read the .torrent file, or ask the peers of the magnet link.
 
     Raises:
         UsageError: `source` is neither, or libtorrent is not installed.
-        CheckpointNotFound: no peer has answered in time.
+        CheckpointNotFound: no peer answered within `timeout_s` seconds.
         DamagedCheckpoint: the torrent is hostile.
     """
-    params = parameters(source)
+    params = read_parameters(source)
     if not params.ti:
-        with session(network) as opened:
+        with open_session(network) as opened:
             for _ in ask_for_metadata(opened, params, timeout_s):
                 pass
-    return _contents(params)
+    return _parse_contents(params)
 
 
 def fetch(
     source: str, folder: Path, *, ratio: float = 0.0, timeout_s: float = 300, network: Network = INTERNET
-) -> Iterator[Progress]:
+) -> Iterator[FileProgress]:
     """Download a torrent's files into `folder`, then seed them until `ratio` times their size is uploaded.
 
-    However it ends, the next call goes on with the pieces that are there. After an orderly end the folder's
-    `.torrent-resume` says which ones; after a kill it says none, and all are checked against their hashes.
+    However this call ends, the next one goes on with the pieces that are there. After an orderly end the
+    folder's `.torrent-resume` lists them; after a kill it lists none, and libtorrent checks the hash of each.
 
     Raises:
         UsageError: `source` is no torrent, or libtorrent is not installed.
@@ -63,47 +63,52 @@ def fetch(
         DamagedCheckpoint: the torrent is hostile; nothing has been fetched.
         OutOfResources: the disk is full or cannot be written.
     """
-    lt, params = libtorrent(), parameters(source)
+    lt, params = import_libtorrent(), read_parameters(source)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        earlier = _earlier(folder / _RESUME, params)
+        earlier = _read_resume(folder / _RESUME, params)
         if earlier:
             params.ti, params.total_uploaded = earlier.ti, earlier.total_uploaded
-        with session(network) as opened:
+        with open_session(network) as opened:
             if not params.ti:
                 yield from ask_for_metadata(opened, params, timeout_s)
-            torrent = _contents(params)
+            torrent = _parse_contents(params)
             _check_disk(folder, torrent)
-            is_fresh = earlier and not _changed_since(folder / _RESUME, folder, torrent)
-            _cut(folder, torrent)
+            is_fresh = earlier and not _has_changed_since(folder / _RESUME, folder, torrent)
+            _shorten_files(folder, torrent)
             params.flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
             params.save_path, params.file_priorities = str(folder), []
             params.renamed_files = {index: path for index, (path, _) in enumerate(torrent.files)}
-            _write(folder / _RESUME, lt.write_resume_data_buf(params))  # says no pieces until an orderly end
+            # It lists no pieces until an orderly end.
+            _replace_file(folder / _RESUME, lt.write_resume_data_buf(params))
             if is_fresh:
                 params.have_pieces, params.unfinished_pieces = earlier.have_pieces, earlier.unfinished_pieces
             handle = opened.add_torrent(params)
             try:
                 yield from _transfer(opened, handle, torrent, ratio, timeout_s)
             finally:
-                _settle(opened, handle, folder, torrent)
+                _save_state(opened, handle, folder, torrent)
     except OSError as error:
         raise OutOfResources(f"cannot write to {folder}: {error}") from None
 
 
-def _contents(params: Any) -> TorrentInfo:
-    return contents(libtorrent().bdecode(params.ti.info_section()), reserved=(_RESUME, f"{_RESUME}.new"))
+def _parse_contents(params: Any) -> TorrentInfo:
+    return parse_info(
+        import_libtorrent().bdecode(params.ti.info_section()), reserved=(_RESUME, f"{_RESUME}.new")
+    )
 
 
 def _transfer(
     opened: Any, handle: Any, torrent: TorrentInfo, ratio: float, timeout_s: float
-) -> Iterator[Progress]:
+) -> Iterator[FileProgress]:
     most, moved_at = -1, time.monotonic()
     while True:
-        list(alerts(opened))
+        list(pop_alerts(opened))
         status = handle.status()
         uploaded = status.all_time_upload / torrent.total
-        yield Progress(torrent.name, status.total_done, torrent.total, _note(status, uploaded, ratio))
+        yield FileProgress(
+            torrent.name, status.total_done, torrent.total, _describe_status(status, uploaded, ratio)
+        )
         if status.is_seeding and uploaded >= ratio:
             return
         if status.total_done > most or status.is_seeding or _is_checking(status):
@@ -117,7 +122,7 @@ def _transfer(
         time.sleep(TICK_S)
 
 
-def _note(status: Any, uploaded: float, ratio: float) -> str:
+def _describe_status(status: Any, uploaded: float, ratio: float) -> str:
     if _is_checking(status):
         return "checking"
     if status.is_seeding:
@@ -131,52 +136,52 @@ def _is_checking(status: Any) -> bool:
     return status.state.name in ("checking_files", "checking_resume_data")
 
 
-def _settle(opened: Any, handle: Any, folder: Path, torrent: TorrentInfo) -> None:
-    """Bring everything to the disk; then note which pieces are there, or nothing where all of them are."""
-    lt, status = libtorrent(), handle.status()
+def _save_state(opened: Any, handle: Any, folder: Path, torrent: TorrentInfo) -> None:
+    """Write everything to the disk, then write which pieces are there; remove that note where all are."""
+    lt, status = import_libtorrent(), handle.status()
     if status.errc.value() or _is_checking(status):
         return
     handle.pause()
-    wait_for("torrent_paused", opened)
+    wait_for_alert("torrent_paused", opened)
     handle.save_resume_data(lt.save_resume_flags_t.save_info_dict)
-    pieces = lt.write_resume_data_buf(wait_for("save_resume_data", opened).params)
-    for path, _ in _present(folder, torrent):
+    pieces = lt.write_resume_data_buf(wait_for_alert("save_resume_data", opened).params)
+    for path, _ in _list_present(folder, torrent):
         with path.open("rb+") as file:
             os.fsync(file)
     if status.is_seeding:
         (folder / _RESUME).unlink(missing_ok=True)
     else:
-        _write(folder / _RESUME, pieces)
+        _replace_file(folder / _RESUME, pieces)
 
 
-def _earlier(resume: Path, params: Any) -> Any:
-    """What an earlier call has noted of the same torrent, None where there is nothing of use."""
+def _read_resume(resume: Path, params: Any) -> Any:
+    """Read the notes of an earlier call about the same torrent, None where there are none."""
     try:
-        earlier = libtorrent().read_resume_data(resume.read_bytes())
+        earlier = import_libtorrent().read_resume_data(resume.read_bytes())
     except (RuntimeError, OSError):
         return None
     return earlier if earlier.ti and earlier.info_hashes == params.info_hashes else None
 
 
-def _present(folder: Path, torrent: TorrentInfo) -> list[tuple[Path, int]]:
-    """Those of the files that are there, and how long they are to be."""
+def _list_present(folder: Path, torrent: TorrentInfo) -> list[tuple[Path, int]]:
+    """List the files that exist, each with the size that it is to have."""
     return [(folder / path, size) for path, size in torrent.files if (folder / path).is_file()]
 
 
-def _changed_since(note: Path, folder: Path, torrent: TorrentInfo) -> bool:
+def _has_changed_since(note: Path, folder: Path, torrent: TorrentInfo) -> bool:
     written = note.stat().st_mtime_ns
-    return any(path.stat().st_mtime_ns > written for path, _ in _present(folder, torrent))
+    return any(path.stat().st_mtime_ns > written for path, _ in _list_present(folder, torrent))
 
 
-def _cut(folder: Path, torrent: TorrentInfo) -> None:
-    """Shorten files of an earlier life, whose ends no piece covers."""
-    for path, size in _present(folder, torrent):
+def _shorten_files(folder: Path, torrent: TorrentInfo) -> None:
+    """Shorten files that are too long: no piece covers their ends."""
+    for path, size in _list_present(folder, torrent):
         if path.stat().st_size > size:
             os.truncate(path, size)
 
 
 def _check_disk(folder: Path, torrent: TorrentInfo) -> None:
-    here = sum(path.stat().st_blocks * 512 for path, _ in _present(folder, torrent))  # the rest is holes
+    here = sum(path.stat().st_blocks * 512 for path, _ in _list_present(folder, torrent))  # the rest is holes
     needed, free = torrent.total - here, shutil.disk_usage(folder).free
     if needed > free:
         raise OutOfResources(
@@ -185,8 +190,8 @@ def _check_disk(folder: Path, torrent: TorrentInfo) -> None:
         )
 
 
-def _write(file: Path, content: bytes) -> None:
-    """Replace a file so that a kill leaves the old one or the new one."""
+def _replace_file(file: Path, content: bytes) -> None:
+    """Replace a file so that after a kill it is the old one or the new one."""
     new = file.with_name(f"{file.name}.new")
     with new.open("wb") as opened:
         opened.write(content)

@@ -28,12 +28,12 @@ def show_help(chat: "Chat", argument: str) -> None:
         if aliases := entry.names[1:]:
             chat.screen.note(f"  also {', '.join(f'/{name}' for name in aliases)}")
         return
-    chat.screen.table((entry.synopsis, entry.help) for entry in COMMANDS)
+    chat.screen.show_table((entry.synopsis, entry.help) for entry in COMMANDS)
     chat.screen.note()
-    chat.screen.table(_KEYS)
+    chat.screen.show_table(_KEYS)
 
 
 @command("bye", "exit", "quit")
-def end(chat: "Chat", argument: str) -> None:
+def end_chat(chat: "Chat", argument: str) -> None:
     """End the chat."""
     chat.is_over = True

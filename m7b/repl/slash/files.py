@@ -5,13 +5,13 @@ import shlex
 from typing import TYPE_CHECKING
 
 from m7b.errors import UsageError
-from m7b.export import exported, format_of, write_export
-from m7b.paths import path_of
+from m7b.export import choose_format, format_export, write_export
+from m7b.paths import parse_path
 from m7b.repl.slash.registry import Argument, command
 
 if TYPE_CHECKING:
     from m7b.repl.chat import Chat
-    from m7b.store import Conversation, Store
+    from m7b.store import Store, StoredConversation
 
 
 @command("read", usage="FILE|off", argument=Argument.PATH)
@@ -22,7 +22,7 @@ def read(chat: "Chat", argument: str) -> None:
     if argument == "off":
         chat.attached.clear()
         return
-    file = path_of(argument)
+    file = parse_path(argument)
     if file.exists() and not file.is_file():
         raise UsageError(f"{file} is no regular file", hint="name another")
     try:
@@ -41,7 +41,7 @@ def save(chat: "Chat", argument: str) -> None:
     """Give the conversation a name, to find it by."""
     if not argument:
         raise UsageError("no name is given", hint="write /save recipes")
-    store, id = _kept(chat)
+    store, id = _require_conversation(chat)
     store.rename(id, argument)
     chat.screen.note(f"m7b chat --session {shlex.quote(argument)} carries on with it")
 
@@ -49,20 +49,20 @@ def save(chat: "Chat", argument: str) -> None:
 @command("load", usage="ID|NAME", argument=Argument.CONVERSATION)
 def load(chat: "Chat", argument: str) -> None:
     """Carry on with another conversation."""
-    store = _store(chat)
+    store = _require_store(chat)
     conversation = store.find(argument)
-    messages = store.messages(conversation.id)
+    messages = store.load_messages(conversation.id)
     chat.session.load(messages)
     chat.attached.clear()
-    chat.record.begin(conversation, messages)
+    chat.autosaver.begin(conversation, messages)
     show_last_turn(chat, conversation)
 
 
 @command("sessions", usage="[TEXT]")
-def sessions(chat: "Chat", argument: str) -> None:
+def list_sessions(chat: "Chat", argument: str) -> None:
     """List the conversations, or those that hold TEXT."""
-    store = _store(chat)
-    found = store.conversations()
+    store = _require_store(chat)
+    found = store.list_conversations()
     if argument:
         ids = {conversation.id for conversation, _, _ in store.search(argument)}
         found = [conversation for conversation in found if conversation.id in ids]
@@ -70,7 +70,7 @@ def sessions(chat: "Chat", argument: str) -> None:
         chat.screen.note("there are none")
     for conversation in found:
         label = conversation.name or conversation.title or "(empty)"
-        here = "*" if conversation.id == chat.record.id else " "
+        here = "*" if conversation.id == chat.autosaver.id else " "
         chat.screen.note(f"{here}{conversation.id:>4}  {conversation.n_messages:>3} messages  {label}")
 
 
@@ -80,8 +80,8 @@ def export(chat: "Chat", argument: str) -> None:
     name = argument.removesuffix(" --force")
     if not name or name == "--force":
         raise UsageError("no file is named", hint="write /export talk.md")
-    file, (store, id) = path_of(name), _kept(chat)
-    text = exported(store.find(str(id)), chat.session.messages, format_of(file))
+    file, (store, id) = parse_path(name), _require_conversation(chat)
+    text = format_export(store.find(str(id)), chat.session.messages, choose_format(file))
     write_export(file, text, replacing=name != argument)
     chat.screen.note(f"wrote {file}")
 
@@ -89,14 +89,14 @@ def export(chat: "Chat", argument: str) -> None:
 @command("copy")
 def copy(chat: "Chat", argument: str) -> None:
     """Copy the last answer to the clipboard, through the terminal (OSC 52)."""
-    text = chat.session.last("assistant").text
+    text = chat.session.find_last("assistant").text
     data = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
     chat.screen.send(f"\x1b]52;c;{data}\x07")
     chat.screen.note(f"handed {len(text)} characters to the terminal")
 
 
-def show_last_turn(chat: "Chat", conversation: "Conversation") -> None:
-    """Remind of where a conversation stands."""
+def show_last_turn(chat: "Chat", conversation: "StoredConversation") -> None:
+    """Show the last turn of a conversation, to remind of where it stands."""
     messages = chat.session.messages
     label = conversation.name or conversation.title
     chat.screen.note(f"conversation {conversation.id}, {len(messages)} messages: {label}")
@@ -108,7 +108,7 @@ def show_last_turn(chat: "Chat", conversation: "Conversation") -> None:
             case "tool":
                 chat.screen.note(f"{message.extra.get('name', 'the tool')} returned: {message.text}")
             case _ if message.text:
-                chat.screen.answered(message.text)
+                chat.screen.show_answer(message.text)
         for call in message.extra.get("tool_calls", ()):
             chat.screen.note(f"{call['function']['name']} was called with {call['function']['arguments']}")
     if messages and messages[-1].is_partial:
@@ -117,16 +117,16 @@ def show_last_turn(chat: "Chat", conversation: "Conversation") -> None:
         chat.screen.note("this message has no answer yet; /regen answers it")
 
 
-def _store(chat: "Chat") -> "Store":
-    if chat.record.store is None:
+def _require_store(chat: "Chat") -> "Store":
+    if chat.autosaver.store is None:
         raise UsageError("nothing is kept in this chat", hint="start it without --no-save")
-    return chat.record.store
+    return chat.autosaver.store
 
 
-def _kept(chat: "Chat") -> "tuple[Store, int]":
-    """The store, and the conversation in it, as it is now."""
-    store = _store(chat)
-    chat.record.save(chat.session)
-    if chat.record.id is None:
+def _require_conversation(chat: "Chat") -> "tuple[Store, int]":
+    """Save the conversation; returns the store and its id there."""
+    store = _require_store(chat)
+    chat.autosaver.save(chat.session)
+    if chat.autosaver.id is None:
         raise UsageError("there is no conversation yet", hint="say something first")
-    return store, chat.record.id
+    return store, chat.autosaver.id

@@ -20,14 +20,14 @@ def show(chat: "Chat", argument: str) -> None:
     session, screen = chat.session, chat.screen
     match argument:
         case "" | "info":
-            screen.table(session.model.about.items())
+            screen.show_table(session.model.about.items())
         case "parameters":
             show_parameters(chat)
         case "system":
             screen.note(session.system or "there is no system prompt")
         case "template":
             screen.note(session.model.chat_template.description)
-            screen.raw(session.model.chat_template.source)
+            screen.show_raw(session.model.chat_template.source)
         case "license":
             screen.note(session.model.license or "the checkpoint names no license")
         case _:
@@ -37,18 +37,18 @@ def show(chat: "Chat", argument: str) -> None:
 
 
 @command("tokens", usage="[TEXT]")
-def tokens(chat: "Chat", argument: str) -> None:
+def show_tokens(chat: "Chat", argument: str) -> None:
     """Show the exact prompt that TEXT, or an empty message, would make."""
-    ids, tokenizer = chat.session.prompt(chat.composed(argument)), chat.session.model.tokenizer
-    chat.screen.pieces((tokenizer.piece(token), tokenizer.is_control(token)) for token in ids)
+    ids, tokenizer = chat.session.encode_prompt(chat.compose(argument)), chat.session.model.tokenizer
+    chat.screen.show_pieces((tokenizer.piece(token), tokenizer.is_control(token)) for token in ids)
     chat.screen.note(f"{len(ids)} of {chat.session.model.ctx_size} tokens")
 
 
 @command("window")
-def window(chat: "Chat", argument: str) -> None:
+def show_window(chat: "Chat", argument: str) -> None:
     """Show what the model can still attend to."""
     session, model, note = chat.session, chat.session.model, chat.screen.note
-    ids = session.prompt("")
+    ids = session.encode_prompt("")
     note(f"the prompt has {len(ids)} of {model.ctx_size} tokens")
     if model.window is None:
         note("full attention: every token sees all before it")
@@ -64,24 +64,24 @@ def window(chat: "Chat", argument: str) -> None:
 
 
 @command("stats")
-def stats(chat: "Chat", argument: str) -> None:
+def show_stats(chat: "Chat", argument: str) -> None:
     """Show the figures of the last answer."""
     usage = chat.session.usage
     if usage is None:
         chat.screen.note("there is no answer yet")
         return
-    chat.screen.table(
+    chat.screen.show_table(
         (
             (
                 "prompt",
                 f"{usage.prompt_tokens} tokens, reused {usage.reused_tokens} of {usage.prompt_tokens}",
             ),
-            ("prefill", f"{usage.prefill_s:.2f} s{_speed(usage.prefill_tps)}"),
+            ("prefill", f"{usage.prefill_s:.2f} s{_format_speed(usage.prefill_tps)}"),
             ("answer", f"{usage.completion_tokens} tokens"),
-            ("decode", f"{usage.decode_s:.2f} s{_speed(usage.decode_tps)}"),
+            ("decode", f"{usage.decode_s:.2f} s{_format_speed(usage.decode_tps)}"),
         )
     )
 
 
-def _speed(tps: float | None) -> str:
+def _format_speed(tps: float | None) -> str:
     return f", {tps:.1f} tok/s" if tps else ""

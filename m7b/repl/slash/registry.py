@@ -1,4 +1,4 @@
-"""The registry of slash commands: names, what they take, and which one a line means."""
+"""The registry of slash commands: their names and arguments, and the search for one by name."""
 
 import difflib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Run = Callable[["Chat", str], None]
 
 
 class Argument(Enum):
-    """What a command takes, as far as Tab can complete it."""
+    """The kind of a command's argument, by which Tab completes it."""
 
     NONE = auto()
     COMMAND = auto()
@@ -59,10 +59,10 @@ def command(*names: str, usage: str = "", argument: Argument = Argument.NONE) ->
 
 
 def find_command(name: str) -> Command:
-    """The command called `name`.
+    """Find the command called `name`.
 
     Raises:
-        UsageError: there is none; the hint is the nearest.
+        UsageError: there is none; the hint is the nearest name.
     """
     known = {alias: entry for entry in COMMANDS for alias in entry.names}
     if name in known:

@@ -1,11 +1,13 @@
-"""Slash commands that change how the model answers, and which model it is."""
+"""Slash commands that change how the model answers: system prompt, parameters, model, keys, tools."""
 
 from typing import TYPE_CHECKING
 
 from m7b.errors import UsageError
-from m7b.repl.parameters import PARAMETERS, change, parse_assignments
+from m7b.paths import parse_path
+from m7b.repl.parameters import PARAMETERS, change_params, parse_assignments
 from m7b.repl.slash.registry import Argument, command
 from m7b.session import OnFull
+from m7b.tools import Tool
 
 if TYPE_CHECKING:
     from m7b.repl.chat import Chat
@@ -14,11 +16,11 @@ _OFF = ("off", "none", '""', "''")
 
 
 @command("system", usage="[TEXT|off]")
-def system(chat: "Chat", argument: str) -> None:
+def change_system(chat: "Chat", argument: str) -> None:
     """Show, set or remove the system prompt."""
     if argument:
         chat.session.system = "" if argument in _OFF else argument
-        chat.record.save(chat.session)
+        chat.autosaver.save(chat.session)
     chat.screen.note(chat.session.system or "there is no system prompt")
 
 
@@ -30,12 +32,12 @@ def set_parameters(chat: "Chat", argument: str) -> None:
         return
     pairs = parse_assignments(argument)
     if pairs[0][0] == "system":
-        system(chat, pairs[0][1])
+        change_system(chat, pairs[0][1])
         return
     on_full = [value for name, value in pairs if name.replace("-", "_") == "on_full"]
     if wrong := [value for value in on_full if value not in tuple(OnFull)]:
         raise UsageError(f"on_full is {wrong[0]!r}", hint=f"it can be {', '.join(OnFull)}")
-    chat.session.params = change(
+    chat.session.params = change_params(
         chat.session.params, [pair for pair in pairs if pair[0].replace("-", "_") != "on_full"]
     )
     if on_full:
@@ -44,27 +46,56 @@ def set_parameters(chat: "Chat", argument: str) -> None:
 
 
 def show_parameters(chat: "Chat") -> None:
-    """Every parameter with its value."""
+    """Show every parameter with its value."""
     params = chat.session.params
     rows = [(name, str(getattr(params, name))) for name in PARAMETERS]
-    chat.screen.table([*rows, ("on_full", chat.session.on_full)])
+    chat.screen.show_table([*rows, ("on_full", chat.session.on_full)])
 
 
 @command("model", usage="[NAME|PATH]", argument=Argument.MODEL)
-def model(chat: "Chat", argument: str) -> None:
+def change_model(chat: "Chat", argument: str) -> None:
     """Show the model, or carry on with another."""
     session = chat.session
     if argument:
         session.model = chat.open_model(argument)
-        session.load(session.messages)  # what the old model no longer saw, this one may
-        chat.record.save(session)
+        session.load(session.messages)  # the new model sees all messages again
+        chat.autosaver.save(session)
     chat.screen.note(f"{session.model.name}: {session.model.ctx_size} tokens of context")
     if argument:
         chat.offer_tools()
 
 
 @command("multiline")
-def multiline(chat: "Chat", argument: str) -> None:
+def toggle_multiline(chat: "Chat", argument: str) -> None:
     """Let Enter begin a new line and Alt+Enter send, or the other way round again."""
     chat.is_multiline = not chat.is_multiline
     chat.screen.note("Alt+Enter sends" if chat.is_multiline else "Enter sends")
+
+
+@command("tools", usage="[on|off|load FILE]", argument=Argument.TOOLS)
+def change_tools(chat: "Chat", argument: str) -> None:
+    """List the tools, offer them or not, or load more from a .py or .json file."""
+    belt = chat.toolbelt
+    action, _, rest = argument.partition(" ")
+    match action:
+        case "" | "list":
+            if not belt.tools:
+                chat.screen.note("there are no tools; /tools load FILE.py brings some")
+            chat.screen.show_table((tool.name, _describe_tool(tool)) for tool in belt.tools)
+            if belt.tools and not belt.is_on:
+                chat.screen.note("they are not offered; /tools on offers them")
+        case "on" | "off":
+            belt.is_on = action == "on"
+            chat.offer_tools()
+            chat.screen.note(f"tools are {'offered' if belt.is_on else 'not offered'}")
+        case "load" if rest.strip():
+            loaded = belt.load(parse_path(rest.strip()))
+            chat.offer_tools()
+            chat.screen.note(f"offered: {', '.join(tool.name for tool in loaded)}")
+        case _:
+            raise UsageError(f"/tools does not take {argument!r}", hint="write /tools, on, off, or load FILE")
+
+
+def _describe_tool(tool: Tool) -> str:
+    """Return the first line of the description, and the source."""
+    return f"{tool.description.partition(chr(10))[0]} ({tool.source})"

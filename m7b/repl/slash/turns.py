@@ -1,11 +1,11 @@
-"""Slash commands that change what was said: begin anew, answer anew, go on, take back, edit."""
+"""Slash commands that change_params what was said: begin anew, answer anew, go on, take back, edit."""
 
 from typing import TYPE_CHECKING
 
 from m7b.editor import edit_text
 from m7b.errors import UsageError
-from m7b.repl.keys import normal_keys
-from m7b.repl.parameters import change, parse_assignments
+from m7b.repl.keys import restore_keys
+from m7b.repl.parameters import change_params, parse_assignments
 from m7b.repl.slash.registry import Argument, command
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ def clear(chat: "Chat", argument: str) -> None:
     """Begin a new conversation; the system prompt stays, and the old one stays in the store."""
     chat.session.clear()
     chat.attached.clear()
-    chat.record.begin()
+    chat.autosaver.begin()
     chat.screen.note("a new conversation")
 
 
 @command("regen", "retry", usage="[NAME=VALUE ...]", argument=Argument.PARAMETER)
 def regenerate(chat: "Chat", argument: str) -> None:
     """Answer the last message anew, perhaps with other parameters for this once."""
-    params = change(chat.session.params, parse_assignments(argument)) if argument else None
+    params = change_params(chat.session.params, parse_assignments(argument)) if argument else None
     chat.show(chat.session.regenerate(params))
 
 
@@ -43,10 +43,10 @@ def undo(chat: "Chat", argument: str) -> None:
     if argument and not (argument.isdecimal() and len(argument) < _DIGITS):
         raise UsageError(f"{argument!r} is no number of turns", hint="write /undo 2")
     taken = chat.session.undo(int(argument or 1))
-    chat.record.save(chat.session)
+    chat.autosaver.save(chat.session)
     asked = [message.text for message in taken if message.role == "user"]
     chat.screen.note(
-        f"took back {len(asked)} {'turn' if len(asked) == 1 else 'turns'}, from: {_line(asked[0])}"
+        f"took back {len(asked)} {'turn' if len(asked) == 1 else 'turns'}, from: {_shorten(asked[0])}"
     )
 
 
@@ -63,8 +63,8 @@ def edit(chat: "Chat", argument: str) -> None:
 
 
 def _edit_message(chat: "Chat") -> None:
-    before = chat.session.last("user").text
-    text = _edited(before)
+    before = chat.session.find_last("user").text
+    text = _edit_outside(before)
     if not text.strip() or text == before:
         chat.screen.note("nothing changed")
         return
@@ -73,22 +73,22 @@ def _edit_message(chat: "Chat") -> None:
 
 
 def _edit_answer(chat: "Chat") -> None:
-    before = chat.session.last("assistant").text
-    text = _edited(before)
+    before = chat.session.find_last("assistant").text
+    text = _edit_outside(before)
     if text == before:
         chat.screen.note("nothing changed")
         return
     chat.session.replace_answer(text)
-    chat.record.save(chat.session)
+    chat.autosaver.save(chat.session)
     chat.screen.note("the answer is replaced; /continue goes on from it")
 
 
-def _edited(text: str) -> str:
-    with normal_keys():
+def _edit_outside(text: str) -> str:
+    with restore_keys():
         return edit_text(text)
 
 
-def _line(text: str, n_characters: int = 60) -> str:
-    """The beginning of `text` in one line."""
+def _shorten(text: str, n_characters: int = 60) -> str:
+    """Return the beginning of `text` as one line."""
     line = " ".join(text.split())
     return line if len(line) <= n_characters else f"{line[:n_characters]}…"

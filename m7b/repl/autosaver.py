@@ -1,35 +1,35 @@
-"""One conversation on its way into the store. Knows sessions and the store; nothing about screens."""
+"""Save a conversation while it goes on. Knows sessions and the store; nothing about screens."""
 
 import time
 from collections.abc import Sequence
 
 from m7b.errors import UsageError
 from m7b.messages import Message
-from m7b.repl.signals import uninterrupted
+from m7b.repl.signals import delay_ctrl_c
 from m7b.session import Session
-from m7b.store import ChangedMeanwhile, Conversation, Store
+from m7b.store import ChangedMeanwhile, Store, StoredConversation
 
-_INTERVAL_S = 1.0  # what a power cut may cost of an answer
+_INTERVAL_S = 1.0  # how much of an answer a power cut may cost
 
 
-class Record:
-    """Keeps a session in `store`, in a conversation that is created when there is something to keep.
+class Autosaver:
+    """Saves a session to `store`, in a conversation that it creates when there is something to save.
 
     Args:
-        store: where to keep it; None keeps nothing.
-        kept: the conversation that is continued, None for a new one.
-        messages: what is stored of it.
-        name: what to call a new one.
+        store: where to save; None saves nothing.
+        kept: the stored conversation to continue, None for a new one.
+        messages: the messages that are stored of it.
+        name: the name of a new conversation.
 
     Attributes:
-        id: the conversation, None while there is none.
-        notice: what to tell about the last save, empty where all went as planned.
+        id: that of the conversation, None while there is none.
+        notice: what the user should know about the last save, empty where all went as planned.
     """
 
     def __init__(
         self,
         store: Store | None,
-        kept: Conversation | None = None,
+        kept: StoredConversation | None = None,
         messages: Sequence[Message] = (),
         name: str | None = None,
     ) -> None:
@@ -38,14 +38,14 @@ class Record:
         self._name = name
         self.begin(kept, messages)
 
-    def begin(self, kept: Conversation | None = None, messages: Sequence[Message] = ()) -> None:
-        """Leave the conversation as it is stored and go on with another, a new one without `kept`."""
+    def begin(self, kept: StoredConversation | None = None, messages: Sequence[Message] = ()) -> None:
+        """Leave the stored conversation as it is and go on with `kept`, or without it with a new one."""
         self.id = kept.id if kept else None
         self._seen = tuple(messages)
         self._saved_at = 0.0
 
     def save(self, session: Session) -> None:
-        """Make what is stored equal to the session, unless nothing was ever said.
+        """Make the stored conversation equal to the session, unless nobody has said anything yet.
 
         Where another chat has taken the name or changed the conversation, this one goes on as a new one.
         """
@@ -53,13 +53,13 @@ class Record:
         if self.store is None or (self.id is None and is_empty):
             return
         try:
-            with uninterrupted():
+            with delay_ctrl_c():
                 self._save(self.store, session)
         finally:
             self._saved_at = time.monotonic()
 
     def save_if_due(self, session: Session) -> None:
-        """Save where a message was added, or the last time is a while ago."""
+        """Save where a message was added, or where the last save was more than a second ago."""
         is_new = len(session.messages) != len(self._seen)
         if is_new or time.monotonic() - self._saved_at > _INTERVAL_S:
             self.save(session)
@@ -67,7 +67,7 @@ class Record:
     def _save(self, store: Store, session: Session) -> None:
         model, messages = session.model.name, session.messages
         if self.id is None:
-            self.id = self._created(store, model)
+            self.id = self._create(store, model)
         try:
             store.save(self.id, messages, model, seen=self._seen)
         except ChangedMeanwhile as error:
@@ -76,7 +76,7 @@ class Record:
             self.notice = f"{error}; this one goes on as {self.id}"
         self._seen = messages
 
-    def _created(self, store: Store, model: str) -> int:
+    def _create(self, store: Store, model: str) -> int:
         name, self._name = self._name, None
         try:
             return store.create(model, name)
