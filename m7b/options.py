@@ -36,7 +36,6 @@ class Option:
         short: a flag of one letter.
         sample: the value that a new config.toml shows; None where there is no such setting.
         is_apart: whether it is not given wherever the others of its class are.
-        in_json: whether requests in JSON may hold it.
         in_chat: whether /set changes it.
         collect: what makes a value of the parts of an option that is given several times.
     """
@@ -53,7 +52,6 @@ class Option:
     short: str = ""
     sample: str | int | float | None = None
     is_apart: bool = False
-    in_json: bool = True
     in_chat: bool = True
     collect: Callable[[list[Any]], Any] | None = None
 

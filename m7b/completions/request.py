@@ -50,9 +50,7 @@ class CompletionRequest:
 
 
 _PARAMS = {
-    name: option.kind
-    for name, option in list_options(SamplingParams).items()
-    if option.in_json and option.kind in (int, float)
+    name: option.kind for name, option in list_options(SamplingParams).items() if option.kind in (int, float)
 }
 _IGNORED = {"model", "user", "metadata"}  # they name the caller or the model and change no token
 _OTHER = {"id", "prompt", "n", "echo", "stop", "logit_bias", "response_format"}
