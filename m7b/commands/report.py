@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.bench.formats import Table, aligned, markdown
-from m7b.bench.results import Work
+from m7b.bench.runs import Work, repeat
 from m7b.commands.evaluating import Text, counted, stride_of, usual_ctx_size
 from m7b.commands.loading import LoadedModel, load_model
 from m7b.commands.options import VariantName
@@ -111,8 +111,8 @@ def told(report: Comparison, out: Path) -> str:
 
 
 def _side(loaded: LoadedModel, name: str, found: Any, status: Status) -> Side:
+    from m7b.runtime.bench.measure import EngineRunner
     from m7b.runtime.engine import Engine
-    from m7b.runtime.measure import EngineRunner, repeat
 
     assert isinstance(loaded.engine, Engine)
     status.show(f"timing {name}")
