@@ -13,15 +13,16 @@ import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
 
-from m7b.bench.results import Work
+from m7b.bench.runs import Work, repeat
 from m7b.errors import OutOfResources
 from m7b.generation import SamplingParams
-from m7b.runtime import claims as claims_module
+from m7b.runtime.bench import claims as claims_module
+from m7b.runtime.bench.claims import count_fitting_layers, pair_shapes
+from m7b.runtime.bench.measure import EngineRunner, fill, peak_rss, reset_peak_rss
+from m7b.runtime.bench.weights import count_weight_bytes
 from m7b.runtime.cache import RollingKVCache, visible
 from m7b.runtime.checkpoints.random import cut, random_checkpoint
-from m7b.runtime.claims import fitting_layers, shapes_of
 from m7b.runtime.loader import EngineOptions, load_engine
-from m7b.runtime.measure import EngineRunner, fill, peak_rss, repeat, reset_peak_rss, weight_bytes
 from m7b.runtime.model.config import ModelConfig
 from m7b.variants import VARIANTS
 from tests.checkpoints import main_row
@@ -150,7 +151,7 @@ def test_each_phase_starts_at_the_depth(window):
 def test_a_token_reads_every_weight_but_the_embedding(tied):
     config = replace(SMALL, tied_embeddings=tied)
     n_read = config.n_params if tied else config.n_params - config.vocab_size * config.dim
-    assert weight_bytes(engine_of(config, dtype="float32").model) == 4 * (n_read + config.dim)
+    assert count_weight_bytes(engine_of(config, dtype="float32").model) == 4 * (n_read + config.dim)
 
 
 @pytest.mark.parametrize(("quant", "bits"), [("q8_0", 8.5), ("q4_0", 4.5), ("nf4", None)])
@@ -376,12 +377,12 @@ def test_claims_of_a_checkpoint_are_written_in_every_format(tiny, format):
 
 
 def test_claims_are_measured_in_the_layers_that_fit(monkeypatch):
-    shapes, work = shapes_of(SMALL, 16), Work(0, 4, 200)
+    pairs, work = pair_shapes(SMALL, 16), Work(0, 4, 200)
 
     def fitting(n_bytes):
         monkeypatch.setattr(claims_module, "free_memory", lambda: n_bytes)
         try:
-            return fitting_layers(shapes, work, torch.bfloat16, 512)
+            return count_fitting_layers(pairs, work, torch.bfloat16, 512)
         except OutOfResources:
             return 0
 

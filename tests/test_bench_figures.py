@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from m7b.bench import ReportFormat
 from m7b.bench.claims import Claim, ClaimsReport
-from m7b.bench.compare import changes, check_speed, read_run
-from m7b.bench.formats import Format, render
+from m7b.bench.comparison import check_speed, compute_changes, read_run
+from m7b.bench.figures import Report, compare_in_turn, compute_p95, summarize
+from m7b.bench.formats import render
 from m7b.bench.plot import check_plot, draw
-from m7b.bench.results import Reads, Report, Sample, Work, percentile_95, ratio_of, row_of
+from m7b.bench.runs import Reads, Sample, Work
 from m7b.errors import OutOfResources, TooSlow, UsageError
 
 READS = Reads("bfloat16", weight_bytes=1_000_000_000, kv_bytes=4096, kv_bytes_per_token=100, window=None)
@@ -37,7 +39,7 @@ SAMPLES = [sample(1.0, [0.1] * 4), sample(2.0, [0.2] * 4), sample(4.0, [0.1, 0.3
 
 def report_of(*rows, **changes_):
     made = Report(
-        MACHINE, MODEL, 1.5, (10.0, 20.0), 1 << 30, rows or (row_of("m7b", WORK, SAMPLES, READS, 20.0),)
+        MACHINE, MODEL, 1.5, (10.0, 20.0), 1 << 30, rows or (summarize("m7b", WORK, SAMPLES, READS, 20.0),)
     )
     return replace(made, **changes_)
 
@@ -46,7 +48,7 @@ def report_of(*rows, **changes_):
 
 
 def test_a_row_has_medians_means_and_the_deviation_of_the_sample():
-    row = row_of("m7b", WORK, SAMPLES, READS, 20.0)
+    row = summarize("m7b", WORK, SAMPLES, READS, 20.0)
     assert (row.prefill_tps, row.prefill_tps_mean) == (50, pytest.approx(175 / 3))
     assert row.prefill_tps_stdev == pytest.approx(38.188, abs=1e-3)  # of 100, 50 and 25
     assert (row.decode_tps, row.decode_tps_mean) == (pytest.approx(5), pytest.approx(20 / 3))
@@ -57,7 +59,7 @@ def test_a_row_has_medians_means_and_the_deviation_of_the_sample():
 
 
 def test_the_limit_is_what_the_machine_reads_over_what_a_token_reads():
-    row = row_of("m7b", WORK, SAMPLES, READS, 20.0)
+    row = summarize("m7b", WORK, SAMPLES, READS, 20.0)
     assert row.kv_read_bytes == 250  # 1, 2, 3 and 4 positions of 100 bytes
     assert row.achieved_gbs == pytest.approx(5 * 1.00000025)
     assert row.percent_of_limit == pytest.approx(25, rel=1e-5)
@@ -81,21 +83,21 @@ def test_a_token_reads_the_positions_that_it_sees(depth, tokens, window, positio
     ids=["no prompt", "nothing decoded"],
 )
 def test_what_was_not_measured_is_none(work, samples, empty, full):
-    row = row_of("m7b", work, samples, READS, 20.0)
+    row = summarize("m7b", work, samples, READS, 20.0)
     assert getattr(row, empty) is getattr(row, f"{empty}_mean") is None
     assert getattr(row, full) is not None
     assert getattr(row, f"{full}_stdev") is None  # of one repetition
-    assert all("50.0" in text or "10.0" in text for text in (render(report_of(row), f) for f in Format))
+    assert all("50.0" in text or "10.0" in text for text in (render(report_of(row), f) for f in ReportFormat))
 
 
 def test_the_95th_percentile_is_interpolated():
-    assert percentile_95([1.0]) == 1
-    assert percentile_95([float(n) for n in range(101)]) == 95
+    assert compute_p95([1.0]) == 1
+    assert compute_p95([float(n) for n in range(101)]) == 95
 
 
 def test_ratios_are_of_medians_and_of_pairs():
     theirs = [sample(2.0, [0.2] * 4), sample(8.0, [0.2] * 4), sample(4.0, [0.8] * 4)]
-    ratio = ratio_of("peer", WORK, SAMPLES, theirs)
+    ratio = compare_in_turn("peer", WORK, SAMPLES, theirs)
     assert ratio.prefill == 2  # 50 over 25
     assert ratio.prefill_paired == 2  # of 2, 4 and 1
     assert ratio.decode == pytest.approx(1)  # 5 over 5
@@ -106,7 +108,7 @@ def test_ratios_are_of_medians_and_of_pairs():
 
 
 def test_json_is_the_report_with_a_flat_object_a_row():
-    report = json.loads(render(report_of(), Format.JSON))
+    report = json.loads(render(report_of(), ReportFormat.JSON))
     assert report["machine"] == MACHINE
     assert report["model"] == MODEL
     assert report["read_gbs"] == {"before": 10.0, "after": 20.0}
@@ -117,17 +119,17 @@ def test_json_is_the_report_with_a_flat_object_a_row():
 
 def test_jsonl_and_csv_have_the_rows_of_json():
     report = report_of(
-        *(row_of("m7b", replace(WORK, depth=depth), SAMPLES, READS, 20.0) for depth in (0, 64))
+        *(summarize("m7b", replace(WORK, depth=depth), SAMPLES, READS, 20.0) for depth in (0, 64))
     )
-    rows = json.loads(render(report, Format.JSON))["results"]
-    assert [json.loads(line) for line in render(report, Format.JSONL).splitlines()] == rows
-    read = list(csv.DictReader(io.StringIO(render(report, Format.CSV))))
+    rows = json.loads(render(report, ReportFormat.JSON))["results"]
+    assert [json.loads(line) for line in render(report, ReportFormat.JSONL).splitlines()] == rows
+    read = list(csv.DictReader(io.StringIO(render(report, ReportFormat.CSV))))
     assert [{key: str(value) for key, value in row.items()} for row in rows] == read
 
 
 def test_markdown_tables_have_as_many_cells_in_each_line():
-    ratio = ratio_of("peer", WORK, SAMPLES, SAMPLES)
-    written = render(report_of(ratios=(ratio,)), Format.MD)
+    ratio = compare_in_turn("peer", WORK, SAMPLES, SAMPLES)
+    written = render(report_of(ratios=(ratio,)), ReportFormat.MD)
     blocks = [block.splitlines() for block in written.split("\n\n")]
     assert len(blocks) == 3  # the facts, the speeds, the ratios
     for table in blocks[1:]:
@@ -136,17 +138,17 @@ def test_markdown_tables_have_as_many_cells_in_each_line():
 
 
 def test_the_columns_of_a_table_line_up():
-    table = render(report_of(), Format.TABLE).split("\n\n")[1].splitlines()
+    table = render(report_of(), ReportFormat.TABLE).split("\n\n")[1].splitlines()
     depth_ends = table[0].index("depth") + len("depth")
     assert [line[depth_ends - 1] for line in table] == ["h", "0", "0"]
 
 
-@pytest.mark.parametrize("format", Format)
+@pytest.mark.parametrize("format", ReportFormat)
 def test_claims_are_written_in_every_format(format):
     claim = Claim("GQA", 32768, 1 << 20, 4 << 20, 4.0, 4.0, 2.0, 1.0, 2.0)
     written = render(ClaimsReport(MACHINE, MODEL, 1, 99, (claim,)), format)
     assert written.endswith("\n")
-    assert ("4.00x" if format in (Format.TABLE, Format.MD) else "4.0") in written
+    assert ("4.00x" if format in (ReportFormat.TABLE, ReportFormat.MD) else "4.0") in written
 
 
 # against an earlier run
@@ -155,27 +157,27 @@ def test_claims_are_written_in_every_format(format):
 @pytest.fixture
 def old(tmp_path):
     file = tmp_path / "old.json"
-    file.write_text(render(report_of(), Format.JSON), encoding="utf-8")
+    file.write_text(render(report_of(), ReportFormat.JSON), encoding="utf-8")
     return file
 
 
 def test_a_change_is_the_speed_now_over_then(old):
-    faster = row_of("m7b", WORK, [sample(1.0, [0.1] * 4)], READS, 20.0)
-    (change,) = changes([faster], read_run(old))
+    faster = summarize("m7b", WORK, [sample(1.0, [0.1] * 4)], READS, 20.0)
+    (change,) = compute_changes([faster], read_run(old))
     assert (change.prefill, change.decode) == (pytest.approx(2), pytest.approx(2))
 
 
 def test_only_the_same_work_is_compared(old):
-    same, deeper = report_of().results[0], row_of("m7b", replace(WORK, depth=7), SAMPLES, READS, 20.0)
-    assert [change.depth for change in changes([deeper, same], read_run(old))] == [0]
+    same, deeper = report_of().results[0], summarize("m7b", replace(WORK, depth=7), SAMPLES, READS, 20.0)
+    assert [change.depth for change in compute_changes([deeper, same], read_run(old))] == [0]
     with pytest.raises(UsageError, match="nothing that this one measured") as error:
-        changes([deeper], read_run(old))
+        compute_changes([deeper], read_run(old))
     assert "-p 100 -n 4 -d 0" in error.value.hint
 
 
 def test_a_run_slower_than_allowed_is_refused_with_the_worst(old):
-    slower = row_of("m7b", WORK, [sample(4.0, [0.2] * 4)], READS, 20.0)
-    found = changes([slower], read_run(old))
+    slower = summarize("m7b", WORK, [sample(4.0, [0.2] * 4)], READS, 20.0)
+    found = compute_changes([slower], read_run(old))
     check_speed(found, 0.5)
     with pytest.raises(TooSlow, match=r"prefill of m7b at depth 0 runs at 0\.500"):
         check_speed(found, 0.51)
@@ -223,7 +225,7 @@ def test_a_run_that_is_not_there_is_refused(tmp_path):
 def test_a_plot_is_drawn_in_the_format_of_its_name(tmp_path, old, name, head):
     pytest.importorskip("matplotlib")
     report = report_of(
-        *(row_of("m7b", replace(WORK, depth=depth), SAMPLES, READS, 20.0) for depth in (0, 64))
+        *(summarize("m7b", replace(WORK, depth=depth), SAMPLES, READS, 20.0) for depth in (0, 64))
     )
     check_plot(tmp_path / name)
     draw(tmp_path / name, report, read_run(old))

@@ -11,16 +11,16 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 
-from m7b.bench.results import Work
+from m7b.bench.runs import Work, repeat
 from m7b.errors import OutOfResources, UsageError
-from m7b.runtime import peers
+from m7b.runtime.bench import peers
+from m7b.runtime.bench.measure import EngineRunner
+from m7b.runtime.bench.peers import PeerName, Task, check_peer, open_peer
+from m7b.runtime.bench.peers.gguf_file import file_bytes, read_bytes, write_gguf
 from m7b.runtime.checkpoints import open_checkpoint
 from m7b.runtime.checkpoints.random import random_checkpoint
 from m7b.runtime.loader import EngineOptions, load_engine
-from m7b.runtime.measure import EngineRunner, repeat
 from m7b.runtime.model.rope import half_split_to_interleaved, interleaved_to_half_split
-from m7b.runtime.peers import PeerName, Task, check_peer, open_peer
-from m7b.runtime.peers.gguf_file import file_bytes, read_bytes, write_gguf
 from tests.tiny import CONFIG, assert_refused, call, write_tiny
 
 IDS = torch.randint(0, CONFIG.vocab_size, (40,), generator=torch.Generator().manual_seed(3)).tolist()

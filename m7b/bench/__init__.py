@@ -1,4 +1,4 @@
-"""The figures of `m7b bench`: what was measured, its statistics, its shapes on paper. Runs no model.
+"""What `m7b bench` measures and how that is told: runs, figures, formats. Runs no model and needs no torch.
 
 Here are the names that its options take; the rest is imported when something is measured.
 """
@@ -6,7 +6,7 @@ Here are the names that its options take; the rest is imported when something is
 from enum import StrEnum
 
 
-class Format(StrEnum):
+class ReportFormat(StrEnum):
     """How a report is written."""
 
     TABLE = "table"

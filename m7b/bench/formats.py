@@ -7,11 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from m7b.bench import Format
+from m7b.bench import ReportFormat
 from m7b.bench.claims import ClaimsReport
-from m7b.bench.results import Report, Row
-
-_TIMES = ("first s", "p50 ms", "p95 ms", "GB/s", "limit %")
+from m7b.bench.figures import Measurement, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,26 +21,26 @@ class Table:
     text_columns: int = 0
 
 
-def render(report: Report | ClaimsReport, format: Format) -> str:
+def render(report: Report | ClaimsReport, format: ReportFormat) -> str:
     """`report` in `format`, whole lines; CSV and JSONL have its rows alone."""
     match format:
-        case Format.JSON:
+        case ReportFormat.JSON:
             return json.dumps(report.as_json(), ensure_ascii=False) + "\n"
-        case Format.JSONL:
+        case ReportFormat.JSONL:
             return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows())
-        case Format.CSV:
-            return _csv(report)
-        case Format.MD:
-            facts = "".join(f"- {label}: {text}\n" for label, text in _facts(report))
-            return "\n".join([facts, *map(markdown, _tables(report))])
-        case Format.TABLE:
-            facts = "".join(f"{label:<14}{text}\n" for label, text in _facts(report))
-            return "\n".join([facts, *map(aligned, _tables(report))])
+        case ReportFormat.CSV:
+            return _write_csv(report)
+        case ReportFormat.MD:
+            facts = "".join(f"- {label}: {text}\n" for label, text in _list_facts(report))
+            return "\n".join([facts, *map(markdown, _make_tables(report))])
+        case ReportFormat.TABLE:
+            facts = "".join(f"{label:<14}{text}\n" for label, text in _list_facts(report))
+            return "\n".join([facts, *map(aligned, _make_tables(report))])
         case _:
             assert_never(format)
 
 
-def _csv(report: Report | ClaimsReport) -> str:
+def _write_csv(report: Report | ClaimsReport) -> str:
     rows, text = report.rows(), io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -70,7 +68,7 @@ def aligned(table: Table) -> str:
     return "".join(map(line, (table.columns, *table.rows)))
 
 
-def _facts(report: Report | ClaimsReport) -> Iterator[tuple[str, str]]:
+def _list_facts(report: Report | ClaimsReport) -> Iterator[tuple[str, str]]:
     machine, model = report.machine, report.model
     yield "machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
     origin = ", random weights" if model["random_weights"] else ""
@@ -93,16 +91,16 @@ def _facts(report: Report | ClaimsReport) -> Iterator[tuple[str, str]]:
     yield "memory read", f"{before:.1f} GB/s before, {after:.1f} GB/s after"
 
 
-def _tables(report: Report | ClaimsReport) -> Iterator[Table]:
+def _make_tables(report: Report | ClaimsReport) -> Iterator[Table]:
     if isinstance(report, ClaimsReport):
-        yield _claims(report)
+        yield _tabulate_claims(report)
         return
-    yield _speeds(report)
+    yield _tabulate_speeds(report)
     if report.ratios:
         yield Table(
             ("against", "depth", "prefill", "in pairs", "decode", "in pairs"),
             tuple(
-                (r.peer, str(r.depth), *map(_times, (r.prefill, r.prefill_paired, r.decode, r.decode_paired)))
+                (r.peer, str(r.depth), *map(_ratio, (r.prefill, r.prefill_paired, r.decode, r.decode_paired)))
                 for r in report.ratios
             ),
             text_columns=1,
@@ -110,21 +108,21 @@ def _tables(report: Report | ClaimsReport) -> Iterator[Table]:
     if report.changes:
         yield Table(
             ("now over then", "depth", "prefill", "decode"),
-            tuple((c.engine, str(c.depth), _times(c.prefill), _times(c.decode)) for c in report.changes),
+            tuple((c.engine, str(c.depth), _ratio(c.prefill), _ratio(c.decode)) for c in report.changes),
             text_columns=1,
         )
 
 
-def _speeds(report: Report) -> Table:
+def _tabulate_speeds(report: Report) -> Table:
     measured = ("tok/s", "mean", "stdev", "first s", "p50 ms", "p95 ms", "GB/s", "limit %")
     columns = ("engine", "phase", "depth", *measured)
-    rows = [cells for row in report.results for cells in _phases(row)]
+    rows = [cells for row in report.results for cells in _list_phases(row)]
     if len({row.engine for row in report.results}) == 1:
         return Table(columns[1:], tuple(cells[1:] for cells in rows), text_columns=1)
     return Table(columns, tuple(rows), text_columns=2)
 
 
-def _phases(row: Row) -> Iterator[tuple[str, ...]]:
+def _list_phases(row: Measurement) -> Iterator[tuple[str, ...]]:
     """A line for the prompt and a line for the tokens decoded, where they were measured."""
     if row.prefill_tps is not None:
         speeds = (row.prefill_tps, row.prefill_tps_mean, row.prefill_tps_stdev)
@@ -139,7 +137,7 @@ def _phases(row: Row) -> Iterator[tuple[str, ...]]:
         yield (row.engine, "decode", str(row.depth), speed, average, spread, "", *rest)
 
 
-def _claims(report: ClaimsReport) -> Table:
+def _tabulate_claims(report: ClaimsReport) -> Table:
     columns = ("claim", "context", "MiB", "without", "", "tok/s", "without", "")
     rows = (
         (
@@ -147,10 +145,10 @@ def _claims(report: ClaimsReport) -> Table:
             str(claim.context),
             f"{claim.kv_bytes / (1 << 20):.1f}",
             f"{claim.kv_bytes_without / (1 << 20):.1f}",
-            _times(claim.kv_ratio),
+            _ratio(claim.kv_ratio),
             _figure(claim.decode_tps),
             _figure(claim.decode_tps_without),
-            _times(claim.decode_ratio),
+            _ratio(claim.decode_ratio),
         )
         for claim in report.claims
     )
@@ -163,5 +161,5 @@ def _figure(value: float | None, digits: int | None = None) -> str:
     return f"{value:.{(2 if value < 100 else 1) if digits is None else digits}f}"
 
 
-def _times(ratio: float | None) -> str:
+def _ratio(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}x"

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m7b.bench.compare import OldRun
-from m7b.bench.results import Report
+from m7b.bench.comparison import EarlierRun
+from m7b.bench.figures import Report
 from m7b.errors import OutOfResources, UsageError
 
 SUFFIXES = (".png", ".svg")
@@ -27,8 +27,8 @@ def check_plot(file: Path) -> None:
         raise UsageError("--plot needs matplotlib", hint="pip install 'm7b[plot]'") from None
 
 
-def draw(file: Path, report: Report, old: OldRun | None) -> None:
-    """Draw the speeds of `report` into `file`, decoding above and prompts below, and those of `old` dashed.
+def draw(file: Path, report: Report, earlier: EarlierRun | None) -> None:
+    """Draw the speeds of `report` into `file`, decoding above and prompts below, `earlier` ones dashed.
 
     Raises:
         OutOfResources: it cannot be written.
@@ -43,8 +43,8 @@ def draw(file: Path, report: Report, old: OldRun | None) -> None:
         panels = figure.subplots(2, 1, sharex=True)
         for axes, phase in zip(panels, ("decode", "prefill"), strict=True):
             _draw_engines(axes, report.rows(), f"{phase}_tps", "")
-            if old:
-                _draw_engines(axes, old.rows, f"{phase}_tps", "before")
+            if earlier:
+                _draw_engines(axes, earlier.rows, f"{phase}_tps", "before")
             axes.set_ylabel(f"{phase}, tokens per second")
             axes.set_ylim(bottom=0)
             axes.grid(alpha=0.3)

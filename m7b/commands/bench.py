@@ -1,17 +1,19 @@
 """`m7b bench`: how fast a model runs on this machine, against its memory, a peer or an earlier run."""
 
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from m7b.bench import Format, PeerName
+from m7b.bench import PeerName, ReportFormat
 from m7b.commands.shared.options import (
     DTypeOption,
     ModelOption,
     QuantOption,
     ThreadsOption,
+    VariantName,
     VariantOption,
     WindowOption,
     integer,
@@ -19,11 +21,23 @@ from m7b.commands.shared.options import (
     number,
 )
 from m7b.errors import UsageError
+from m7b.progress import run_with_progress
 from m7b.render import Output, Status, note
 
 if TYPE_CHECKING:
-    from m7b.bench.compare import OldRun
-    from m7b.bench.results import Report
+    from m7b.bench.claims import ClaimsReport
+    from m7b.bench.comparison import EarlierRun
+    from m7b.bench.figures import Report
+    from m7b.bench.runs import Sweep
+    from m7b.commands.subject import Choice
+    from m7b.models import ModelFiles
+    from m7b.runtime.bench.speeds import Hindrance
+    from m7b.runtime.bench.subject import Subject
+
+Result = TypeVar("Result")
+
+_CLAIMS_VARIANT = "base-v0.1"
+"""Whose claims are measured, where no model is named."""
 
 
 def count(text: str) -> int:
@@ -73,8 +87,8 @@ def bench(
     threads: ThreadsOption = None,
     window: WindowOption = None,
     format: Annotated[
-        Format, typer.Option("-o", "--format", help="How to write the figures.")
-    ] = Format.TABLE,
+        ReportFormat, typer.Option("-o", "--format", help="How to write the figures.")
+    ] = ReportFormat.TABLE,
     compare: Annotated[
         Path | None,
         typer.Option(
@@ -116,12 +130,10 @@ def bench(
 
       m7b bench --random-weights -p 0 -n 8 -d 0 -o json > before.json
     """
-    from m7b.bench.compare import changes, check_speed, read_run
+    from m7b.bench.comparison import check_speed, read_run
     from m7b.bench.formats import render
     from m7b.bench.plot import check_plot, draw
-    from m7b.bench.results import Report
-    from m7b.commands.claiming import measure_claims
-    from m7b.commands.measuring import Plan, measure
+    from m7b.bench.runs import Sweep
     from m7b.commands.subject import Choice
 
     if claims and (compare or plot or peer):
@@ -130,27 +142,93 @@ def bench(
         raise UsageError("--fail-under needs --compare", hint="name the earlier run: --compare OLD.json")
     if not tokens and (claims or not prompt):
         raise UsageError("there is nothing to measure", hint="raise -n")
-    old = read_run(compare) if compare else None
+    earlier = read_run(compare) if compare else None
     if plot:
         check_plot(plot)
     choice = Choice(variant, model, random_weights, quant, dtype, threads, window)
-    plan = Plan(prompt, tokens, _depths(depths), repetitions, warmup)
-    status = Status()
-    try:
-        report = measure_claims(choice, plan, status) if claims else measure(choice, plan, peer, status)
-    finally:
-        status.clear()
-    if old and isinstance(report, Report):
-        report = replace(report, changes=changes(report.results, old))
-        _tell_differences(report, old)
+    sweep = Sweep(prompt, tokens, _parse_depths(depths), repetitions, warmup)
+    if claims:
+        Output().write(render(_measure_claims(choice, sweep), format))
+        return
+    report = _measure_speeds(choice, sweep, peer)
+    if earlier:
+        report = _compare(report, earlier)
     Output().write(render(report, format))
-    if plot and isinstance(report, Report):
-        draw(plot, report, old)
-    if fail_under is not None and isinstance(report, Report):
+    if plot:
+        draw(plot, report, earlier)
+    if fail_under is not None:
         check_speed(report.changes, fail_under)
 
 
-def _depths(text: str) -> tuple[int, ...]:
+def _measure_speeds(choice: "Choice", sweep: "Sweep", peer: PeerName | None) -> "Report":
+    from m7b.commands.subject import open_subject
+    from m7b.runtime.bench.peers import check_peer
+    from m7b.runtime.bench.speeds import measure_speeds
+
+    if peer:
+        check_peer(peer, choice.quant)
+    subject = _describe_subject(open_subject(choice), choice, sweep.ctx_size)
+    return _run_with_status(measure_speeds(subject, sweep, peer))
+
+
+def _measure_claims(choice: "Choice", sweep: "Sweep") -> "ClaimsReport":
+    """Those of the variant that the paper describes, where no model is named."""
+    from m7b.commands.subject import open_subject
+    from m7b.runtime.bench.claims import measure_claims
+
+    if not choice.variant and not choice.model:
+        choice = replace(choice, variant=VariantName(_CLAIMS_VARIANT))
+    choice = replace(choice, random_weights=True)
+    opened = open_subject(replace(choice, window=None))
+    subject = _describe_subject(opened, choice, opened.config.max_seq_len)
+    return _run_with_status(measure_claims(subject, sweep.decode_tokens, sweep.repetitions))
+
+
+def _describe_subject(opened: "ModelFiles", choice: "Choice", ctx_size: int) -> "Subject":
+    from m7b.commands.subject import about, engine_options
+    from m7b.runtime.bench.subject import Subject
+
+    return Subject(
+        opened.name,
+        opened.checkpoint,
+        opened.config,
+        engine_options(choice, ctx_size),
+        choice.random_weights,
+        about(opened, choice, weights=""),
+    )
+
+
+def _run_with_status(measuring: "Generator[str | Hindrance, None, Result]") -> Result:
+    """Run a measurement to its end, with what goes on shown on a terminal; returns its report."""
+    status = Status()
+
+    def show(event: "str | Hindrance") -> None:
+        if isinstance(event, str):
+            status.show(event)
+        else:
+            status.clear()
+            note(event.text)
+
+    try:
+        return run_with_progress(measuring, show)
+    finally:
+        status.clear()
+
+
+def _compare(report: "Report", earlier: "EarlierRun") -> "Report":
+    """The report with how speeds have changed; warns where the runs are not of one kind."""
+    from m7b.bench.comparison import compute_changes
+
+    for what, now, then in (
+        ("machine", report.machine["cpu"], earlier.cpu),
+        ("model", report.model["name"], earlier.model),
+    ):
+        if then and now != then:
+            note(f"the earlier run is of another {what}: {then}, now {now}")
+    return replace(report, changes=compute_changes(report.results, earlier))
+
+
+def _parse_depths(text: str) -> tuple[int, ...]:
     """The depths in a list of them, each once, in order.
 
     Raises:
@@ -160,13 +238,3 @@ def _depths(text: str) -> tuple[int, ...]:
         return tuple(sorted({count(depth) for depth in text.split(",")}))
     except typer.BadParameter as error:
         raise UsageError(f"--depths: {error.message}", hint="write them as in -d 0,4096") from None
-
-
-def _tell_differences(report: "Report", old: "OldRun") -> None:
-    """Warn where the runs compared are not of one kind."""
-    for what, now, then in (
-        ("machine", report.machine["cpu"], old.cpu),
-        ("model", report.model["name"], old.model),
-    ):
-        if then and now != then:
-            note(f"the earlier run is of another {what}: {then}, now {now}")

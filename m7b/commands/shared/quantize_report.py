@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.bench.formats import Table, aligned, markdown
-from m7b.bench.results import Work
+from m7b.bench.runs import Work, repeat
 from m7b.commands.shared.evaluation import Text, choose_stride, read_with_progress, usual_ctx_size
 from m7b.commands.shared.loading import load_model
 from m7b.errors import UsageError
@@ -108,7 +108,7 @@ def format_report(report: Comparison, out: Path) -> str:
 
 
 def _side(model: Model, name: str, found: Any, status: Status) -> Side:
-    from m7b.runtime.measure import EngineRunner, repeat
+    from m7b.runtime.bench.measure import EngineRunner
 
     status.show(f"timing {name}")
     runner = EngineRunner(model.engine)

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 
+from m7b.runtime.bench.peers.task import Task
 from m7b.runtime.checkpoints import gguf
 from m7b.runtime.checkpoints.checkpoint import translated
 from m7b.runtime.checkpoints.random import STD, cut
 from m7b.runtime.model.rope import native_rows
-from m7b.runtime.peers.task import Task
 from m7b.runtime.quantize.gguf_file import add_shape
 
 _BLOCKS = 32_749  # a prime, so no two rows are the same

@@ -1,61 +1,15 @@
-"""From seconds to figures: one `Sample` a repetition, one `Row` an engine and depth. Measures nothing."""
+"""From seconds to figures: one `Measurement` for each engine and work, and ratios. Measures nothing."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, median, quantiles, stdev
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one repetition does at each depth: a prompt of `prompt_tokens`, then `decode_tokens`, one by one.
-
-    `depth` tokens are in the cache before either.
-    """
-
-    prompt_tokens: int
-    decode_tokens: int
-    depth: int
+from m7b.bench.runs import Reads, Sample, Work
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """The seconds of one repetition.
-
-    `prefill_s` is the prompt alone and `ttft_s` goes on to the first token; None where there was no
-    prompt. `step_s` has one forward pass and its choice of a token for each token decoded.
-    """
-
-    prefill_s: float | None
-    ttft_s: float | None
-    step_s: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Reads:
-    """The bytes behind the speed of an engine: all its cache takes, and what a token must read.
-
-    `weights` says how the weights are kept. `kv_bytes_per_token` is what one position takes, and
-    `window` how many of them a token sees, None for all.
-    """
-
-    weights: str
-    weight_bytes: int
-    kv_bytes: int
-    kv_bytes_per_token: int
-    window: int | None
-
-    def kv_read_bytes(self, work: Work) -> int:
-        """Bytes of keys and values that a token decoded in `work` reads on average, its own included.
-
-        depth 2, 3 tokens, window 4: they see 3, 4 and 4 positions.
-        """
-        seen = [min(work.depth + n + 1, self.window or work.depth + n + 1) for n in range(work.decode_tokens)]
-        return round(mean(seen) * self.kv_bytes_per_token) if seen else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
+class Measurement:
     """What one engine did at one depth: tokens per second and seconds, None where nothing was measured.
 
     `prefill_tps` and `decode_tps` are medians, and `stdev` is that of the sample. `achieved_gbs` is what
@@ -116,7 +70,7 @@ class Report:
     load_s: float
     read_gbs: tuple[float, float]
     peak_rss_bytes: int
-    results: tuple[Row, ...]
+    results: tuple[Measurement, ...]
     ratios: tuple[Ratio, ...] = ()
     changes: tuple[Change, ...] = ()
 
@@ -142,14 +96,16 @@ class Report:
         return report
 
 
-def row_of(engine: str, work: Work, samples: Sequence[Sample], reads: Reads, limit_gbs: float) -> Row:
+def summarize(
+    engine: str, work: Work, samples: Sequence[Sample], reads: Reads, limit_gbs: float
+) -> Measurement:
     """The figures of `samples`, against a memory that is read at `limit_gbs`."""
-    prefill, decode = speeds(work, samples)
+    prefill, decode = compute_speeds(work, samples)
     steps = [seconds for sample in samples for seconds in sample.step_s]
     ttft = [sample.ttft_s for sample in samples if sample.ttft_s is not None]
     kv_read = reads.kv_read_bytes(work)
     achieved = median(decode) * (reads.weight_bytes + kv_read) / 1e9 if decode else None
-    return Row(
+    return Measurement(
         engine=engine,
         depth=work.depth,
         prompt_tokens=work.prompt_tokens,
@@ -163,7 +119,7 @@ def row_of(engine: str, work: Work, samples: Sequence[Sample], reads: Reads, lim
         decode_tps_mean=mean(decode) if decode else None,
         decode_tps_stdev=stdev(decode) if len(decode) > 1 else None,
         token_p50_s=median(steps) if steps else None,
-        token_p95_s=percentile_95(steps) if steps else None,
+        token_p95_s=compute_p95(steps) if steps else None,
         weights=reads.weights,
         weight_bytes=reads.weight_bytes,
         kv_bytes=reads.kv_bytes,
@@ -173,26 +129,27 @@ def row_of(engine: str, work: Work, samples: Sequence[Sample], reads: Reads, lim
     )
 
 
-def ratio_of(peer: str, work: Work, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Ratio:
+def compare_in_turn(peer: str, work: Work, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Ratio:
     """How `ours` compare with `theirs`, which ran in turn."""
-    (our_prefill, our_decode), (their_prefill, their_decode) = speeds(work, ours), speeds(work, theirs)
-    prefill, prefill_paired = _ratios(our_prefill, their_prefill)
-    decode, decode_paired = _ratios(our_decode, their_decode)
+    our_prefill, our_decode = compute_speeds(work, ours)
+    their_prefill, their_decode = compute_speeds(work, theirs)
+    prefill, prefill_paired = _divide(our_prefill, their_prefill)
+    decode, decode_paired = _divide(our_decode, their_decode)
     return Ratio(peer, work.depth, prefill, prefill_paired, decode, decode_paired)
 
 
-def speeds(work: Work, samples: Sequence[Sample]) -> tuple[list[float], list[float]]:
+def compute_speeds(work: Work, samples: Sequence[Sample]) -> tuple[list[float], list[float]]:
     """Tokens per second of each repetition: of the prompt, and decoded."""
     prefill = [work.prompt_tokens / sample.prefill_s for sample in samples if sample.prefill_s is not None]
     return prefill, [len(sample.step_s) / sum(sample.step_s) for sample in samples if sample.step_s]
 
 
-def percentile_95(values: Sequence[float]) -> float:
+def compute_p95(values: Sequence[float]) -> float:
     """The value that 95 % of `values` do not exceed, interpolated between two of them."""
     return quantiles(values, n=100, method="inclusive")[94] if len(values) > 1 else values[0]
 
 
-def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float | None, float | None]:
+def _divide(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float | None, float | None]:
     if not ours or not theirs:
         return None, None
     paired = [our / their for our, their in zip(ours, theirs, strict=True)]

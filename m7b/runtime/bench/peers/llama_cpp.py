@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from llama_cpp import llama_cpp as api
 
-from m7b.bench.results import Reads
+from m7b.bench.runs import Reads, time_steps
 from m7b.errors import OutOfResources, UnsupportedCheckpoint
+from m7b.runtime.bench.peers.gguf_file import file_bytes, read_bytes, write_gguf
+from m7b.runtime.bench.peers.task import Task
 from m7b.runtime.checkpoints import Checkpoint, Format
-from m7b.runtime.measure import step_seconds
-from m7b.runtime.peers.gguf_file import file_bytes, read_bytes, write_gguf
-from m7b.runtime.peers.task import Task
 from m7b.runtime.placement import check_disk, check_memory
 
 _CHUNK = 512
@@ -108,7 +107,7 @@ class LlamaCppRunner:
 
     def decode(self, n: int) -> tuple[float, ...]:
         """Read a token and choose the next by argmax, `n` times: the seconds of each."""
-        return self._thread.submit(lambda: step_seconds(self._chosen(n))).result()
+        return self._thread.submit(lambda: time_steps(self._chosen(n))).result()
 
     def _chosen(self, n: int) -> Iterator[int]:
         token = _TOKEN

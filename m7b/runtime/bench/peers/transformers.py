@@ -10,13 +10,13 @@ from accelerate.utils import set_module_tensor_to_device
 from torch import Tensor, nn
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
-from m7b.bench.results import Reads
+from m7b.bench.runs import Reads, time_steps
+from m7b.runtime.bench.peers.task import Task
+from m7b.runtime.bench.weights import count_bytes
 from m7b.runtime.checkpoints import hf
 from m7b.runtime.checkpoints.checkpoint import translated
 from m7b.runtime.checkpoints.random import cut
-from m7b.runtime.measure import kept_bytes, step_seconds
 from m7b.runtime.model.config import ModelConfig
-from m7b.runtime.peers.task import Task
 from m7b.runtime.placement import check_memory, memory_errors
 
 _BLOCK = 1_048_573
@@ -39,7 +39,7 @@ class TransformersRunner:
         self._cache = DynamicCache(config=self._model.config)
         body, embedding = self._model.model, self._model.model.embed_tokens
         weight_bytes = embedding.weight[0].nbytes + sum(
-            kept_bytes(part) for part in (body.layers, body.norm, self._model.lm_head)
+            count_bytes(part) for part in (body.layers, body.norm, self._model.lm_head)
         )
         self.reads = Reads(
             weights=_weights(task),
@@ -72,7 +72,7 @@ class TransformersRunner:
 
     def decode(self, n: int) -> tuple[float, ...]:
         """Read a token and choose the next by argmax, `n` times: the seconds of each."""
-        return step_seconds(self._chosen(n))
+        return time_steps(self._chosen(n))
 
     def _chosen(self, n: int) -> Iterator[int | float]:
         token = torch.full((1, 1), _TOKEN)

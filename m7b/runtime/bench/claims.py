@@ -7,15 +7,16 @@ from statistics import median
 
 import torch
 
-from m7b.bench.claims import Claim
-from m7b.bench.results import Sample, Work, speeds
-from m7b.errors import OutOfResources, UsageError
+from m7b.bench.claims import Claim, ClaimsReport
+from m7b.bench.figures import compute_speeds
+from m7b.bench.runs import Sample, Work, repeat
+from m7b.errors import ContextOverflow, OutOfResources, UsageError
 from m7b.generation import EngineOptions
+from m7b.runtime.bench.measure import load_runner
+from m7b.runtime.bench.subject import Subject
 from m7b.runtime.checkpoints.random import random_checkpoint
-from m7b.runtime.engine import Engine
-from m7b.runtime.loader import load_engine
-from m7b.runtime.machine import free_memory
-from m7b.runtime.measure import EngineRunner, repeat
+from m7b.runtime.loader import DTYPES
+from m7b.runtime.machine import as_json, describe_machine, free_memory
 from m7b.runtime.model.config import ModelConfig
 
 MISTRAL_WINDOW = 4096
@@ -28,7 +29,7 @@ _ITEM_BYTES = 2  # of keys and values: bfloat16
 
 
 @dataclass(frozen=True, slots=True)
-class Shapes:
+class ShapePair:
     """A configuration with an idea and one without it, alike in all else."""
 
     claim: str
@@ -36,7 +37,44 @@ class Shapes:
     without: ModelConfig
 
 
-def shapes_of(config: ModelConfig, window: int | None = None) -> tuple[Shapes, ...]:
+def measure_claims(
+    subject: Subject, decode_tokens: int, repetitions: int
+) -> Generator[str, None, ClaimsReport]:
+    """Decode `decode_tokens` at the end of the context, with each idea and without in turn.
+
+    Weights are random, in as many layers as fit into memory twice. One repetition of each comes before those
+    that count. Tells what goes on. The window of the options is the one whose claim is measured.
+
+    Raises:
+        ContextOverflow: not so many tokens fit the context.
+        OutOfResources: not one layer fits into memory.
+        UsageError: the window is no less than the context.
+    """
+    options, context = subject.options, subject.config.max_seq_len
+    pairs = pair_shapes(subject.config, options.window)
+    work = Work(0, decode_tokens, context - decode_tokens - 1)
+    if work.depth < 0:
+        raise ContextOverflow(
+            f"-n {decode_tokens} does not fit a context of {context}", hint="decode fewer tokens"
+        )
+    dtype = DTYPES[options.dtype or "bfloat16"]
+    n_layers = count_fitting_layers(pairs, work, dtype, options.prefill_chunk)
+    options = replace(options, window=None, ctx_size=work.depth + work.decode_tokens + 1)
+    claims = []
+    for pair in pairs:
+        tps = yield from _decode_in_turn(pair, n_layers, work, repetitions, options)
+        gc.collect()  # models that accelerate has spread out refer to themselves
+        claims.append(_make_claim(pair, options.prefill_chunk, *tps))
+    return ClaimsReport(
+        machine=as_json(describe_machine()),
+        model=subject.about | {"weights": str(options.quant or options.dtype or "bfloat16")},
+        measured_layers=n_layers,
+        depth=work.depth,
+        claims=tuple(claims),
+    )
+
+
+def pair_shapes(config: ModelConfig, window: int | None = None) -> tuple[ShapePair, ...]:
     """Both ideas of the architecture. That of heads is measured with full attention on either side.
 
     Raises:
@@ -49,29 +87,30 @@ def shapes_of(config: ModelConfig, window: int | None = None) -> tuple[Shapes, .
             f"a window of {size} saves nothing in a context of {context}", hint="give a smaller --window"
         )
     return (
-        Shapes(
+        ShapePair(
             f"GQA, {config.n_heads} heads share {config.n_kv_heads}",
             full,
             replace(full, n_kv_heads=config.n_heads),
         ),
-        Shapes(f"a window of {size}", replace(config, sliding_window=size), full),
+        ShapePair(f"a window of {size}", replace(config, sliding_window=size), full),
     )
 
 
-def fitting_layers(shapes: Sequence[Shapes], work: Work, dtype: torch.dtype, prefill_chunk: int) -> int:
+def count_fitting_layers(
+    pairs: Sequence[ShapePair], work: Work, dtype: torch.dtype, prefill_chunk: int
+) -> int:
     """How many layers of both models of every claim fit into free memory together, `MOST_LAYERS` at most.
 
     Raises:
         OutOfResources: not one does.
     """
     free = free_memory()
-    most = min(MOST_LAYERS, shapes[0].with_it.n_layers)
+    most = min(MOST_LAYERS, pairs[0].with_it.n_layers)
     for n_layers in range(most, 0, -1):
         needed = max(
-            sum(
-                _memory(config, n_layers, work, dtype, prefill_chunk) for config in (one.with_it, one.without)
-            )
-            for one in shapes
+            _memory(pair.with_it, n_layers, work, dtype, prefill_chunk)
+            + _memory(pair.without, n_layers, work, dtype, prefill_chunk)
+            for pair in pairs
         )
         if needed <= free:
             return n_layers
@@ -81,50 +120,35 @@ def fitting_layers(shapes: Sequence[Shapes], work: Work, dtype: torch.dtype, pre
     )
 
 
-def measure_claims(
-    shapes: Sequence[Shapes], n_layers: int, work: Work, repetitions: int, options: EngineOptions
-) -> Generator[str, None, tuple[Claim, ...]]:
-    """Decode in the first `n_layers`, with each idea and without in turn; what goes on, then the claims.
-
-    One repetition of each comes before those that count.
-    """
-    options = replace(options, window=None, ctx_size=work.depth + work.decode_tokens + 1)
-    claims = []
-    for one in shapes:
-        tps = yield from _decoded(one, n_layers, work, repetitions, options)
-        gc.collect()  # models that accelerate has spread out refer to themselves
-        claims.append(_claim(one, options.prefill_chunk, *tps))
-    return tuple(claims)
-
-
-def _decoded(
-    one: Shapes, n_layers: int, work: Work, repetitions: int, options: EngineOptions
+def _decode_in_turn(
+    pair: ShapePair, n_layers: int, work: Work, repetitions: int, options: EngineOptions
 ) -> Generator[str, None, tuple[float, float]]:
     """Median tokens per second with the idea and without; both models are gone when it returns."""
-    yield f"{one.claim}: loading"
-    configs = (replace(config, n_layers=n_layers) for config in (one.with_it, one.without))
-    runners = [EngineRunner(_load(config, options), options.quant) for config in configs]
+    runners = []
+    for config in (pair.with_it, pair.without):
+        checkpoint = random_checkpoint(pair.claim, replace(config, n_layers=n_layers))
+        runners.append((yield from load_runner(pair.claim, checkpoint, options)))
     samples: list[list[Sample]] = [[], []]
     for turn in range(repetitions + 1):
-        yield f"{one.claim}: " + (f"repetition {turn} of {repetitions}" if turn else "warming up")
+        yield f"{pair.claim}: " + (f"repetition {turn} of {repetitions}" if turn else "warming up")
         for runner, found in zip(runners, samples, strict=True):
             sample = repeat(runner, work)
             if turn:
                 found.append(sample)
-    with_it, without = (median(speeds(work, found)[1]) for found in samples)
+    with_it, without = (median(compute_speeds(work, found)[1]) for found in samples)
     return with_it, without
 
 
-def _claim(one: Shapes, prefill_chunk: int, tps: float, tps_without: float) -> Claim:
+def _make_claim(pair: ShapePair, prefill_chunk: int, tps: float, tps_without: float) -> Claim:
     """The claim with its bytes, which are those of the whole model at its longest context."""
-    seen, seen_without = (_kv_bytes(config) for config in (one.with_it, one.without))
+    seen, seen_without = (_kv_bytes(config) for config in (pair.with_it, pair.without))
     allocated, allocated_without = (
         config.cache_slots(config.max_seq_len, prefill_chunk) * config.cache_bytes_per_token(_ITEM_BYTES)
-        for config in (one.with_it, one.without)
+        for config in (pair.with_it, pair.without)
     )
     return Claim(
-        claim=one.claim,
-        context=one.with_it.max_seq_len,
+        claim=pair.claim,
+        context=pair.with_it.max_seq_len,
         kv_bytes=seen,
         kv_bytes_without=seen_without,
         kv_ratio=seen_without / seen,
@@ -147,12 +171,3 @@ def _memory(config: ModelConfig, n_layers: int, work: Work, dtype: torch.dtype, 
     part = replace(config, n_layers=n_layers)
     n_slots = part.cache_slots(work.depth + work.decode_tokens + 1, prefill_chunk)
     return part.n_params * dtype.itemsize + n_slots * part.cache_bytes_per_token(dtype.itemsize)
-
-
-def _load(config: ModelConfig, options: EngineOptions) -> Engine:
-    loading = load_engine(random_checkpoint("random weights", config), options)
-    while True:
-        try:
-            next(loading)
-        except StopIteration as done:
-            return done.value

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m7b.bench.results import Change, Row
+from m7b.bench.figures import Change, Measurement
 from m7b.errors import TooSlow, UsageError
 
 _KEYS = ("engine", "depth", "prompt_tokens", "decode_tokens")
@@ -15,7 +15,7 @@ _SPEEDS = ("prefill_tps", "decode_tps")
 
 
 @dataclass(frozen=True, slots=True)
-class OldRun:
+class EarlierRun:
     """What `m7b bench -o json` wrote: the speeds of each row by engine, depth and tokens.
 
     `cpu` and `model` say where and of what, empty where the file does not.
@@ -27,7 +27,7 @@ class OldRun:
     model: str
 
 
-def read_run(file: Path) -> OldRun:
+def read_run(file: Path) -> EarlierRun:
     """The run in `file`.
 
     Raises:
@@ -38,33 +38,33 @@ def read_run(file: Path) -> OldRun:
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}", hint="write it with: m7b bench -o json") from None
     except (ValueError, RecursionError):  # of JSON and of UTF-8
-        raise _foreign(file, "is not JSON") from None
+        raise _refuse(file, "is not JSON") from None
     rows = report.get("results") if isinstance(report, dict) else None
     if not isinstance(rows, list) or not rows:
-        raise _foreign(file, "holds no results")
+        raise _refuse(file, "holds no results")
     if not all(map(_is_row, rows)):
-        raise _foreign(file, "holds results of another shape")
-    cpu, model = _text(report, "machine", "cpu"), _text(report, "model", "name")
-    return OldRun({_key(row): tuple(row[s] for s in _SPEEDS) for row in rows}, tuple(rows), cpu, model)
+        raise _refuse(file, "holds results of another shape")
+    cpu, model = _read_text(report, "machine", "cpu"), _read_text(report, "model", "name")
+    return EarlierRun({_key(row): tuple(row[s] for s in _SPEEDS) for row in rows}, tuple(rows), cpu, model)
 
 
-def changes(rows: Sequence[Row], old: OldRun) -> tuple[Change, ...]:
-    """The speeds of `rows` over those that `old` has for the same engine, depth and tokens.
+def compute_changes(results: Sequence[Measurement], earlier: EarlierRun) -> tuple[Change, ...]:
+    """The speeds of `results` over those that `earlier` has for the same engine, depth and tokens.
 
     Raises:
         UsageError: it has none of them.
     """
     found = []
-    for row in rows:
-        then = old.speeds.get(tuple(getattr(row, key) for key in _KEYS))
+    for row in results:
+        then = earlier.speeds.get(tuple(getattr(row, key) for key in _KEYS))
         if then:
             now = (row.prefill_tps, row.decode_tps)
-            found.append(Change(row.engine, row.depth, *map(_over, now, then)))
+            found.append(Change(row.engine, row.depth, *map(_divide, now, then)))
     if not found:
         measured = ", ".join(
-            sorted({f"-p {row['prompt_tokens']} -n {row['decode_tokens']}" for row in old.rows})
+            sorted({f"-p {row['prompt_tokens']} -n {row['decode_tokens']}" for row in earlier.rows})
         )
-        depths = ",".join(str(depth) for depth in sorted({row["depth"] for row in old.rows}))
+        depths = ",".join(str(depth) for depth in sorted({row["depth"] for row in earlier.rows}))
         raise UsageError(
             "the earlier run has nothing that this one measured",
             hint=f"it was made with {measured} -d {depths}",
@@ -107,15 +107,15 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[key] for key in _KEYS)
 
 
-def _text(report: dict[str, Any], part: str, key: str) -> str:
+def _read_text(report: dict[str, Any], part: str, key: str) -> str:
     found = report.get(part)
     value = found.get(key) if isinstance(found, dict) else None
     return value if isinstance(value, str) else ""
 
 
-def _over(now: float | None, then: float | None) -> float | None:
+def _divide(now: float | None, then: float | None) -> float | None:
     return now / then if now is not None and then is not None else None
 
 
-def _foreign(file: Path, what: str) -> UsageError:
+def _refuse(file: Path, what: str) -> UsageError:
     return UsageError(f"{file}: {what}", hint="--compare takes what m7b bench -o json wrote")

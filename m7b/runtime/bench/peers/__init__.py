@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from typing import assert_never
 
 from m7b.bench import PeerName
+from m7b.bench.runs import Runner
 from m7b.errors import UsageError
-from m7b.runtime.measure import Runner
-from m7b.runtime.peers.task import Task
+from m7b.runtime.bench.peers.task import Task
 
 __all__ = ["PeerName", "Task", "check_peer", "open_peer"]
 
@@ -54,11 +54,11 @@ def open_peer(name: PeerName, task: Task) -> Iterator[Runner]:
         task = replace(task, quant=_QUANTS[name][task.quant])
     match name:
         case PeerName.TRANSFORMERS:
-            from m7b.runtime.peers.transformers import TransformersRunner
+            from m7b.runtime.bench.peers.transformers import TransformersRunner
 
             yield TransformersRunner(task)
         case PeerName.LLAMA_CPP:
-            from m7b.runtime.peers.llama_cpp import open_llama_cpp
+            from m7b.runtime.bench.peers.llama_cpp import open_llama_cpp
 
             with open_llama_cpp(task) as runner:
                 yield runner

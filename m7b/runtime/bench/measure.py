@@ -1,0 +1,119 @@
+"""How fast an engine reads and decodes at a depth, and what it takes. Knows engines; prints nothing."""
+
+import resource
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+
+import torch
+
+from m7b.bench.runs import Reads, time_steps
+from m7b.generation import EngineOptions, PromptProgress, SamplingParams, Step
+from m7b.runtime.bench.weights import count_weight_bytes, describe_weights
+from m7b.runtime.cache import RollingKVCache
+from m7b.runtime.checkpoints import Checkpoint
+from m7b.runtime.checkpoints.random import cut
+from m7b.runtime.engine import Engine
+from m7b.runtime.loader import load_engine
+from m7b.runtime.model.batch import Span
+
+_BLOCK = 1_048_573  # a prime, so no two rows are the same
+_TOKEN = 1  # which one it is changes no speed
+
+
+class EngineRunner:
+    """Our engine, through the calls that answers are made with.
+
+    Args:
+        engine: nobody else may use it meanwhile.
+        quant: as it was loaded.
+    """
+
+    name = "m7b"
+    note = ""
+
+    def __init__(self, engine: Engine, quant: str | None = None) -> None:
+        self._engine, self._depth = engine, 0
+        cache = engine.cache
+        self.reads = Reads(
+            weights=describe_weights(engine.model, quant),
+            weight_bytes=count_weight_bytes(engine.model),
+            kv_bytes=cache.n_bytes,
+            kv_bytes_per_token=cache.config.cache_bytes_per_token(engine.model.norm.weight.element_size()),
+            window=cache.window,
+        )
+
+    def prepare(self, depth: int) -> None:
+        """Bring the cache to `depth` tokens, by going back to them or with random keys and values."""
+        self._depth, rows = depth, self._engine.rows
+        if depth and self._engine.cache[rows.main].holds(depth):
+            rows.rewind(rows.main, depth)
+        else:
+            rows.rewind(rows.main, 0)
+            fill(self._engine.cache, rows.main, depth)
+            self._engine.pretend(rows.main, [_TOKEN] * depth)
+
+    def prefill(self, n: int) -> tuple[float, float]:
+        """Read `n` tokens: seconds to the last logits, and to the token chosen by them."""
+        started = time.perf_counter()
+        read = chosen = 0.0
+        for event in self._generate(n, 1):
+            match event:
+                case PromptProgress():
+                    read = time.perf_counter() - started
+                case Step():
+                    chosen = time.perf_counter() - started
+        return read, chosen
+
+    def decode(self, n: int) -> tuple[float, ...]:
+        """Read a token and choose the next by argmax, `n` times: the seconds of each."""
+        return time_steps(event for event in self._generate(1, n) if isinstance(event, Step))
+
+    def _generate(self, n_prompt: int, n_tokens: int) -> Iterator[PromptProgress | Step]:
+        ids = [_TOKEN] * (self._depth + n_prompt)
+        return self._engine.generate(ids, SamplingParams(max_tokens=n_tokens, temperature=0))
+
+
+def load_runner(
+    name: str, checkpoint: Checkpoint, options: EngineOptions
+) -> Generator[str, None, EngineRunner]:
+    """Load our engine, to be timed; tells how far it is."""
+    loading = load_engine(checkpoint, options)
+    while True:
+        try:
+            progress = next(loading)
+        except StopIteration as done:
+            return EngineRunner(done.value, options.quant)
+        yield f"loading {name}: {progress.done >> 20} of {progress.total >> 20} MiB"
+
+
+@torch.inference_mode()
+def fill(cache: RollingKVCache, row: int, depth: int) -> None:
+    """Leave an empty `row` as a prompt of `depth` tokens would, with random keys and values.
+
+    Which values they are changes no speed, and computing 4096 positions of a 7B takes minutes.
+    """
+    block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0))
+    drawn = 0  # values taken from the block
+    for at in range(0, depth, cache.prefill_chunk):
+        span = Span(row, at, min(cache.prefill_chunk, depth - at))
+        cache.reserve([span])
+        shape = torch.Size((cache.config.n_kv_heads, span.n, cache.config.head_dim))  # (K, T, D)
+        for layer in range(cache.config.n_layers):
+            starts = (drawn, drawn + shape.numel())
+            cache[row].write(layer, span, *(cut(block, shape.numel(), start).view(shape) for start in starts))
+            drawn += 2 * shape.numel()
+        cache.commit([span])
+
+
+def peak_rss() -> int:
+    """The most bytes of memory that this process has had, since `reset_peak_rss` where that works."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
+
+
+def reset_peak_rss() -> None:
+    """Let `peak_rss` forget what was, as Linux can; elsewhere it counts from the start of the process."""
+    with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
