@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+QUICK := $(addprefix tests/runtime/test_,parity.py cache.py kernels.py linears.py sampling.py scheduler.py) \
+	tests/text/test_tokenizer.py tests/text/test_templates.py tests/completions/test_stream.py
 
-.PHONY: demo test check sanitize format lint types architecture docs clean
+.PHONY: demo test quick check sanitize format lint types architecture docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/m7b download --variant demo
@@ -11,6 +13,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# The core, in less than a minute: forward pass, cache, kernels, sampling, scheduler, tokens, templates, stream.
+quick: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(QUICK)
 
 check: format lint types architecture test docs
 
@@ -53,7 +59,7 @@ $(VENV)/.installed-peers: $(VENV)/.installed-dev
 		--constraint constraints.txt --no-binary llama-cpp-python --editable '.[peers]'
 	touch $@
 
-# The kernels' tests under the address and undefined-behaviour sanitizers, in a build of their own.
+# The tests of the kernels and the scheduler under the address and undefined-behaviour sanitizers, in a build of their own.
 sanitize: $(VENV)/.installed-dev
 	rm -rf build/sanitize && mkdir -p build/sanitize
 	M7B_CXXFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" M7B_LDFLAGS="-fsanitize=address,undefined" \
@@ -62,4 +68,4 @@ sanitize: $(VENV)/.installed-dev
 	cp -r tests build/sanitize/m7b/
 	cd build/sanitize/m7b && ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		$(abspath $(BIN))/python -m pytest -p no:cacheprovider --rootdir . tests/test_kernels.py
+		$(abspath $(BIN))/python -m pytest -p no:cacheprovider --rootdir . tests/runtime/test_kernels.py tests/runtime/test_scheduler.py

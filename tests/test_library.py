@@ -8,7 +8,7 @@ import pytest
 import m7b
 from m7b.errors import CheckpointNotFound, UsageError
 from m7b.models import Loading
-from tests.tiny import CTX_SIZE, WINDOW, call, write_tiny
+from tests.support.tiny import CTX_SIZE, WINDOW, call, write_tiny
 
 PROMPT = "The capital of France is"
 MESSAGES = [{"role": "user", "content": "Hello!"}]

