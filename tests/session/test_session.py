@@ -140,7 +140,7 @@ def test_ten_turns_with_system_prompt_and_tools_give_the_logits_of_a_fresh_prefi
         if turn == 5:  # a tool is called in the middle, and the user speaks before the answer
             session.load([*session.messages, *call_and_result("Oslo")])
         question = f"Question {turn}: {'And the next one? ' * (turn % 4)}"
-        ids = session.prompt(question)
+        ids = session.encode_prompt(question)
         held = running.rows[running.rows.main]
         shared = n_shared(held.ids, ids)
         reused.append(shared if main_row(running).holds(shared) else 0)
