@@ -10,13 +10,13 @@ from typing import Any
 from m7b.bench.figures import Change, Measurement
 from m7b.errors import TooSlow, UsageError
 
-_KEYS = ("engine", "depth", "prompt_tokens", "decode_tokens")
+_KEYS = ("engine", "depth", "batch", "prompt_tokens", "decode_tokens")
 _SPEEDS = ("prefill_tps", "decode_tps")
 
 
 @dataclass(frozen=True, slots=True)
 class EarlierRun:
-    """What `m7b bench -o json` wrote: the speeds of each row by engine, depth and tokens.
+    """What `m7b bench -o json` wrote: the speeds of each row by engine, depth, batch and tokens.
 
     `cpu` and `model` say where and of what, empty where the file does not.
     """
@@ -42,6 +42,7 @@ def read_run(file: Path) -> EarlierRun:
     rows = report.get("results") if isinstance(report, dict) else None
     if not isinstance(rows, list) or not rows:
         raise _refuse(file, "holds no results")
+    rows = [{"batch": 1} | row if isinstance(row, dict) else row for row in rows]
     if not all(map(_is_row, rows)):
         raise _refuse(file, "holds results of another shape")
     cpu, model = _read_text(report, "machine", "cpu"), _read_text(report, "model", "name")
@@ -49,7 +50,7 @@ def read_run(file: Path) -> EarlierRun:
 
 
 def compute_changes(results: Sequence[Measurement], earlier: EarlierRun) -> tuple[Change, ...]:
-    """The speeds of `results` over those that `earlier` has for the same engine, depth and tokens.
+    """The speeds of `results` over those that `earlier` has for the same engine, depth, batch and tokens.
 
     Raises:
         UsageError: it has none of them.
@@ -59,15 +60,17 @@ def compute_changes(results: Sequence[Measurement], earlier: EarlierRun) -> tupl
         then = earlier.speeds.get(tuple(getattr(row, key) for key in _KEYS))
         if then:
             now = (row.prefill_tps, row.decode_tps)
-            found.append(Change(row.engine, row.depth, *map(_divide, now, then)))
+            found.append(Change(row.engine, row.depth, row.batch, *map(_divide, now, then)))
     if not found:
         measured = ", ".join(
             sorted({f"-p {row['prompt_tokens']} -n {row['decode_tokens']}" for row in earlier.rows})
         )
         depths = ",".join(str(depth) for depth in sorted({row["depth"] for row in earlier.rows}))
+        batches = sorted({row["batch"] for row in earlier.rows})
+        batch = "" if batches == [1] else f" --batch {','.join(map(str, batches))}"
         raise UsageError(
             "the earlier run has nothing that this one measured",
-            hint=f"it was made with {measured} -d {depths}",
+            hint=f"it was made with {measured} -d {depths}{batch}",
         )
     return tuple(found)
 
@@ -79,7 +82,7 @@ def check_speed(found: Sequence[Change], least: float) -> None:
         TooSlow: with the worst of them.
     """
     ratios = [
-        (ratio, f"{phase} of {change.engine} at depth {change.depth}")
+        (ratio, f"{phase} of {change.engine} at depth {change.depth}{_name_batch(change.batch)}")
         for change in found
         for phase, ratio in (("prefill", change.prefill), ("decode", change.decode))
         if ratio is not None
@@ -87,6 +90,10 @@ def check_speed(found: Sequence[Change], least: float) -> None:
     ratio, worst = min(ratios, default=(math.inf, ""))
     if ratio < least:
         raise TooSlow(f"{worst} runs at {ratio:.3f} times its earlier speed, --fail-under is {least}")
+
+
+def _name_batch(n_sequences: int) -> str:
+    return f" in a batch of {n_sequences}" if n_sequences > 1 else ""
 
 
 def _is_row(row: Any) -> bool:

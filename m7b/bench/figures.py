@@ -7,18 +7,21 @@ from typing import Any
 
 from m7b.bench.runs import Reads, Sample, Work
 
+_OF_BATCHES = ("batch", "decode_tps_per_sequence")
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """What one engine did at one depth: tokens per second and seconds, None where nothing was measured.
 
-    `prefill_tps` and `decode_tps` are medians, and `stdev` is that of the sample. `achieved_gbs` is what
-    decoding must have read of weights, keys and values in a second, and `percent_of_limit` its share of
-    what this machine reads.
+    Speeds are those of all sequences of the `batch` together: medians, and `stdev` is that of the sample.
+    `achieved_gbs` is what decoding must have read of weights, keys and values in a second, weights once for
+    all sequences, and `percent_of_limit` its share of what this machine reads.
     """
 
     engine: str
     depth: int
+    batch: int
     prompt_tokens: int
     decode_tokens: int
     repetitions: int
@@ -29,6 +32,7 @@ class Measurement:
     decode_tps: float | None
     decode_tps_mean: float | None
     decode_tps_stdev: float | None
+    decode_tps_per_sequence: float | None
     token_p50_s: float | None
     token_p95_s: float | None
     weights: str
@@ -45,6 +49,7 @@ class Ratio:
 
     peer: str
     depth: int
+    batch: int
     prefill: float | None
     prefill_paired: float | None
     decode: float | None
@@ -57,6 +62,7 @@ class Change:
 
     engine: str
     depth: int
+    batch: int
     prefill: float | None
     decode: float | None
 
@@ -74,9 +80,14 @@ class Report:
     ratios: tuple[Ratio, ...] = ()
     changes: tuple[Change, ...] = ()
 
+    @property
+    def is_batched(self) -> bool:
+        """Whether several sequences ran together anywhere; else nothing is told of batches."""
+        return any(result.batch > 1 for result in self.results)
+
     def rows(self) -> list[dict[str, Any]]:
-        """A flat object for each engine and depth."""
-        return [asdict(row) for row in self.results]
+        """A flat object for each engine, batch and depth."""
+        return [self._as_row(result) for result in self.results]
 
     def as_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -90,10 +101,14 @@ class Report:
             "results": self.rows(),
         }
         if self.ratios:
-            report["ratios"] = [asdict(ratio) for ratio in self.ratios]
+            report["ratios"] = [self._as_row(ratio) for ratio in self.ratios]
         if self.changes:
-            report["changes"] = [asdict(change) for change in self.changes]
+            report["changes"] = [self._as_row(change) for change in self.changes]
         return report
+
+    def _as_row(self, value: "Measurement | Ratio | Change") -> dict[str, Any]:
+        row = asdict(value)
+        return row if self.is_batched else {key: row[key] for key in row if key not in _OF_BATCHES}
 
 
 def summarize(
@@ -103,11 +118,12 @@ def summarize(
     prefill, decode = compute_speeds(work, samples)
     steps = [seconds for sample in samples for seconds in sample.step_s]
     ttft = [sample.ttft_s for sample in samples if sample.ttft_s is not None]
-    kv_read = reads.kv_read_bytes(work)
-    achieved = median(decode) * (reads.weight_bytes + kv_read) / 1e9 if decode else None
+    kv_read, batch = reads.kv_read_bytes(work), work.n_sequences
+    achieved = median(decode) * (reads.weight_bytes / batch + kv_read) / 1e9 if decode else None
     return Measurement(
         engine=engine,
         depth=work.depth,
+        batch=batch,
         prompt_tokens=work.prompt_tokens,
         decode_tokens=work.decode_tokens,
         repetitions=len(samples),
@@ -118,11 +134,12 @@ def summarize(
         decode_tps=median(decode) if decode else None,
         decode_tps_mean=mean(decode) if decode else None,
         decode_tps_stdev=stdev(decode) if len(decode) > 1 else None,
+        decode_tps_per_sequence=median(decode) / batch if decode else None,
         token_p50_s=median(steps) if steps else None,
         token_p95_s=compute_p95(steps) if steps else None,
         weights=reads.weights,
         weight_bytes=reads.weight_bytes,
-        kv_bytes=reads.kv_bytes,
+        kv_bytes=reads.kv_bytes * batch,
         kv_read_bytes=kv_read,
         achieved_gbs=achieved,
         percent_of_limit=achieved / limit_gbs * 100 if achieved is not None else None,
@@ -135,13 +152,14 @@ def compare_in_turn(peer: str, work: Work, ours: Sequence[Sample], theirs: Seque
     their_prefill, their_decode = compute_speeds(work, theirs)
     prefill, prefill_paired = _divide(our_prefill, their_prefill)
     decode, decode_paired = _divide(our_decode, their_decode)
-    return Ratio(peer, work.depth, prefill, prefill_paired, decode, decode_paired)
+    return Ratio(peer, work.depth, work.n_sequences, prefill, prefill_paired, decode, decode_paired)
 
 
 def compute_speeds(work: Work, samples: Sequence[Sample]) -> tuple[list[float], list[float]]:
-    """Tokens per second of each repetition: of the prompt, and decoded."""
-    prefill = [work.prompt_tokens / sample.prefill_s for sample in samples if sample.prefill_s is not None]
-    return prefill, [len(sample.step_s) / sum(sample.step_s) for sample in samples if sample.step_s]
+    """Tokens per second of each repetition, in all sequences: of prompts, and decoded."""
+    n_prompt, n = work.prompt_tokens * work.n_sequences, work.n_sequences
+    prefill = [n_prompt / sample.prefill_s for sample in samples if sample.prefill_s is not None]
+    return prefill, [n * len(sample.step_s) / sum(sample.step_s) for sample in samples if sample.step_s]
 
 
 def compute_p95(values: Sequence[float]) -> float:

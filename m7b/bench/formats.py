@@ -9,7 +9,7 @@ from typing import assert_never
 
 from m7b.bench import ReportFormat
 from m7b.bench.claims import ClaimsReport
-from m7b.bench.figures import Measurement, Report
+from m7b.bench.figures import Change, Measurement, Ratio, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,12 @@ def _list_facts(report: Report | ClaimsReport) -> Iterator[tuple[str, str]]:
     window = model["window"]
     seen = f"a window of {window}" if window else "full attention"
     yield "cache", f"{model['ctx_size']} tokens, {seen}"
+    step, of = ("step", " a sequence") if report.is_batched else ("token", "")
     for row in {row.engine: row for row in report.results}.values():
         yield (
             row.engine,
-            f"{row.weight_bytes:,} bytes of {row.weights} weights a token, cache {row.kv_bytes:,}",
+            f"{row.weight_bytes:,} bytes of {row.weights} weights a {step}, "
+            f"cache {row.kv_bytes // row.batch:,}{of}",
         )
     yield "load", f"{report.load_s:.2f} s"
     yield "peak memory", f"{report.peak_rss_bytes / (1 << 30):.2f} GiB"
@@ -95,46 +97,60 @@ def _make_tables(report: Report | ClaimsReport) -> Iterator[Table]:
     if isinstance(report, ClaimsReport):
         yield _tabulate_claims(report)
         return
+    batch = ("batch",) if report.is_batched else ()
     yield _tabulate_speeds(report)
     if report.ratios:
         yield Table(
-            ("against", "depth", "prefill", "in pairs", "decode", "in pairs"),
+            ("against", "depth", *batch, "prefill", "in pairs", "decode", "in pairs"),
             tuple(
-                (r.peer, str(r.depth), *map(_ratio, (r.prefill, r.prefill_paired, r.decode, r.decode_paired)))
+                (
+                    r.peer,
+                    *_place(report, r),
+                    *map(_ratio, (r.prefill, r.prefill_paired, r.decode, r.decode_paired)),
+                )
                 for r in report.ratios
             ),
             text_columns=1,
         )
     if report.changes:
         yield Table(
-            ("now over then", "depth", "prefill", "decode"),
-            tuple((c.engine, str(c.depth), _ratio(c.prefill), _ratio(c.decode)) for c in report.changes),
+            ("now over then", "depth", *batch, "prefill", "decode"),
+            tuple(
+                (c.engine, *_place(report, c), _ratio(c.prefill), _ratio(c.decode)) for c in report.changes
+            ),
             text_columns=1,
         )
 
 
+def _place(report: Report, row: Measurement | Ratio | Change) -> tuple[str, ...]:
+    """The cells that say where it was measured: the depth, and the batch if there are any."""
+    return (str(row.depth), str(row.batch)) if report.is_batched else (str(row.depth),)
+
+
 def _tabulate_speeds(report: Report) -> Table:
-    measured = ("tok/s", "mean", "stdev", "first s", "p50 ms", "p95 ms", "GB/s", "limit %")
-    columns = ("engine", "phase", "depth", *measured)
-    rows = [cells for row in report.results for cells in _list_phases(row)]
+    batch, each = (("batch",), ("each",)) if report.is_batched else ((), ())
+    measured = ("tok/s", *each, "mean", "stdev", "first s", "p50 ms", "p95 ms", "GB/s", "limit %")
+    columns = ("engine", "phase", "depth", *batch, *measured)
+    rows = [cells for row in report.results for cells in _list_phases(report, row)]
     if len({row.engine for row in report.results}) == 1:
         return Table(columns[1:], tuple(cells[1:] for cells in rows), text_columns=1)
     return Table(columns, tuple(rows), text_columns=2)
 
 
-def _list_phases(row: Measurement) -> Iterator[tuple[str, ...]]:
-    """A line for the prompt and a line for the tokens decoded, where they were measured."""
+def _list_phases(report: Report, row: Measurement) -> Iterator[tuple[str, ...]]:
+    """A line for the prompts and a line for the tokens decoded, where they were measured."""
+    place = _place(report, row)
     if row.prefill_tps is not None:
-        speeds = (row.prefill_tps, row.prefill_tps_mean, row.prefill_tps_stdev)
+        spread = map(_figure, (row.prefill_tps_mean, row.prefill_tps_stdev))
+        each = (_figure(row.prefill_tps / row.batch),) if report.is_batched else ()
         first = _figure(row.ttft_s, digits=3)
-        yield (row.engine, "prefill", str(row.depth), *map(_figure, speeds), first, "", "", "", "")
+        yield (row.engine, "prefill", *place, _figure(row.prefill_tps), *each, *spread, first, "", "", "", "")
     if row.decode_tps is not None:
-        speeds = (row.decode_tps, row.decode_tps_mean, row.decode_tps_stdev)
+        spread = map(_figure, (row.decode_tps_mean, row.decode_tps_stdev))
+        each = (_figure(row.decode_tps_per_sequence),) if report.is_batched else ()
         steps = (seconds and seconds * 1000 for seconds in (row.token_p50_s, row.token_p95_s))
-        share = (row.achieved_gbs, row.percent_of_limit)
-        figures = map(_figure, (*speeds, *steps, *share))
-        speed, average, spread, *rest = figures
-        yield (row.engine, "decode", str(row.depth), speed, average, spread, "", *rest)
+        rest = map(_figure, (*steps, row.achieved_gbs, row.percent_of_limit))
+        yield (row.engine, "decode", *place, _figure(row.decode_tps), *each, *spread, "", *rest)
 
 
 def _tabulate_claims(report: ClaimsReport) -> Table:

@@ -59,14 +59,16 @@ def draw(file: Path, report: Report, earlier: EarlierRun | None) -> None:
 
 
 def _draw_engines(axes: Any, rows: Sequence[Mapping[str, Any]], speed: str, when: str) -> None:
-    """One line an engine, with the sample's deviation where it is known."""
-    for engine in dict.fromkeys(row["engine"] for row in rows):
+    """One line an engine and batch, with the sample's deviation where it is known."""
+    for engine, batch in dict.fromkeys((row["engine"], row.get("batch", 1)) for row in rows):
         points = sorted(
             (row["depth"], row[speed], row.get(f"{speed}_stdev") or 0)
             for row in rows
-            if row["engine"] == engine and row[speed]
+            if (row["engine"], row.get("batch", 1)) == (engine, batch) and row[speed]
         )
         if points:
             depths, medians, spread = zip(*points, strict=True)
             style = {"linestyle": "--" if when else "-", "marker": "o", "capsize": 3}
-            axes.errorbar(depths, medians, yerr=spread, label=f"{engine} {when}".strip(), **style)
+            name = f"{engine} x {batch}" if batch > 1 else engine
+            label = f"{name} {when}".strip()
+            axes.errorbar(depths, medians, yerr=spread, label=label, **style)

@@ -10,20 +10,21 @@ from typing import Protocol
 class Work:
     """What one repetition does at each depth: a prompt of `prompt_tokens`, then `decode_tokens`, one by one.
 
-    `depth` tokens are in the cache before either.
+    `n_sequences` do so together, and `depth` tokens of each are in the cache before either.
     """
 
     prompt_tokens: int
     decode_tokens: int
     depth: int
+    n_sequences: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """The seconds of one repetition.
 
-    `prefill_s` is the prompt alone and `ttft_s` goes on to the first token; None where there was no
-    prompt. `step_s` has one forward pass and its choice of a token for each token decoded.
+    `prefill_s` is the prompts alone and `ttft_s` goes on to the first token of each; None where there were no
+    prompts. `step_s` has, for each token decoded, the seconds until every sequence had it.
     """
 
     prefill_s: float | None
@@ -33,10 +34,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """The bytes behind the speed of an engine: all its cache takes, and what a token must read.
+    """The bytes behind the speed of an engine: what its cache takes, and what a token must read.
 
-    `weights` says how the weights are kept. `kv_bytes_per_token` is what one position takes, and
-    `window` how many of them a token sees, None for all.
+    `weights` says how the weights are kept. `kv_bytes` is the cache of one sequence,
+    `kv_bytes_per_token` what one position takes, and `window` how many of them a token sees, None for all.
     """
 
     weights: str
@@ -73,37 +74,48 @@ class Runner(Protocol):
         """The bytes that it holds and reads."""
         ...
 
-    def prepare(self, depth: int) -> None:
-        """Bring the cache to `depth` tokens; this is not timed."""
+    def prepare(self, depth: int, n_sequences: int = 1) -> None:
+        """Bring the caches of `n_sequences` to `depth` tokens each; this is not timed.
+
+        What follows is done by all of these sequences together.
+        """
         ...
 
     def prefill(self, n: int) -> tuple[float, float]:
-        """Read `n` tokens: seconds to the last logits, and to the token chosen by them."""
+        """Read `n` tokens a sequence: seconds to the last logits, and to the tokens chosen by them."""
         ...
 
     def decode(self, n: int) -> tuple[float, ...]:
-        """Read a token and choose the next by argmax, `n` times: the seconds of each."""
+        """Read a token a sequence and choose the next by argmax, `n` times: the seconds of each time."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """All that one run measures: each depth `warmup` times for nothing, then `repetitions` that count."""
+    """All that one run measures, in each size of a batch and at each depth.
+
+    `warmup` repetitions are for nothing, then come `repetitions` that count.
+    """
 
     prompt_tokens: int
     decode_tokens: int
     depths: tuple[int, ...]
     repetitions: int
     warmup: int
+    batches: tuple[int, ...] = (1,)
 
     @property
     def works(self) -> list[Work]:
-        """The work at each depth."""
-        return [Work(self.prompt_tokens, self.decode_tokens, depth) for depth in self.depths]
+        """The work in each batch at each depth."""
+        return [
+            Work(self.prompt_tokens, self.decode_tokens, depth, n_sequences)
+            for n_sequences in self.batches
+            for depth in self.depths
+        ]
 
     @property
     def ctx_size(self) -> int:
-        """Tokens of context that the deepest work takes, the token chosen at its end included."""
+        """Tokens of context that the deepest work takes a sequence, the token chosen at its end included."""
         return max(self.depths) + max(self.prompt_tokens, self.decode_tokens) + 1
 
 
@@ -114,12 +126,12 @@ def run_in_turn(
 
     Returns the samples of each repetition that counts, one a runner.
     """
-    samples = []
+    samples, batch = [], f", {work.n_sequences} sequences" if work.n_sequences > 1 else ""
     for n in range(-sweep.warmup, sweep.repetitions):
         count = f"repetition {n + 1} of {sweep.repetitions}" if n >= 0 else "warming up"
         in_turn = []
         for runner in runners:
-            yield f"{runner.name} at a depth of {work.depth}: {count}"
+            yield f"{runner.name}{batch} at a depth of {work.depth}: {count}"
             in_turn.append(repeat(runner, work))
         if n >= 0:
             samples.append(tuple(in_turn))
@@ -127,14 +139,14 @@ def run_in_turn(
 
 
 def repeat(runner: Runner, work: Work) -> Sample:
-    """One repetition of `work`: the prompt and the decoded tokens each start at the depth."""
+    """One repetition of `work`: prompts and decoded tokens each start at the depth."""
     prefill_s = ttft_s = None
     if work.prompt_tokens:
-        runner.prepare(work.depth)
+        runner.prepare(work.depth, work.n_sequences)
         prefill_s, ttft_s = runner.prefill(work.prompt_tokens)
     if not work.decode_tokens:
         return Sample(prefill_s, ttft_s, ())
-    runner.prepare(work.depth)
+    runner.prepare(work.depth, work.n_sequences)
     return Sample(prefill_s, ttft_s, runner.decode(work.decode_tokens))
 
 

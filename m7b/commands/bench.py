@@ -1,6 +1,6 @@
 """`m7b bench`: how fast a model runs on this machine, against its memory, a peer or an earlier run."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_MOST_SEQUENCES = 256
+"""As many as llama.cpp takes."""
+
 _CLAIMS_VARIANT = "base-v0.1"
 """Whose claims are measured, where no model is named."""
 
@@ -45,6 +48,14 @@ def count(text: str) -> int:
     value = integer(text)
     if not 0 <= value <= 1 << 20:
         raise typer.BadParameter(f"{value} is not from 0 to {1 << 20}")
+    return value
+
+
+def batch_size(text: str) -> int:
+    """A number of sequences, at least one."""
+    value = integer(text)
+    if not 1 <= value <= _MOST_SEQUENCES:
+        raise typer.BadParameter(f"{value} is not from 1 to {_MOST_SEQUENCES}")
     return value
 
 
@@ -67,6 +78,10 @@ def bench(
     depths: Annotated[
         str, typer.Option("-d", "--depths", metavar="N,N", help="Tokens already in the cache, a list.")
     ] = "0,4096",
+    batches: Annotated[
+        str,
+        typer.Option("--batch", metavar="N,N", help="Sequences that run together, a list."),
+    ] = "1",
     repetitions: Annotated[
         int,
         typer.Option("-r", "--repetitions", parser=n_tokens, metavar="N", help="Repetitions at each depth."),
@@ -136,8 +151,9 @@ def bench(
     from m7b.bench.runs import Sweep
     from m7b.commands.subject import Choice
 
-    if claims and (compare or plot or peer):
-        raise UsageError("--claims runs alone", hint="leave out --compare, --plot and --peer")
+    sizes = _parse_list("--batch", batches, batch_size, "--batch 1,2,4,8,16")
+    if claims and (compare or plot or peer or sizes != (1,)):
+        raise UsageError("--claims runs alone", hint="leave out --compare, --plot, --peer and --batch")
     if fail_under is not None and not compare:
         raise UsageError("--fail-under needs --compare", hint="name the earlier run: --compare OLD.json")
     if not tokens and (claims or not prompt):
@@ -146,7 +162,9 @@ def bench(
     if plot:
         check_plot(plot)
     choice = Choice(variant, model, random_weights, quant, dtype, threads, window)
-    sweep = Sweep(prompt, tokens, _parse_depths(depths), repetitions, warmup)
+    sweep = Sweep(
+        prompt, tokens, _parse_list("--depths", depths, count, "-d 0,4096"), repetitions, warmup, sizes
+    )
     if claims:
         Output().write(render(_measure_claims(choice, sweep), format))
         return
@@ -228,13 +246,13 @@ def _compare(report: "Report", earlier: "EarlierRun") -> "Report":
     return replace(report, changes=compute_changes(report.results, earlier))
 
 
-def _parse_depths(text: str) -> tuple[int, ...]:
-    """The depths in a list of them, each once, in order.
+def _parse_list(option: str, text: str, parse: Callable[[str], int], example: str) -> tuple[int, ...]:
+    """The numbers in a list of them, each once, in order.
 
     Raises:
         UsageError: it is none.
     """
     try:
-        return tuple(sorted({count(depth) for depth in text.split(",")}))
+        return tuple(sorted({parse(number) for number in text.split(",")}))
     except typer.BadParameter as error:
-        raise UsageError(f"--depths: {error.message}", hint="write them as in -d 0,4096") from None
+        raise UsageError(f"{option}: {error.message}", hint=f"write them as in {example}") from None

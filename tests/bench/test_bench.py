@@ -15,10 +15,12 @@ from bitsandbytes.functional import has_avx512bf16
 
 from m7b.bench.runs import Work, repeat
 from m7b.errors import OutOfResources
-from m7b.generation import SamplingParams
+from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
 from m7b.runtime.bench import claims as claims_module
+from m7b.runtime.bench import speeds
 from m7b.runtime.bench.claims import count_fitting_layers, pair_shapes
-from m7b.runtime.bench.measure import EngineRunner, fill, peak_rss, reset_peak_rss
+from m7b.runtime.bench.measure import EngineRunner, fill, load_runner, peak_rss, reset_peak_rss
+from m7b.runtime.bench.together import decode_together, prefill_together
 from m7b.runtime.bench.weights import count_weight_bytes
 from m7b.runtime.cache import RollingKVCache, visible
 from m7b.runtime.checkpoints.random import cut, random_checkpoint
@@ -142,6 +144,77 @@ def test_each_phase_starts_at_the_depth(window):
         runner.prepare(depth)
         assert len(runner.decode(6)) == 6
         assert main_row(engine).length == depth + 6  # the last token is chosen, not read
+
+
+# several sequences together
+
+
+class FakeSequence:
+    """Answers as many tokens as it is let to, once it has read its prompt."""
+
+    def __init__(self, ids, params):
+        self.ids, self.n_left, self.is_done, self.events = ids, params.max_tokens, False, []
+
+    def advance(self, n_tokens):
+        self.events.append(PromptProgress(len(self.ids), len(self.ids), 0))
+        for _ in range(min(n_tokens, self.n_left)):
+            self.n_left -= 1
+            self.events.append(Step(1, None, None if self.n_left else FinishReason.LENGTH))
+        self.is_done = self.n_left == 0
+
+    def take(self):
+        events, self.events = self.events, []
+        return events
+
+
+class FakeBatchingEngine:
+    """Lets each sequence have so many tokens a step, by its place among those submitted, and counts steps."""
+
+    def __init__(self, *tokens_a_step):
+        self.tokens_a_step, self.sequences, self.n_steps = tokens_a_step, [], 0
+
+    def submit(self, ids, params, *, is_exact):
+        self.sequences.append(FakeSequence(ids, params))
+        return self.sequences[-1]
+
+    def step(self):
+        self.n_steps += 1
+        running = [one for one in self.sequences if not one.is_done]
+        for n, sequence in enumerate(running):
+            sequence.advance(self.tokens_a_step[n % len(self.tokens_a_step)])
+
+
+@pytest.mark.parametrize(
+    ("tokens_a_step", "n_steps"),
+    [((1,), 6), ((1, 2), 6), ((3,), 2), ((1, 0), 12)],
+    ids=["in step", "one is ahead", "three at once", "one waits for the other"],
+)
+def test_sequences_together_have_a_time_for_every_token(tokens_a_step, n_steps):
+    engine = FakeBatchingEngine(*tokens_a_step)
+    seconds = decode_together(engine, [[1, 2], [3, 4]], 6)
+    assert (len(seconds), engine.n_steps) == (6, n_steps)
+    assert min(seconds) > 0
+
+
+def test_prompts_together_are_timed_to_the_last_of_them():
+    engine = FakeBatchingEngine(1)
+    read, chosen = prefill_together(engine, [[1, 2], [3, 4], [5, 6]])
+    assert 0 < read <= chosen
+    assert [sequence.ids for sequence in engine.sequences] == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_no_two_sequences_of_a_repetition_begin_alike(monkeypatch):
+    """An engine reads a common beginning once, which would not be the work that was asked for."""
+    submitted, engine = [], engine_of()
+    submit = engine.submit
+    monkeypatch.setattr(
+        engine, "submit", lambda ids, *given, **named: submitted.append(ids) or submit(ids, *given, **named)
+    )
+    repeat(EngineRunner(engine), Work(5, 3, 0, n_sequences=4))
+    prompts, last = submitted[:4], submitted[4:]
+    assert {len(ids) for ids in prompts} == {5}
+    assert {len(ids) for ids in last} == {1}
+    assert len({ids[0] for ids in prompts}) == len({ids[0] for ids in last}) == 4
 
 
 # what is read
@@ -305,6 +378,25 @@ def test_runs_of_another_machine_or_model_are_told_of(tiny, old):
     assert "another machine: Another CPU" in ran.err
 
 
+@pytest.mark.parametrize("format", ["table", "md", "csv", "json", "jsonl"])
+def test_batches_are_written_in_every_format(tiny, format):
+    ran = call("bench", "-m", tiny, *QUICK, "-d", 0, "--batch", "4,1", "-o", format)
+    assert (ran.code, ran.err) == (0, "")
+    match format:
+        case "csv":
+            assert [row["batch"] for row in csv.DictReader(io.StringIO(ran.out))] == ["1", "4"]
+        case "json":
+            one, four = ran.answer["results"]
+            assert (one["batch"], four["batch"]) == (1, 4)
+            assert four["decode_tps_per_sequence"] == pytest.approx(four["decode_tps"] / 4)
+            assert four["kv_bytes"] == 4 * one["kv_bytes"]
+        case "jsonl":
+            assert [row["batch"] for row in ran.answers] == [1, 4]
+        case _:
+            cells = [line.replace("|", " ").split()[:3] for line in ran.out.splitlines()]
+            assert [cell[2] for cell in cells if cell[:1] in (["prefill"], ["decode"])] == list("1144")
+
+
 def test_a_plot_is_written_beside_the_report(tiny, tmp_path):
     pytest.importorskip("matplotlib")
     ran = call("bench", "-m", tiny, *QUICK, "-d", "0,20", "--plot", tmp_path / "speed.svg")
@@ -322,6 +414,9 @@ def test_a_plot_is_written_beside_the_report(tiny, tmp_path):
         (("-d", "0,x"), ["--depths", "'x'", "-d 0,4096"]),
         (("-d", ""), ["--depths"]),
         (("-d", "-1"), ["--depths", "-1"]),
+        (("--batch", "0"), ["--batch", "0 is not from 1 to 256", "--batch 1,2,4,8,16"]),
+        (("--batch", "1,many"), ["--batch", "'many'"]),
+        (("--claims", "--batch", "2"), ["--claims runs alone"]),
         (("-r", 0), ["-r"]),
         (("-p", "many"), ["-p", "'many'"]),
         (("--fail-under", 0.9), ["--compare OLD.json"]),
@@ -343,6 +438,33 @@ def test_options_that_mean_nothing_are_refused(tiny, options, fragments):
 def test_a_depth_beyond_the_context_is_refused_with_the_figures(tiny):
     ran = call("bench", "-m", tiny, "-p", 100, "-n", 4, "-d", "0,200")
     assert_refused(ran, 6, "depth of 200", "301", "has 256", "lower -d")
+
+
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("n_sequences", [2, 5])
+def test_sequences_together_start_at_the_depth(window, n_sequences):
+    engine = engine_of(replace(SMALL, sliding_window=window), prefill_chunk=16)
+    runner = EngineRunner(engine)
+    for depth in (40, 0, 40):
+        runner.prepare(depth, n_sequences)
+        runner.prefill(20)
+        lengths = sorted(len(held.ids) for held in engine.rows.list_held())
+        assert lengths[-n_sequences:] == [depth + 20] * n_sequences
+        runner.prepare(depth, n_sequences)
+        assert len(runner.decode(6)) == 6
+
+
+def test_a_batch_whose_caches_memory_cannot_hold_is_refused(tiny, monkeypatch):
+    def load_with_little_left(*model):
+        runner = yield from load_runner(*model)
+        left = SimpleNamespace(available=1 << 10, total=1 << 30)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: left)
+        return runner
+
+    monkeypatch.setattr(speeds, "load_runner", load_with_little_left)
+    assert_refused(
+        call("bench", "-m", tiny, *QUICK, "-d", 0, "--batch", 256), 5, "the cache of 256 sequences"
+    )
 
 
 def test_a_model_that_memory_cannot_hold_is_refused(monkeypatch):

@@ -10,10 +10,10 @@ import pytest
 from m7b.bench import ReportFormat
 from m7b.bench.claims import Claim, ClaimsReport
 from m7b.bench.comparison import check_speed, compute_changes, read_run
-from m7b.bench.figures import Report, compare_in_turn, compute_p95, summarize
+from m7b.bench.figures import Change, Report, compare_in_turn, compute_p95, summarize
 from m7b.bench.formats import render
 from m7b.bench.plot import check_plot, draw
-from m7b.bench.runs import Reads, Sample, Work
+from m7b.bench.runs import Reads, Sample, Sweep, Work
 from m7b.errors import OutOfResources, TooSlow, UsageError
 
 READS = Reads("bfloat16", weight_bytes=1_000_000_000, kv_bytes=4096, kv_bytes_per_token=100, window=None)
@@ -104,7 +104,58 @@ def test_ratios_are_of_medians_and_of_pairs():
     assert ratio.decode_paired == pytest.approx(2)  # of 2, 1 and 4
 
 
+def test_speeds_of_a_batch_are_those_of_all_sequences_together():
+    row = summarize("m7b", replace(WORK, n_sequences=4), SAMPLES, READS, 20.0)
+    assert (row.batch, row.prefill_tps) == (4, 200)  # 4 prompts of 100 tokens in 2 seconds
+    assert (row.decode_tps, row.decode_tps_per_sequence) == (pytest.approx(20), pytest.approx(5))
+    assert row.token_p50_s == pytest.approx(0.15)
+    assert row.kv_bytes == 4 * READS.kv_bytes
+
+
+def test_a_batch_reads_the_weights_once_a_step_and_keys_and_values_a_sequence():
+    row = summarize("m7b", replace(WORK, n_sequences=4), SAMPLES, READS, 20.0)
+    assert row.achieved_gbs == pytest.approx(5 * (1_000_000_000 + 4 * 250) / 1e9)
+
+
+def test_a_sweep_has_each_batch_at_each_depth():
+    works = Sweep(100, 4, (0, 64), repetitions=1, warmup=0, batches=(1, 8)).works
+    assert [(work.n_sequences, work.depth) for work in works] == [(1, 0), (1, 64), (8, 0), (8, 64)]
+
+
 # formats
+
+
+BATCHED = tuple(summarize("m7b", replace(WORK, n_sequences=n), SAMPLES, READS, 20.0) for n in (1, 8))
+
+
+def test_batches_are_told_of_where_there_are_any():
+    ratios = tuple(compare_in_turn("peer", replace(WORK, n_sequences=n), SAMPLES, SAMPLES) for n in (1, 8))
+    report = json.loads(render(report_of(*BATCHED, ratios=ratios), ReportFormat.JSON))
+    assert [row["batch"] for row in report["results"]] == [1, 8]
+    assert [row["batch"] for row in report["ratios"]] == [1, 8]
+    assert report["results"][1]["decode_tps_per_sequence"] == pytest.approx(5)
+    alone = json.loads(render(report_of(ratios=ratios[:1]), ReportFormat.JSON))
+    assert not {"batch", "decode_tps_per_sequence"} & {*alone["results"][0], *alone["ratios"][0]}
+
+
+def test_tables_have_a_line_for_each_batch():
+    ratio = compare_in_turn("peer", replace(WORK, n_sequences=8), SAMPLES, SAMPLES)
+    change = Change("m7b", 0, 8, 2.0, 3.0)
+    written = render(report_of(*BATCHED, ratios=(ratio,), changes=(change,)), ReportFormat.MD)
+    facts, speeds, ratios, changed = (block.splitlines() for block in written.split("\n\n"))
+    assert "- m7b: 1,000,000,000 bytes of bfloat16 weights a step, cache 4,096 a sequence" in facts
+    for table in (speeds, ratios, changed):
+        assert len({line.count("|") for line in table}) == 1
+    cells = [[cell.strip() for cell in line.split("|")[1:6]] for line in speeds]
+    assert cells[0] == ["phase", "depth", "batch", "tok/s", "each"]
+    assert cells[2:] == [
+        ["prefill", "0", "1", "50.00", "50.00"],
+        ["decode", "0", "1", "5.00", "5.00"],
+        ["prefill", "0", "8", "400.0", "50.00"],
+        ["decode", "0", "8", "40.00", "5.00"],
+    ]
+    assert "| peer | 0 | 8 | 1.00x | 1.00x | 1.00x | 1.00x |" in ratios
+    assert "| m7b | 0 | 8 | 2.00x | 3.00x |" in changed
 
 
 def test_json_is_the_report_with_a_flat_object_a_row():
@@ -175,6 +226,25 @@ def test_only_the_same_work_is_compared(old):
     assert "-p 100 -n 4 -d 0" in error.value.hint
 
 
+def test_a_batch_is_compared_with_the_same_batch(tmp_path):
+    file = tmp_path / "old.json"
+    file.write_text(render(report_of(*BATCHED), ReportFormat.JSON), encoding="utf-8")
+    slower = summarize("m7b", replace(WORK, n_sequences=8), [sample(4.0, [0.4] * 4)], READS, 20.0)
+    found = compute_changes([slower], read_run(file))
+    assert [(change.batch, change.prefill, change.decode) for change in found] == [
+        (8, 0.5, pytest.approx(0.5))
+    ]
+    with pytest.raises(TooSlow, match="of m7b at depth 0 in a batch of 8 runs at"):
+        check_speed(found, 0.6)
+    with pytest.raises(UsageError) as error:
+        compute_changes([replace(slower, batch=2)], read_run(file))
+    assert "-p 100 -n 4 -d 0 --batch 1,8" in error.value.hint
+
+
+def test_a_file_without_batches_is_of_single_sequences(old):
+    assert [change.batch for change in compute_changes(BATCHED, read_run(old))] == [1]
+
+
 def test_a_run_slower_than_allowed_is_refused_with_the_worst(old):
     slower = summarize("m7b", WORK, [sample(4.0, [0.2] * 4)], READS, 20.0)
     found = compute_changes([slower], read_run(old))
@@ -235,6 +305,12 @@ def test_a_plot_is_drawn_in_the_format_of_its_name(tmp_path, old, name, head):
         assert all(
             text in written.decode() for text in ("m7b before", "window of 16", "decode, tokens per second")
         )
+
+
+def test_a_plot_has_a_line_for_each_batch(tmp_path):
+    pytest.importorskip("matplotlib")
+    draw(tmp_path / "speed.svg", report_of(*BATCHED), None)
+    assert "m7b x 8" in (tmp_path / "speed.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -69,7 +70,8 @@ def logits_of(runner, ids):
     runner.prepare(0)
     if runner.name == TRANSFORMERS:
         return runner._forward(torch.tensor([ids]))[0].float()
-    runner._read(ids)
+    n = len(ids)
+    runner._read(np.array(ids), np.arange(n), np.zeros(n), np.ones(n))
     return torch.from_numpy(runner.logits().copy())
 
 
@@ -237,6 +239,73 @@ def test_a_llama_cpp_that_has_to_sleep_while_it_waits_is_told_of(monkeypatch, po
     with open_peer(LLAMA_CPP, task_of()) as runner:
         monkeypatch.setattr(api, "llama_print_system_info", lambda: build)
         assert ("GGML_OPENMP=off" in runner.note) == is_told
+
+
+# several sequences together
+
+
+PROMPTS = [IDS[:12], IDS[12:24], IDS[24:36]]
+
+
+def continue_together(runner, prompts, n=8):
+    """The `n` likeliest tokens after each of `prompts` (of one length), each step of one token a sequence."""
+    n_sequences, length = len(prompts), len(prompts[0]) - 1
+    runner.prepare(0, n_sequences)
+    read, last = np.array([ids[:-1] for ids in prompts]), [ids[-1] for ids in prompts]
+    if runner.name == TRANSFORMERS:
+        runner._forward(torch.tensor(read))
+        last = torch.tensor(last)[:, None]
+    else:
+        positions, sequences = np.tile(np.arange(length), n_sequences), np.repeat(range(n_sequences), length)
+        runner._read(read.reshape(-1), positions, sequences, np.ones(read.size))
+        runner._length = length
+    return [list(tokens) for tokens in zip(*runner._generate(last, n), strict=True)]
+
+
+@pytest.mark.parametrize("name", PeerName)
+def test_a_peer_continues_several_sequences_as_it_does_each_alone(name):
+    installed(name)
+    with open_peer(name, replace(task_of(), n_sequences=3)) as runner:
+        alone = [continue_together(runner, [ids])[0] for ids in PROMPTS]
+        assert continue_together(runner, PROMPTS) == alone
+        assert continue_together(runner, PROMPTS[:1] * 3) == alone[:1] * 3
+    assert len({tuple(tokens) for tokens in alone}) == 3
+
+
+@pytest.mark.parametrize("name", PeerName)
+def test_a_repetition_of_several_sequences_has_a_time_for_every_step(name):
+    installed(name)
+    with open_peer(name, replace(task_of(), n_sequences=3)) as runner:
+        for n_sequences in (3, 1):
+            work = Work(prompt_tokens=9, decode_tokens=5, depth=30, n_sequences=n_sequences)
+            sample = repeat(runner, work)
+            assert len(sample.step_s) == 5
+            assert min(sample.step_s) > 0
+            assert 0 < sample.prefill_s <= sample.ttft_s
+
+
+def test_llama_cpp_brings_every_sequence_to_the_depth():
+    api = pytest.importorskip("llama_cpp.llama_cpp")
+    with open_peer(LLAMA_CPP, replace(task_of(), n_sequences=3)) as runner:
+        runner.prepare(30)
+        (alone,) = zip(*runner._generate([IDS[0]], 8), strict=True)
+        for depth, n_sequences in ((30, 3), (7, 3), (30, 3), (0, 3), (30, 2)):
+            runner.prepare(depth, n_sequences)
+            memory = api.llama_get_memory(runner._context)
+            ends = [api.llama_memory_seq_pos_max(memory, n) for n in range(n_sequences)]
+            assert ends == [depth - 1] * n_sequences
+            together = list(zip(*runner._generate([IDS[0]] * n_sequences, 8), strict=True))
+            assert (together == [alone] * n_sequences) == (depth == 30)
+
+
+def test_a_prompt_longer_than_one_call_is_read_in_each_sequence():
+    api = pytest.importorskip("llama_cpp.llama_cpp")
+    config = replace(CONFIG, max_seq_len=1200)
+    with open_peer(LLAMA_CPP, replace(task_of(config), n_sequences=3)) as runner:
+        runner.prepare(0, 3)
+        runner.prefill(1100)  # calls take 2048 tokens
+        memory = api.llama_get_memory(runner._context)
+        assert [api.llama_memory_seq_pos_max(memory, n) for n in range(3)] == [1099] * 3
 
 
 # what is refused

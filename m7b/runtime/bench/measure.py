@@ -4,12 +4,13 @@ import resource
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import torch
 
 from m7b.bench.runs import Reads, time_steps
 from m7b.generation import EngineOptions, PromptProgress, SamplingParams, Step
+from m7b.runtime.bench.together import decode_together, prefill_together
 from m7b.runtime.bench.weights import count_weight_bytes, describe_weights
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Checkpoint
@@ -34,7 +35,7 @@ class EngineRunner:
     note = ""
 
     def __init__(self, engine: Engine, quant: str | None = None) -> None:
-        self._engine, self._depth = engine, 0
+        self._engine, self._held = engine, [list[int]()]  # the ids that each sequence holds
         cache = engine.cache
         self.reads = Reads(
             weights=describe_weights(engine.model, quant),
@@ -44,18 +45,23 @@ class EngineRunner:
             window=cache.window,
         )
 
-    def prepare(self, depth: int) -> None:
+    def prepare(self, depth: int, n_sequences: int = 1) -> None:
         """Bring the cache to `depth` tokens, by going back to them or with random keys and values."""
-        self._depth, rows = depth, self._engine.rows
+        if n_sequences > 1:
+            self._held = fill_sequences(self._engine, depth, n_sequences)
+            return
+        self._held, rows = [[_TOKEN] * depth], self._engine.rows
         if depth and self._engine.cache[rows.main].holds(depth):
             rows.rewind(rows.main, depth)
         else:
             rows.rewind(rows.main, 0)
             fill(self._engine.cache, rows.main, depth)
-            self._engine.pretend(rows.main, [_TOKEN] * depth)
+            self._engine.pretend(rows.main, self._held[0])
 
     def prefill(self, n: int) -> tuple[float, float]:
-        """Read `n` tokens: seconds to the last logits, and to the token chosen by them."""
+        """Read `n` tokens a sequence: seconds to the last logits, and to the tokens chosen by them."""
+        if len(self._held) > 1:
+            return prefill_together(self._engine, self._extend(n))
         started = time.perf_counter()
         read = chosen = 0.0
         for event in self._generate(n, 1):
@@ -67,12 +73,19 @@ class EngineRunner:
         return read, chosen
 
     def decode(self, n: int) -> tuple[float, ...]:
-        """Read a token and choose the next by argmax, `n` times: the seconds of each."""
+        """Read a token a sequence and choose the next by argmax, `n` times: the seconds of each time."""
+        if len(self._held) > 1:
+            return decode_together(self._engine, self._extend(1), n)
         return time_steps(event for event in self._generate(1, n) if isinstance(event, Step))
 
     def _generate(self, n_prompt: int, n_tokens: int) -> Iterator[PromptProgress | Step]:
-        ids = [_TOKEN] * (self._depth + n_prompt)
+        (ids,) = self._extend(n_prompt)
         return self._engine.generate(ids, SamplingParams(max_tokens=n_tokens, temperature=0))
+
+    def _extend(self, n: int) -> list[list[int]]:
+        """Prompts of `n` tokens behind those that each sequence holds, no two of which begin alike."""
+        vocab_size = self._engine.model.config.vocab_size
+        return [held + [(_TOKEN + i) % vocab_size] * n for i, held in enumerate(self._held)]
 
 
 def load_runner(
@@ -86,6 +99,19 @@ def load_runner(
         except StopIteration as done:
             return EngineRunner(done.value, options.quant)
         yield f"loading {name}: {progress.done >> 20} of {progress.total >> 20} MiB"
+
+
+def fill_sequences(engine: Engine, depth: int, n_sequences: int) -> list[list[int]]:
+    """Bring a row for each of `n_sequences` to `depth` tokens; returns the ids that each then holds."""
+    rows, vocab_size = engine.rows, engine.model.config.vocab_size
+    held = [[(_TOKEN + i) % vocab_size] * depth for i in range(n_sequences)]
+    ctx_size = rows[rows.main].n_tokens
+    with ExitStack() as claims:  # all at once, or the same row would be found again
+        for ids in held:
+            row = claims.enter_context(rows.claim(ctx_size))
+            fill(engine.cache, row, depth)
+            engine.pretend(row, ids)
+    return held
 
 
 @torch.inference_mode()

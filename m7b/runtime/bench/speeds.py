@@ -11,9 +11,10 @@ from m7b.bench.runs import Runner, Sample, Sweep, run_in_turn
 from m7b.errors import ContextOverflow
 from m7b.runtime import machine
 from m7b.runtime.bench.measure import load_runner, peak_rss, reset_peak_rss
-from m7b.runtime.bench.peers import Task, check_peer, open_peer
+from m7b.runtime.bench.peers import Task, open_peer
 from m7b.runtime.bench.subject import Subject
 from m7b.runtime.loader import run_dtype
+from m7b.runtime.placement import check_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +27,21 @@ class Hindrance:
 def measure_speeds(
     subject: Subject, sweep: Sweep, peer: PeerName | None
 ) -> Generator[str | Hindrance, None, Report]:
-    """Run `sweep` on our engine, and on `peer` in turn with it; tells what goes on.
+    """Run `sweep` on our engine, and on `peer`, which `check_peer` passed, in turn; tells what goes on.
 
     Raises:
         ContextOverflow: the sweep is deeper than the model's context.
         OutOfResources: memory or disk do not suffice.
-        UsageError: the peer is missing, or cannot do the work.
     """
-    if peer:
-        check_peer(peer, subject.options.quant)
     _check_context(subject, sweep)
     before = yield from _read_bandwidth(subject)
     reset_peak_rss()
     started = perf_counter()
     ours = yield from load_runner(subject.name, subject.checkpoint, subject.options)
     load_s = perf_counter() - started
+    most = max(sweep.batches)
+    if most > 1:
+        check_memory((most - 1) * ours.reads.kv_bytes, f"the cache of {most} sequences")
     with ExitStack() as stack:
         runners: list[Runner] = [ours]
         if peer:
@@ -90,7 +91,8 @@ def _make_task(subject: Subject, sweep: Sweep) -> Task:
     """The same model for a peer."""
     options, checkpoint = subject.options, subject.checkpoint
     dtype = run_dtype(checkpoint.dtype, options.dtype)
-    return Task(checkpoint, subject.config, dtype, options.quant, sweep.ctx_size, subject.is_random)
+    config, quant, most = subject.config, options.quant, max(sweep.batches)
+    return Task(checkpoint, config, dtype, quant, sweep.ctx_size, subject.is_random, most)
 
 
 def _check_context(subject: Subject, sweep: Sweep) -> None:

@@ -56,6 +56,10 @@ class Rows:
     def __getitem__(self, row: int) -> Held:
         return self._held[row]
 
+    def list_held(self) -> list[Held]:
+        """What each row holds."""
+        return list(self._held.values())
+
     def should_wait(self, sequence: Sequence) -> bool:
         """Whether another sequence is about to read much of its prompt, which can then be copied."""
         here = max(self._shared(sequence, row) for row in self._held)

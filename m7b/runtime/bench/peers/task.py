@@ -13,8 +13,8 @@ class Task:
     """One model to load.
 
     `config` is the checkpoint's with the window that the user chose, and `quant` the format that they
-    chose for weights, None for that of the checkpoint. `ctx_size` tokens must fit. `is_random` says that
-    the values of the weights do not matter.
+    chose for weights, None for that of the checkpoint. `ctx_size` tokens of each of `n_sequences` must fit.
+    `is_random` says that the values of the weights do not matter.
     """
 
     checkpoint: Checkpoint
@@ -23,6 +23,7 @@ class Task:
     quant: str | None
     ctx_size: int
     is_random: bool
+    n_sequences: int = 1
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -31,12 +31,12 @@ class TransformersRunner:
 
     def __init__(self, task: Task) -> None:
         config = task.config
-        cache_bytes = task.ctx_size * task.kv_bytes_per_token
+        cache_bytes = task.n_sequences * task.ctx_size * task.kv_bytes_per_token
         check_memory(config.n_params * _item_bytes(task) + cache_bytes, "transformers")
         with memory_errors():
             self._model = _load(task)
         self._config, self._dtype = config, task.dtype
-        self._cache = DynamicCache(config=self._model.config)
+        self._cache, self._n_sequences = DynamicCache(config=self._model.config), 1
         body, embedding = self._model.model, self._model.model.embed_tokens
         weight_bytes = embedding.weight[0].nbytes + sum(
             count_bytes(part) for part in (body.layers, body.norm, self._model.lm_head)
@@ -50,39 +50,39 @@ class TransformersRunner:
         )
 
     @torch.inference_mode()
-    def prepare(self, depth: int) -> None:
-        """Make a cache of `depth` tokens with random keys and values."""
-        config = self._config
+    def prepare(self, depth: int, n_sequences: int = 1) -> None:
+        """Make a cache of `depth` tokens a sequence with random keys and values."""
+        config, self._n_sequences = self._config, n_sequences
         self._cache = DynamicCache(config=self._model.config)
         block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).to(self._dtype)
-        shape = torch.Size((1, config.n_kv_heads, depth, config.head_dim))
+        shape = torch.Size((n_sequences, config.n_kv_heads, depth, config.head_dim))
         for layer in range(config.n_layers if depth else 0):
             starts = (2 * layer * shape.numel(), (2 * layer + 1) * shape.numel())
             keys, values = (cut(block, shape.numel(), start).view(shape) for start in starts)
             self._cache.update(keys, values, layer)
 
     def prefill(self, n: int) -> tuple[float, float]:
-        """Read `n` tokens in one pass: seconds to the last logits, and to the token chosen by them."""
-        tokens = torch.full((1, n), _TOKEN)
+        """Read `n` tokens a sequence in one pass: seconds to the last logits, and to the tokens chosen."""
+        tokens = torch.full((self._n_sequences, n), _TOKEN)
         started = time.perf_counter()
         logits = self._forward(tokens)
         read = time.perf_counter() - started
-        logits.argmax(-1).item()
+        logits.argmax(-1).tolist()
         return read, time.perf_counter() - started
 
     def decode(self, n: int) -> tuple[float, ...]:
-        """Read a token and choose the next by argmax, `n` times: the seconds of each."""
-        return time_steps(self._chosen(n))
+        """Read a token a sequence and choose the next by argmax, `n` times: the seconds of each time."""
+        return time_steps(self._generate(torch.full((self._n_sequences, 1), _TOKEN), n))
 
-    def _chosen(self, n: int) -> Iterator[int | float]:
-        token = torch.full((1, 1), _TOKEN)
+    def _generate(self, tokens: Tensor, n: int) -> Iterator[list[int]]:
+        """The `n` tokens that follow `tokens` (N, T) in each sequence, one of each at a time."""
         for _ in range(n):
-            token = self._forward(token).argmax(-1, keepdim=True)
-            yield token.item()  # an answer is told token by token
+            tokens = self._forward(tokens).argmax(-1, keepdim=True)
+            yield tokens[:, 0].tolist()  # an answer is told token by token
 
     @torch.inference_mode()
     def _forward(self, tokens: Tensor) -> Tensor:
-        """The logits (1, V) after `tokens` (1, T)."""
+        """The logits (N, V) after `tokens` (N, T)."""
         with memory_errors():
             answer = self._model(
                 input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1
