@@ -128,11 +128,25 @@ def test_the_largest_products_do_not_overflow(type):
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_token_gets_the_same_bits_whatever_is_beside_it(type, dtype):
-    weight = kernels.pack(type, kernels.quantize(type, torch.randn(40, 96)))
-    x = torch.randn(39, 96).to(dtype)
+@pytest.mark.parametrize("n_out", [40, 200, 3000])
+def test_a_token_gets_the_same_bits_whatever_is_beside_it(type, dtype, n_out):
+    """However many there are, and whether or not panels are left over from those that are read at once."""
+    weight = kernels.pack(type, kernels.quantize(type, torch.randn(n_out, 96)))
+    x = torch.randn(50, 96).to(dtype)
     alone = torch.cat([kernels.linear(row[None], weight) for row in x])
-    assert torch.equal(kernels.linear(x, weight), alone)
+    for T in (*range(1, 21), 31, 32, 33, 39, 50):
+        assert torch.equal(kernels.linear(x[:T], weight), alone[:T]), T
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_the_instruction_sets_of_x86_give_the_same_bits(type):
+    weight = kernels.pack(type, kernels.quantize(type, torch.randn(72, 1088)))
+    x, found = torch.randn(50, 1088), []
+    for name in SETS:
+        if name != "portable":  # whose products and sums are rounded one after the other
+            kernels._native.use(name)
+            found.append([kernels.linear(x[:T], weight) for T in (*range(1, 21), 33, 50)])
+    assert all(torch.equal(a, b) for one in found for a, b in zip(one, found[0], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ namespace m7b {
 namespace {
 
 constexpr int N = MAX_TOKENS; // tokens in a tile
-constexpr int DEPTH = 32; // blocks whose weights, 16 KiB, stay in the first level of the cache for all tokens
+constexpr int DEPTH = 16; // blocks whose weights, 8 KiB, stay in the first level of the cache for all tokens
 constexpr int BYTES = PANEL * BLOCK; // quants of a block of a panel, once they have 8 bits
 
 // Tile registers, in two sets that take turns: sums (16 tokens of 16 rows, 32 bits) and, for activations of 16 bits,
@@ -56,14 +56,14 @@ struct TilesInUse {
 };
 
 // 16 rows of nibbles to signed bytes, those of Q4_0 less their offset of 8.
-void unpack(int type, const uint8_t *quants, int n_blocks, int8_t *bytes) {
-    const __m512i low = _mm512_set1_epi8(15), offset = _mm512_set1_epi8(type == Q4_0 ? 8 : 0);
-    for (int b = 0; b < n_blocks; b++, quants += quant_bytes(type), bytes += BYTES)
+template <int TYPE> void unpack(const uint8_t *quants, int n_blocks, int8_t *bytes) {
+    const __m512i low = _mm512_set1_epi8(15), offset = _mm512_set1_epi8(TYPE == Q4_0 ? 8 : 0);
+    for (int b = 0; b < n_blocks; b++, quants += quant_bytes(TYPE), bytes += BYTES)
         for (int j = 0; j < 4; j++) {
             const __m512i v = _mm512_loadu_si512(quants + 64 * j);
-            _mm512_storeu_si512(bytes + 64 * j, _mm512_sub_epi8(_mm512_and_si512(v, low), offset));
-            _mm512_storeu_si512(bytes + 64 * (j + 4),
-                                _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(v, 4), low), offset));
+            _mm512_store_si512(bytes + 64 * j, _mm512_sub_epi8(_mm512_and_si512(v, low), offset));
+            _mm512_store_si512(bytes + 64 * (j + 4),
+                               _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(v, 4), low), offset));
         }
 }
 
@@ -83,77 +83,91 @@ template <int TYPE, int SET> inline void multiply(const int8_t *quants, const in
     }
 }
 
-// Stores the products of block `b`, has the next of its set multiplied, and adds what was stored under its scales.
+// What tiles stored is read LAG blocks later: a load that follows its store would wait for it.
+constexpr int LAG = 2;
+template <int TYPE> struct Dots {
+    alignas(64) int32_t low[LAG + 2][N * PANEL], high[TYPE == Q8_0 ? LAG + 2 : 1][TYPE == Q8_0 ? N * PANEL : 1];
+};
+
+// Stores the products of block `b` and has the next of its set multiplied.
 template <int TYPE, int SET>
-inline void add_block(const int8_t *quants, const uint8_t *scales, int b, int n_blocks, const Tile &tile, V *sums) {
+inline void store_block(const int8_t *quants, int b, int n_blocks, const Tile &tile, Dots<TYPE> &dots) {
     constexpr int token_bytes = N * BLOCK * activation_bytes(TYPE);
     using R = Registers<SET>;
-    alignas(64) int32_t dots[N * PANEL], high[TYPE == Q8_0 ? N * PANEL : 1];
-    tile_store<R::SUMS>(dots);
-    if (TYPE == Q8_0) tile_store<R::HIGH_SUMS>(high);
+    tile_store<R::SUMS>(dots.low[b % (LAG + 2)]);
+    if constexpr (TYPE == Q8_0) tile_store<R::HIGH_SUMS>(dots.high[b % (LAG + 2)]);
     if (b + 2 < n_blocks) multiply<TYPE, SET>(quants + size_t(b + 2) * BYTES, tile.quants + size_t(b + 2) * token_bytes);
+}
+
+// Adds what was stored of block `b` under its scales.
+template <int TYPE>
+inline void add_block(const uint8_t *scales, int b, const Tile &tile, const Dots<TYPE> &dots, V *sums) {
     M7B_UNROLL_TOKENS
     for (int i = 0; i < N; i++) {
-        __m512i total = _mm512_load_si512(dots + PANEL * i);
-        if (TYPE == Q8_0) total = _mm512_add_epi32(total, _mm512_slli_epi32(_mm512_load_si512(high + PANEL * i), 8));
+        __m512i total = _mm512_load_si512(dots.low[b % (LAG + 2)] + PANEL * i);
+        if constexpr (TYPE == Q8_0) {
+            const __m512i high = _mm512_load_si512(dots.high[b % (LAG + 2)] + PANEL * i);
+            total = _mm512_add_epi32(total, _mm512_slli_epi32(high, 8));
+        }
         add_scaled<TYPE>(_mm512_cvtepi32_ps(total), scales + b * scale_bytes(TYPE), tile.scales[N * b + i],
                          tile.offsets[N * b + i], sums[i]);
     }
 }
 
-// Adds blocks to sums (16 tokens, 16 rows), one after another as linear_tokens does, or begins with them. While a block
-// is scaled, the next two are multiplied.
+// Adds blocks to sums (16 tokens, 16 rows), one after another as every linear does, or begins with them. While a block
+// is scaled, the next are multiplied.
 template <int TYPE>
-void add_blocks(const int8_t *quants, const uint8_t *scales, int n_blocks, const Tile &tile, bool begins, float *out) {
+void add_blocks(const int8_t *quants, const uint8_t *scales, int n_blocks, const Tile &tile, bool begins,
+                const uint8_t *next, float *out) {
+    Dots<TYPE> dots;
     V sums[N];
     M7B_UNROLL_TOKENS // or the compiler keeps the sums in memory
     for (int i = 0; i < N; i++) sums[i] = begins ? v_zero() : v_load(out + PANEL * i);
     multiply<TYPE, 0>(quants, tile.quants);
     if (n_blocks > 1) multiply<TYPE, 1>(quants + BYTES, tile.quants + N * BLOCK * activation_bytes(TYPE));
-    for (int b = 0; b < n_blocks; b += 2) {
-        add_block<TYPE, 0>(quants, scales, b, n_blocks, tile, sums);
-        if (b + 1 < n_blocks) add_block<TYPE, 1>(quants, scales, b + 1, n_blocks, tile, sums);
+    for (int b = 0; b < n_blocks + LAG; b++) {
+        if (b < n_blocks) {
+            if (b % 2) store_block<TYPE, 1>(quants, b, n_blocks, tile, dots);
+            else store_block<TYPE, 0>(quants, b, n_blocks, tile, dots);
+        }
+        for (int i = 0; next && i < quant_bytes(TYPE); i += 64) __builtin_prefetch(next + b * quant_bytes(TYPE) + i, 0, 2);
+        if (b >= LAG) add_block<TYPE>(scales, b - LAG, tile, dots, sums);
     }
     M7B_UNROLL_TOKENS
     for (int i = 0; i < N; i++) v_store(out + PANEL * i, sums[i]);
 }
 
 template <int TYPE>
-void linear_tiles_of(const uint8_t *panels, int n_panels, int n_blocks, const Tile &tokens, int n_tiles,
-                     int8_t *unpacked, float *out) {
-    const size_t size = panel_bytes(TYPE, n_blocks), n_bytes = size_t(n_blocks) * BYTES;
+void linear_tiles(const uint8_t *panels, int n_panels, int n_blocks, const Tile &tokens, int n_tiles, float *out) {
     constexpr bool unpacks = quant_bytes(TYPE) < BYTES;
-    for (int p = 0; unpacks && p < n_panels; p++) unpack(TYPE, panels + p * size, n_blocks, unpacked + p * n_bytes);
+    alignas(64) int8_t unpacked[unpacks ? DEPTH * BYTES : 1];
+    const size_t size = panel_bytes(TYPE, n_blocks);
     TilesInUse in_use;
     for (int begin = 0; begin < n_blocks; begin += DEPTH)
-        for (int p = 0; p < n_panels; p++)
+        for (int p = 0; p < n_panels; p++) {
+            const int n = DEPTH < n_blocks - begin ? DEPTH : n_blocks - begin;
+            const uint8_t *panel = panels + p * size, *packed = panel + size_t(begin) * quant_bytes(TYPE);
+            const uint8_t *scales = panel + size_t(n_blocks) * quant_bytes(TYPE) + size_t(begin) * scale_bytes(TYPE);
+            if (unpacks) unpack<TYPE>(packed, n, unpacked);
+            const int8_t *quants = unpacks ? unpacked : reinterpret_cast<const int8_t *>(packed);
             for (int t = 0; t < n_tiles; t++) {
                 const size_t at = (size_t(t) * n_blocks + begin) * N;
                 const Tile tile = {tokens.quants + at * BLOCK * activation_bytes(TYPE), tokens.scales + at,
                                    tokens.offsets + at};
-                const uint8_t *panel = panels + p * size;
-                const int8_t *quants = unpacks ? unpacked + p * n_bytes : reinterpret_cast<const int8_t *>(panel);
-                add_blocks<TYPE>(quants + size_t(begin) * BYTES,
-                                 panel + size_t(n_blocks) * quant_bytes(TYPE) + size_t(begin) * scale_bytes(TYPE),
-                                 DEPTH < n_blocks - begin ? DEPTH : n_blocks - begin, tile, begin == 0,
+                add_blocks<TYPE>(quants, scales, n, tile, begin == 0, t ? nullptr : packed + DEPTH * quant_bytes(TYPE),
                                  out + size_t(p * n_tiles + t) * N * PANEL);
             }
+        }
 }
 
-void linear_tiles(int type, const uint8_t *panels, int n_panels, int n_blocks, const Tile &tokens, int n_tiles,
-                  int8_t *unpacked, float *out) {
-    if (type == Q4_0) return linear_tiles_of<Q4_0>(panels, n_panels, n_blocks, tokens, n_tiles, unpacked, out);
-    if (type == Q4_1) return linear_tiles_of<Q4_1>(panels, n_panels, n_blocks, tokens, n_tiles, unpacked, out);
-    if (type == INT8) return linear_tiles_of<INT8>(panels, n_panels, n_blocks, tokens, n_tiles, unpacked, out);
-    linear_tiles_of<Q8_0>(panels, n_panels, n_blocks, tokens, n_tiles, unpacked, out);
-}
+constexpr LinearTiles LINEAR_TILES[N_TYPES] = {linear_tiles<Q4_0>, linear_tiles<Q4_1>, linear_tiles<Q8_0>, linear_tiles<INT8>};
 
 } // namespace
 
 const Kernels &amx_kernels() {
     static const Kernels kernels = [] {
         Kernels k = avx512vnni_kernels;
-        k.name = "amx", k.linear_tiles = linear_tiles;
+        k.name = "amx", k.linear_tiles = LINEAR_TILES;
         return k;
     }();
     return kernels;

@@ -10,6 +10,7 @@
 #endif
 #include "vector_avx512.h"
 #include "x86_shared.h"
+#define M7B_UNROLL_TOKENS _Pragma("GCC unroll 16")
 
 namespace m7b {
 namespace {
@@ -25,11 +26,14 @@ inline void add_pairs(__m512i &total, __m512i w, Word &x) {
     asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(total) : "v"(w), "m"(x));
 }
 
+constexpr int PARTS = 1; // vectors that hold a row each of a panel
+constexpr int GROUP = 4; // tokens whose products are summed crosswise, for each waits for the one before it
+
 // 32 values of 16 rows, as unsigned bytes: those of INT8 and Q4_0 are 128 and 8 more than they stand for.
 template <int TYPE> struct Weights {
     __m512i w[8];
 
-    Weights(const uint8_t *quants, int) {
+    explicit Weights(const uint8_t *quants) {
         for (int j = 0; j < quant_bytes(TYPE) / 64; j++) {
             __m512i v = _mm512_loadu_si512(quants + 64 * j);
             if (TYPE == INT8) {
@@ -41,11 +45,19 @@ template <int TYPE> struct Weights {
         }
     }
 
-    V dot(const int8_t *quants, int32_t offset) const {
-        __m512i total = TYPE == Q4_1 ? _mm512_setzero_si512() : _mm512_set1_epi32(offset);
-        if (TYPE == INT8) total = _mm512_slli_epi32(total, 4);
-        for (int j = 0; j < 8; j++) add_bytes(total, w[j], word(quants, j));
-        return _mm512_cvtepi32_ps(total);
+    template <int N> void dot(const int8_t *tokens, const int32_t *offsets, V (*dots)[PARTS]) const {
+        __m512i totals[N];
+        M7B_UNROLL_TOKENS
+        for (int i = 0; i < N; i++) {
+            totals[i] = TYPE == Q4_1 ? _mm512_setzero_si512() : _mm512_set1_epi32(offsets[i]);
+            if (TYPE == INT8) totals[i] = _mm512_slli_epi32(totals[i], 4);
+        }
+        M7B_UNROLL_TOKENS
+        for (int j = 0; j < 8; j++)
+            M7B_UNROLL_TOKENS
+            for (int i = 0; i < N; i++) add_bytes(totals[i], w[j], word(tokens + BLOCK * i, j));
+        M7B_UNROLL_TOKENS
+        for (int i = 0; i < N; i++) dots[i][0] = _mm512_cvtepi32_ps(totals[i]);
     }
 };
 
@@ -53,7 +65,7 @@ template <int TYPE> struct Weights {
 template <> struct Weights<Q8_0> {
     __m512i w[16];
 
-    Weights(const uint8_t *quants, int) {
+    explicit Weights(const uint8_t *quants) {
         for (int j = 0; j < 8; j++) {
             __m512i v = _mm512_loadu_si512(quants + 64 * j);
             w[2 * j] = _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8);
@@ -61,25 +73,30 @@ template <> struct Weights<Q8_0> {
         }
     }
 
-    V dot(const int8_t *quants, int32_t) const {
-        __m512i total = _mm512_setzero_si512();
-        for (int j = 0; j < 16; j++) add_pairs(total, w[j], word(quants, j));
-        return _mm512_cvtepi32_ps(total);
+    template <int N> void dot(const int8_t *tokens, const int32_t *, V (*dots)[PARTS]) const {
+        __m512i totals[N];
+        M7B_UNROLL_TOKENS
+        for (int i = 0; i < N; i++) totals[i] = _mm512_setzero_si512();
+        M7B_UNROLL_TOKENS
+        for (int j = 0; j < 16; j++)
+            M7B_UNROLL_TOKENS
+            for (int i = 0; i < N; i++) add_pairs(totals[i], w[j], word(tokens + 2 * BLOCK * i, j));
+        M7B_UNROLL_TOKENS
+        for (int i = 0; i < N; i++) dots[i][0] = _mm512_cvtepi32_ps(totals[i]);
     }
 };
 
 } // namespace
 } // namespace m7b
 
-#define M7B_UNROLL_TOKENS _Pragma("GCC unroll 16")
 #include "float_kernels.h"
 #include "dense_kernel.h"
 #include "linear_kernel.h"
 
 namespace m7b {
 const Kernels avx512vnni_kernels = {"avx512vnni",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16,
-    linear_dense, DENSE_TOKENS, attend, rms_norm, add, swiglu, sum_bytes, nullptr};
+    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, LINEARS, nullptr, linear_bf16,
+    linear_dense, DENSE_TOKENS, attend, rms_norm, add, swiglu, sum_bytes};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

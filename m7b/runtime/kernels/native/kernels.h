@@ -10,7 +10,6 @@ constexpr int LEVELS = 16;     // of a weight as bitsandbytes holds it, whose sc
 constexpr int LEVELS_BLOCK = 64;
 constexpr int PANEL = 16;      // rows of a weight that are interleaved, one 32-bit lane each
 constexpr int MAX_TOKENS = 16; // tokens that one panel kernel works on
-constexpr int AT_ONCE = 4;     // panels that one token is multiplied by at once, each a stream of its own
 constexpr int ROWS = 8;        // rows of a bfloat16 weight that one kernel reads at once, each a stream of its own
 constexpr int FEW_TOKENS = 8;  // up to here reading weights and keys takes longer than multiplying by them
 constexpr int DENSE_ROWS = 64; // for many tokens: DENSE_DEPTH columns of them stay in the cache, widened and turned
@@ -21,14 +20,19 @@ constexpr float SMALLEST = 1e-30f; // activations below it count as 0: their inv
 
 // INT8 is Q8_0's blocks times activations of 8 bits instead of 16: faster, and less exact.
 enum BlockType { Q4_0 = 0, Q4_1 = 1, Q8_0 = 2, INT8 = 3 };
+constexpr int N_TYPES = 4;
 constexpr int DENSE = 4; // no blocks: rows of bfloat16
 enum DType { F32 = 0, BF16 = 1 };
 
-// Bytes of one block: of GGUF's row, and of a panel (16 blocks of 16 rows).
-constexpr int block_bytes(int type) { return type == Q4_0 ? 18 : type == Q4_1 ? 20 : 34; }
-constexpr int quant_bytes(int type) { return type == Q8_0 || type == INT8 ? 512 : 256; }
-constexpr int scale_bytes(int type) { return type == Q4_1 ? 64 : 32; }
-constexpr int activation_bytes(int type) { return type == Q8_0 ? 2 : 1; }
+// Bytes of a block in GGUF's row, of the quants and the scales of 16 rows of them in a panel, and of an activation.
+struct TypeBytes {
+    int block, quants, scales, activation;
+};
+constexpr TypeBytes TYPE_BYTES[N_TYPES] = {{18, 256, 32, 1}, {20, 256, 64, 1}, {34, 512, 32, 2}, {34, 512, 32, 1}};
+constexpr int block_bytes(int type) { return TYPE_BYTES[type].block; }
+constexpr int quant_bytes(int type) { return TYPE_BYTES[type].quants; }
+constexpr int scale_bytes(int type) { return TYPE_BYTES[type].scales; }
+constexpr int activation_bytes(int type) { return TYPE_BYTES[type].activation; }
 
 // A panel holds, for 16 rows, the quants of all blocks and then their scales.
 //   quants of a block: 32-bit words, word j of row r at 64 * j + 4 * r; a 4-bit word j has values
@@ -45,6 +49,23 @@ struct Tile {
     const float *scales;
     const int32_t *offsets; // -8 times the sum of the 32 quants, where they have 8 bits: Q4_0 stores value + 8
 };
+
+// How many of the tokens that are left a kernel takes, and by how many panels it multiplies them at once, each a stream
+// of its own: as many as registers hold the sums of.
+constexpr int tile_size(int n_left) {
+    return n_left >= MAX_TOKENS ? MAX_TOKENS : n_left < FEW_TOKENS ? n_left : FEW_TOKENS;
+}
+constexpr int at_once(int n_tokens) { return n_tokens <= 4 ? 4 : n_tokens <= FEW_TOKENS ? 2 : 1; }
+
+// at_once(n) panels, `distance` bytes from each other, times the n tokens of a tile: out is (at_once(n), n, 16).
+using Linear = void (*)(const uint8_t *panels, size_t distance, int n_blocks, const Tile &tile, float *out);
+// Those of one block type by n, null where there is no such tile.
+struct Linears {
+    Linear of[MAX_TOKENS + 1];
+};
+// n_panels panels, one behind the other, times n_tiles tiles of 16 tokens, where those of 16 bits are 32 low bytes,
+// then 32 high ones; out is (n_panels, n_tiles * 16, 16).
+using LinearTiles = void (*)(const uint8_t *panels, int n_panels, int n_blocks, const Tile &tokens, int n_tiles, float *out);
 
 // Which slots of a ring a query sees: [from[0], to[0]) and, where it goes on behind the end, [from[1], to[1]) above.
 struct Visible {
@@ -75,11 +96,8 @@ struct Kernels {
     void (*quantize_block_16)(const float *x, int16_t *quants, float *scale);
     // The scale for 32 values as integers from -8 to 7 that leaves the least weighted squared error.
     float (*best_scale)(const float *x, const float *weights);
-    // One panel times n tokens, n one of 1, 4 and 16: out is (n, 16).
-    void (*linear)(int type, const uint8_t *panel, int n_blocks, const Tile &tile, int n, float *out);
-    // At most AT_ONCE panels, `distance` bytes from each other, times one token: out is (n_panels, 16).
-    void (*linear_1)(int type, const uint8_t *panels, int n_panels, size_t distance, int n_blocks, const Tile &tile,
-                     float *out);
+    const Linears *linears;          // by block type
+    const LinearTiles *linear_tiles; // null, or by block type
     // ROWS rows of bfloat16 weights, `stride` apart, times x (n, in), n at most 4: out is (n, ROWS).
     void (*linear_bf16)(const uint16_t *weight, size_t stride, int in, const float *x, int n, float *out);
     // Null, or for many tokens: at most DENSE_ROWS such rows times tiles of dense_tokens tokens, each
@@ -93,11 +111,6 @@ struct Kernels {
     void (*add)(uint16_t *h, const uint16_t *y, size_t n); // h += y, both bfloat16
     void (*swiglu)(const float *gate, const float *up, int n, float *y);
     uint64_t (*sum_bytes)(const uint8_t *bytes, size_t n);
-    // Null, or for many tokens: n_panels panels, one behind the other, times n_tiles tiles of 16 tokens, where those
-    // of 16 bits are 32 low bytes, then 32 high ones. `unpacked` is (n_panels, n_blocks, 512) scratch for 4 bits; out is
-    // (n_panels, n_tiles * 16, 16).
-    void (*linear_tiles)(int type, const uint8_t *panels, int n_panels, int n_blocks, const Tile &tokens, int n_tiles,
-                         int8_t *unpacked, float *out);
 };
 
 extern const Kernels portable_kernels;

@@ -60,15 +60,19 @@ const Kernels *best() {
 
 const Kernels *chosen = nullptr;
 
-// Tokens are worked on 16, 4 or 1 at a time.
-int tile_size(int n_left) { return n_left >= 16 ? 16 : n_left >= 4 ? 4 : 1; }
-
-// Whether T tokens are worked on in whole tiles, the last one filled up.
-bool in_tiles(int T) { return kernels().linear_tiles && T >= 8; }
+// Whether T tokens are worked on in whole tiles, the last one filled up. (Xeon with AMX: fewer take less time by VNNI.)
+bool in_tiles(int T) { return kernels().linear_tiles && T > 12; }
 int tiles(int T) { return (T + MAX_TOKENS - 1) / MAX_TOKENS; }
 
 // Items of work for a loop over `n` like parts: large enough to stream, small enough to share out.
 int share(int n, int n_threads) { return std::max(1, n / (n_threads * 8)); }
+
+// Panels that T tokens are multiplied by in one item. Few tokens run through many, for the start of a stream is slow;
+// many leave them in the cache from one tile to the next, at least two, whose results fill whole lines of it.
+int panels_a_item(int T, int n_panels, int n_threads) {
+    if (T <= FEW_TOKENS) return (share(n_panels, n_threads) + 3) / 4 * 4;
+    return in_tiles(T) || T < 2 * MAX_TOKENS ? 4 : 2;
+}
 
 int n_panels(int n_rows) { return (n_rows + PANEL - 1) / PANEL; }
 
@@ -163,10 +167,9 @@ void quantize_q8_0(const float *x, uint8_t *block) {
 }
 
 void pack_block(int type, const uint8_t *block, int row, uint8_t *quants, uint8_t *scales) {
-    const int n_words = quant_bytes(type) / 64, head = type == Q4_1 ? 4 : 2;
-    std::memcpy(scales + 2 * row, block, 2);
-    if (type == Q4_1) std::memcpy(scales + 2 * PANEL + 2 * row, block + 2, 2);
-    for (int j = 0; j < n_words; j++) std::memcpy(quants + 64 * j + 4 * row, block + head + 4 * j, 4);
+    for (int i = 0; i < scale_bytes(type) / (2 * PANEL); i++, block += 2)
+        std::memcpy(scales + 2 * (PANEL * i + row), block, 2);
+    for (int j = 0; j < quant_bytes(type) / 64; j++) std::memcpy(quants + 64 * j + 4 * row, block + 4 * j, 4);
 }
 
 // The results (PANEL,) of one panel and one token, without those of rows that only fill the panel.
@@ -175,49 +178,41 @@ void store_panel(const float *out, const Weight &weight, int panel, int t, int d
     store_floats(out, std::min(PANEL, weight.n_out - row), {weight.y, dtype}, size_t(t) * weight.n_out + row);
 }
 
-// Some panels times one token. AT_ONCE of them are read side by side, and each of these streams runs on through
-// several, for its start is slow.
-void linear_1(const Weight &weight, int first, int n_panels, int n_blocks, const Quantized &tokens, int, int dtype) {
-    alignas(64) float out[AT_ONCE * PANEL];
-    const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.offsets.data()};
-    const size_t size = panel_bytes(weight.type, n_blocks);
-    const int n_each = n_panels / AT_ONCE;
-    const auto multiply = [&](int panel, int n, int distance) {
-        kernels().linear_1(weight.type, weight.panels + panel * size, n, distance * size, n_blocks, tile, out);
-        for (int i = 0; i < n; i++) store_panel(out + PANEL * i, weight, panel + i * distance, 0, dtype);
-    };
-    for (int i = 0; i < n_each; i++) multiply(first + i, AT_ONCE, n_each);
-    for (int i = n_each * AT_ONCE; i < n_panels; i++) multiply(first + i, 1, 0);
-}
-
-// A pair of panels times all tokens: their results fill whole lines of the cache.
-constexpr int PAIR = 2;
+// Some panels times all tokens, a tile of them after another. Several panels are read side by side, and each of these
+// streams runs on through several, for its start is slow.
 void linear_panels(const Weight &weight, int first, int n_panels, int n_blocks, const Quantized &tokens, int T, int dtype) {
-    alignas(64) float out[PAIR][MAX_TOKENS * PANEL];
+    alignas(64) float out[MAX_TOKENS * PANEL]; // at_once(n) * n is no more
     const int n_bytes = activation_bytes(weight.type);
     const size_t size = panel_bytes(weight.type, n_blocks);
     for (int t = 0, n; t < T; t += n) {
         n = tile_size(T - t);
         const size_t at = size_t(t) * n_blocks;
         const Tile tile = {&tokens.quants[at * BLOCK * n_bytes], &tokens.scales[at], &tokens.offsets[at]};
-        for (int p = 0; p < n_panels; p++)
-            kernels().linear(weight.type, weight.panels + (first + p) * size, n_blocks, tile, n, out[p]);
-        for (int i = 0; i < n; i++)
-            for (int p = 0; p < n_panels; p++) store_panel(out[p] + PANEL * i, weight, first + p, t + i, dtype);
+        // Panels `distance` apart; 0: one panel, several times over.
+        const auto multiply = [&](int panel, int distance) {
+            kernels().linears[weight.type].of[n](weight.panels + panel * size, distance * size, n_blocks, tile, out);
+            for (int p = 0; p < (distance ? at_once(n) : 1); p++)
+                for (int i = 0; i < n; i++)
+                    store_panel(out + (p * n + i) * PANEL, weight, panel + p * distance, t + i, dtype);
+        };
+        const int n_each = n_panels / at_once(n), last = first + n_panels;
+        for (int panel = first; panel < first + n_each; panel++) multiply(panel, n_each);
+        for (int panel = first + n_each * at_once(n); panel < last; panel++) multiply(panel, 0);
     }
 }
 
-// Some panels times all tokens: these stay in the second level of the cache while the panels are multiplied by one
-// tile of them after another.
+// Some panels times all tokens, in whole tiles. Many of these stay in the second level of the cache from panel to panel;
+// one or two do anyway, and then each panel is read in one go.
 void linear_tiles(const Weight &weight, int first, int n_panels, int n_blocks, const Quantized &tokens, int T, int dtype) {
-    static thread_local std::vector<int8_t> unpacked;
     static thread_local std::vector<float> out;
     const size_t n_tokens = size_t(tiles(T)) * MAX_TOKENS;
-    if (quant_bytes(weight.type) < PANEL * BLOCK) unpacked.resize(size_t(n_panels) * n_blocks * PANEL * BLOCK);
     out.resize(n_panels * n_tokens * PANEL);
     const uint8_t *panels = weight.panels + first * panel_bytes(weight.type, n_blocks);
     const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.offsets.data()};
-    kernels().linear_tiles(weight.type, panels, n_panels, n_blocks, tile, tiles(T), unpacked.data(), out.data());
+    const int n_each = tiles(T) > 2 ? n_panels : 1;
+    for (int p = 0; p < n_panels; p += n_each)
+        kernels().linear_tiles[weight.type](panels + p * panel_bytes(weight.type, n_blocks), n_each, n_blocks, tile, tiles(T),
+                                            &out[p * n_tokens * PANEL]);
     for (int t = 0; t < T; t++)
         for (int p = 0; p < n_panels; p++)
             store_panel(&out[(p * n_tokens + t) * PANEL], weight, first + p, t, dtype);
@@ -355,14 +350,14 @@ void linear(const Weight *weights, int n_weights, Array x, int T, int n_in, int 
     const int n_blocks = n_in / BLOCK;
     std::vector<int> ends; // one past the last panel of each weight, counted through all of them
     for (int i = 0; i < n_weights; i++) ends.push_back((i ? ends[i - 1] : 0) + n_panels(weights[i].n_out));
-    const int step = T == 1 ? (share(ends.back(), n_threads) + AT_ONCE - 1) / AT_ONCE * AT_ONCE : in_tiles(T) ? 4 : PAIR;
+    const int step = panels_a_item(T, ends.back(), n_threads);
     parallel(n_threads, (ends.back() + step - 1) / step, [&](int item) {
         const int last = std::min(ends.back(), (item + 1) * step);
         for (int p = item * step, n_done; p < last; p += n_done) {
             const size_t i = std::upper_bound(ends.begin(), ends.end(), p) - ends.begin();
             const Quantized &tokens = quantized[activation_bytes(weights[i].type) - 1];
             n_done = std::min(last, ends[i]) - p;
-            const auto multiply = T == 1 ? linear_1 : in_tiles(T) ? linear_tiles : linear_panels;
+            const auto multiply = in_tiles(T) ? linear_tiles : linear_panels;
             multiply(weights[i], p - (i ? ends[i - 1] : 0), n_done, n_blocks, tokens, T, x.dtype);
         }
     });

@@ -37,34 +37,45 @@ inline void v_sum4(const V *v, int n, float *sums) {
 }
 inline V v_and_above(V value, V x) { return x > -87.0f ? value : 0.0f; }
 
-template <int TYPE> struct Weights {
-    static constexpr int n_words = quant_bytes(TYPE) / 64;
-    int8_t w[BLOCK];
+constexpr int PARTS = PANEL;
+constexpr int GROUP = MAX_TOKENS;
 
-    Weights(const uint8_t *quants, int row) {
-        for (int j = 0; j < n_words; j++)
-            for (int i = 0; i < 4; i++) {
-                uint8_t byte = quants[64 * j + 4 * row + i];
-                if (n_words == 8) {
-                    w[4 * j + i] = int8_t(byte);
-                } else {
-                    w[4 * j + i] = int8_t(byte & 15);
-                    w[(16 + 4 * j + i) % BLOCK] = int8_t(byte >> 4);
+template <int TYPE> struct Weights {
+    int8_t w[PANEL][BLOCK];
+
+    explicit Weights(const uint8_t *quants) {
+        for (int j = 0; j < quant_bytes(TYPE) / 64; j++)
+            for (int row = 0; row < PANEL; row++)
+                for (int i = 0; i < 4; i++) {
+                    const uint8_t byte = *quants++;
+                    if (quant_bytes(TYPE) == PANEL * BLOCK) {
+                        w[row][4 * j + i] = int8_t(byte);
+                    } else {
+                        w[row][4 * j + i] = int8_t(byte & 15);
+                        w[row][(16 + 4 * j + i) % BLOCK] = int8_t(byte >> 4);
+                    }
                 }
-            }
     }
 
-    V dot(const int8_t *quants, int32_t offset) const {
-        int32_t total = TYPE == Q4_0 ? offset : 0;
-        if (TYPE != Q8_0) {
-            for (int i = 0; i < BLOCK; i++) total += int32_t(w[i]) * quants[i];
-            return float(total);
+    template <int N> void dot(const int8_t *tokens, const int32_t *offsets, V (*dots)[PARTS]) const {
+        for (int i = 0; i < N; i++) {
+            int16_t x[BLOCK];
+            load_token(tokens + i * BLOCK * activation_bytes(TYPE), x);
+            for (int row = 0; row < PANEL; row++) {
+                int32_t total = TYPE == Q4_0 ? offsets[i] : 0;
+                for (int k = 0; k < BLOCK; k++) total += int32_t(w[row][k]) * x[k];
+                dots[i][row] = float(total);
+            }
         }
+    }
+
+    static void load_token(const int8_t *token, int16_t *x) {
+        constexpr int order[4] = {0, 2, 1, 3};
+        for (int k = 0; k < BLOCK; k++) x[k] = token[k];
+        if (TYPE != Q8_0) return;
         int16_t wide[BLOCK];
-        std::memcpy(wide, quants, sizeof wide);
-        for (int i = 0; i < BLOCK; i += 4)
-            total += w[i] * wide[i] + w[i + 1] * wide[i + 2] + w[i + 2] * wide[i + 1] + w[i + 3] * wide[i + 3];
-        return float(total);
+        std::memcpy(wide, token, sizeof wide);
+        for (int k = 0; k < BLOCK; k++) x[k] = wide[k / 4 * 4 + order[k % 4]];
     }
 };
 
@@ -115,6 +126,6 @@ uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
 
 namespace m7b {
 const Kernels portable_kernels = {"portable",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, linear, linear_1, linear_bf16,
-    nullptr, 0, attend, rms_norm, add, swiglu, sum_bytes, nullptr};
+    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, LINEARS, nullptr, linear_bf16,
+    nullptr, 0, attend, rms_norm, add, swiglu, sum_bytes};
 }
