@@ -820,10 +820,10 @@ def choose(ids, say=saying([ord(c) for c in sys.argv[2]])):
     return say(ids)
 
 with Store(Path(sys.argv[1])) as store:
-    latest = store.latest()
-    messages = store.messages(latest.id) if latest else ()
+    latest = store.find_latest()
+    messages = store.load_messages(latest.id) if latest else ()
     session = Session(fake_model(choose), SamplingParams(temperature=0), messages=messages)
-    kept = record.Record(store, latest, store.messages(latest.id) if latest else ())
+    kept = autosaver.Autosaver(store, latest, store.load_messages(latest.id) if latest else ())
     events = session.send("0")
     if messages:
         ended = messages[-1].role == "assistant" and not messages[-1].is_partial

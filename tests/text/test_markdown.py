@@ -648,7 +648,7 @@ def test_empty_lines_within_a_string_do_not_end_it():
     lines = ['x = """', *[""] * 40, "import os", '"""', "import os"]
     highlighter = Highlighter("python")
     *_, inside, _, outside = [highlighter.highlight(line) for line in lines]
-    assert colours(inside) != colours(outside) == colours(Highlighter("python").line("import os"))
+    assert colours(inside) != colours(outside) == colours(Highlighter("python").highlight("import os"))
 
 
 @pytest.mark.parametrize(

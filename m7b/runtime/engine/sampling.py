@@ -125,6 +125,8 @@ class Sampler:
                 hint="verify the checkpoint, or try --dtype float32",
             )
         params = self._params
+        if params.temperature == 0 and self._bias is None and allowed is None and not self._penalizes:
+            return logits
         plain, logits = logits, logits.double()  # in which no setting in range overflows
         if self._bias is not None:
             logits += self._bias

@@ -77,20 +77,22 @@ void quantize_block_16(const float *x, int16_t *quants, float *scale) {
     *scale = rounded.scale;
 }
 
+// Several streams, as the linears read weights: one alone is not all that memory gives.
 uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
-    __m256i total[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
-                        _mm256_setzero_si256()};
-    size_t at = 0;
-    for (; at + 128 <= n; at += 128)
-        for (int i = 0; i < 4; i++) {
-            __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(bytes + at + 32 * i));
-            total[i] = _mm256_add_epi64(total[i], _mm256_sad_epu8(v, _mm256_setzero_si256()));
-        }
-    __m256i t = _mm256_add_epi64(_mm256_add_epi64(total[0], total[1]), _mm256_add_epi64(total[2], total[3]));
+    constexpr int STREAMS = 8;
+    const size_t each = n / STREAMS / 64 * 64;
+    __m256i total[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (size_t at = 0; at < each; at += 64)
+        for (int i = 0; i < STREAMS; i++)
+            for (int half = 0; half < 2; half++) {
+                const uint8_t *from = bytes + i * each + at + 32 * half;
+                __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
+                total[half] = _mm256_add_epi64(total[half], _mm256_sad_epu8(v, _mm256_setzero_si256()));
+            }
     uint64_t lanes[4], sum = 0;
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(lanes), t);
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(lanes), _mm256_add_epi64(total[0], total[1]));
     for (uint64_t lane : lanes) sum += lane;
-    for (; at < n; at++) sum += bytes[at];
+    for (size_t at = STREAMS * each; at < n; at++) sum += bytes[at];
     return sum;
 }
 
