@@ -287,7 +287,7 @@ class SequenceHandle(Protocol):
         ...
 
 
-class Engine(Protocol):
+class TokenGenerator(Protocol):
     """A model that continues token ids. Knows nothing about text."""
 
     def generate(self, ids: Sequence[int], params: SamplingParams) -> Iterator[PromptProgress | Step]:

@@ -148,7 +148,7 @@ def chat(
         check_template(template)
     session = Session(
         model,
-        _sampling(CHAT_SAMPLING, sampling),
+        _build_sampling(CHAT_SAMPLING, sampling),
         messages=[parse_message(message) for message in messages],
         tools=offered or None,
         tool_choice=tool_choice,
@@ -202,7 +202,7 @@ def detokenize(model: Model, ids: Sequence[int]) -> str:
 
 
 def _begin(model: Model, prompt: str, grammar: Grammar | None, sampling: dict[str, Any]) -> Completion:
-    request = CompletionRequest(prompt, _sampling(SamplingParams(), sampling), grammar=grammar)
+    request = CompletionRequest(prompt, _build_sampling(SamplingParams(), sampling), grammar=grammar)
     return Completion(model, request)
 
 
@@ -218,7 +218,7 @@ def _finish(events: Iterator[SessionEvent]) -> Finished:
     return last
 
 
-def _sampling(defaults: SamplingParams, given: dict[str, Any]) -> SamplingParams:
+def _build_sampling(defaults: SamplingParams, given: dict[str, Any]) -> SamplingParams:
     """The defaults with what was given in their place; `stop` may be one text."""
     stop = given.get("stop", ())
     return replace(defaults, **given | {"stop": (stop,) if isinstance(stop, str) else tuple(stop)})

@@ -12,7 +12,6 @@ from typing import assert_never
 from m7b.calls import parse_calls
 from m7b.generation import (
     CallDelta,
-    Engine,
     Finished,
     FinishReason,
     GenerationEvent,
@@ -20,6 +19,7 @@ from m7b.generation import (
     SamplingParams,
     Step,
     TextDelta,
+    TokenGenerator,
     TokenLogprob,
     ToolCall,
     Usage,
@@ -219,7 +219,7 @@ class EventStream:
 
 
 def stream(
-    engine: Engine,
+    engine: TokenGenerator,
     tokenizer: Tokenizer,
     ids: Sequence[int],
     params: SamplingParams,

@@ -35,7 +35,7 @@ def render(report: Report | ClaimsReport, format: ReportFormat) -> str:
             return "\n".join([facts, *map(markdown, _make_tables(report))])
         case ReportFormat.TABLE:
             facts = "".join(f"{label:<14}{text}\n" for label, text in _list_facts(report))
-            return "\n".join([facts, *map(aligned, _make_tables(report))])
+            return "\n".join([facts, *map(align, _make_tables(report))])
         case _:
             assert_never(format)
 
@@ -54,7 +54,7 @@ def markdown(table: Table) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (table.columns, tuple(rules), *table.rows))
 
 
-def aligned(table: Table) -> str:
+def align(table: Table) -> str:
     """The table in columns, a line for the names and one for each row."""
     widths = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
 

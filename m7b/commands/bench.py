@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from m7b.bench.comparison import EarlierRun
     from m7b.bench.figures import Report
     from m7b.bench.runs import Sweep
-    from m7b.commands.subject import Choice
+    from m7b.commands.subject import BenchChoice
     from m7b.models import ModelFiles
     from m7b.runtime.bench.speeds import Hindrance
     from m7b.runtime.bench.subject import Subject
@@ -149,7 +149,7 @@ def bench(
     from m7b.bench.formats import render
     from m7b.bench.plot import check_plot, draw
     from m7b.bench.runs import Sweep
-    from m7b.commands.subject import Choice
+    from m7b.commands.subject import BenchChoice
 
     sizes = _parse_list("--batch", batches, batch_size, "--batch 1,2,4,8,16")
     if claims and (compare or plot or peer or sizes != (1,)):
@@ -161,7 +161,7 @@ def bench(
     earlier = read_run(compare) if compare else None
     if plot:
         check_plot(plot)
-    choice = Choice(variant, model, random_weights, quant, dtype, threads, window)
+    choice = BenchChoice(variant, model, random_weights, quant, dtype, threads, window)
     sweep = Sweep(
         prompt, tokens, _parse_list("--depths", depths, count, "-d 0,4096"), repetitions, warmup, sizes
     )
@@ -178,7 +178,7 @@ def bench(
         check_speed(report.changes, fail_under)
 
 
-def _measure_speeds(choice: "Choice", sweep: "Sweep", peer: PeerName | None) -> "Report":
+def _measure_speeds(choice: "BenchChoice", sweep: "Sweep", peer: PeerName | None) -> "Report":
     from m7b.commands.subject import open_subject
     from m7b.runtime.bench.peers import check_peer
     from m7b.runtime.bench.speeds import measure_speeds
@@ -189,7 +189,7 @@ def _measure_speeds(choice: "Choice", sweep: "Sweep", peer: PeerName | None) -> 
     return _run_with_status(measure_speeds(subject, sweep, peer))
 
 
-def _measure_claims(choice: "Choice", sweep: "Sweep") -> "ClaimsReport":
+def _measure_claims(choice: "BenchChoice", sweep: "Sweep") -> "ClaimsReport":
     """Those of the variant that the paper describes, where no model is named."""
     from m7b.commands.subject import open_subject
     from m7b.runtime.bench.claims import measure_claims
@@ -202,7 +202,7 @@ def _measure_claims(choice: "Choice", sweep: "Sweep") -> "ClaimsReport":
     return _run_with_status(measure_claims(subject, sweep.decode_tokens, sweep.repetitions))
 
 
-def _describe_subject(opened: "ModelFiles", choice: "Choice", ctx_size: int) -> "Subject":
+def _describe_subject(opened: "ModelFiles", choice: "BenchChoice", ctx_size: int) -> "Subject":
     from m7b.commands.subject import about, engine_options
     from m7b.runtime.bench.subject import Subject
 

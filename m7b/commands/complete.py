@@ -25,10 +25,10 @@ from m7b.commands.shared.progress import BatchStatus, PromptStatus
 from m7b.commands.shared.prompt import read_prompt
 from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions
 from m7b.completions import (
-    Batch,
     ChatPrompt,
     Completion,
     CompletionRequest,
+    RequestFile,
     Together,
     answer_request,
     parse_chat_prompt,
@@ -148,7 +148,7 @@ def complete_silently(model: Model, request: CompletionRequest) -> dict[str, Any
 
 
 def _answer_batch(
-    batch: Batch, model: Model, defaults: CompletionRequest, *, is_chat: bool, parallel: int | None
+    batch: RequestFile, model: Model, defaults: CompletionRequest, *, is_chat: bool, parallel: int | None
 ) -> None:
     """Answer all lines, `parallel` at once; on a terminal, tell how far it is."""
     n_tokens = defaults.params.max_tokens + EngineOptions().prefill_chunk
@@ -160,7 +160,7 @@ def _answer_batch(
 
 def _open_batch(
     prompt: str | Path | None, jsonl: Path | None, output: Path | None, *, resume: bool
-) -> Batch | None:
+) -> RequestFile | None:
     """The requests in the file `jsonl`, None where it is not given.
 
     Raises:
@@ -172,7 +172,7 @@ def _open_batch(
         return None
     if prompt is not None:
         raise UsageError("--jsonl brings its own prompts", hint="leave out PROMPT and --file")
-    return Batch(jsonl, output, resume=resume)
+    return RequestFile(jsonl, output, resume=resume)
 
 
 def _fill(request: CompletionRequest, text: str, *, is_chat: bool) -> CompletionRequest:

@@ -81,7 +81,7 @@ def edit(ctx: typer.Context) -> None:
             stream.write(_template(options))
     edit_file(file)
     for setting in load({}, file, options).values():
-        _checked(setting, options, ctx)
+        _check(setting, options, ctx)
 
 
 def apply_settings(ctx: typer.Context) -> None:
@@ -93,7 +93,7 @@ def apply_settings(ctx: typer.Context) -> None:
     options = _options(ctx)
     try:
         settings = load(os.environ, config_file(), options).values()
-        defaults = {setting.name: _default(setting, _checked(setting, options, ctx)) for setting in settings}
+        defaults = {setting.name: _default(setting, _check(setting, options, ctx)) for setting in settings}
     except UsageError as error:
         defaults = dict.fromkeys(options, _refusal(error))
     ctx.default_map = {
@@ -135,7 +135,7 @@ def _in_effect(ctx: typer.Context) -> Iterator[tuple[Setting, Any]]:
     settings = load(os.environ, config_file(), options)
     for name, option in options.items():
         if name in settings:
-            value = _checked(settings[name], options, ctx)
+            value = _check(settings[name], options, ctx)
             yield settings[name], str(value) if isinstance(value, Path) else value
         else:
             yield Setting(name, _default_text(name, option.default, ctx), "default"), option.default
@@ -162,7 +162,7 @@ def _text(value: Any) -> str:
             return str(value)
 
 
-def _checked(setting: Setting, options: dict[str, TyperOption], ctx: typer.Context) -> Any:
+def _check(setting: Setting, options: dict[str, TyperOption], ctx: typer.Context) -> Any:
     """The value of a setting as its option reads it.
 
     Raises:

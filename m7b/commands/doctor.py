@@ -98,9 +98,9 @@ def _show(report: dict[str, Any], output: Output) -> None:
     if output.is_terminal:
         _show_table(rows)
         return
-    from m7b.bench.formats import Table, aligned
+    from m7b.bench.formats import Table, align
 
-    output.write(aligned(Table(_COLUMNS, tuple(rows), _N_TEXT_COLUMNS)))
+    output.write(align(Table(_COLUMNS, tuple(rows), _N_TEXT_COLUMNS)))
 
 
 def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -32,7 +32,7 @@ def list_conversations(
 
       m7b sessions list --json
     """
-    with _opened() as store:
+    with _open() as store:
         conversations = store.list_conversations()
     output = Output()
     if not conversations:
@@ -54,7 +54,7 @@ def show(reference: ReferenceArgument) -> None:
 
       m7b sessions show recipes
     """
-    with _opened() as store:
+    with _open() as store:
         conversation = store.find(reference)
         messages = store.load_messages(conversation.id)
     Output().write(format_export(conversation, messages))
@@ -83,7 +83,7 @@ def export(
     """
     if force and not output:
         raise UsageError("--force goes with --output")
-    with _opened() as store:
+    with _open() as store:
         conversation = store.find(reference)
         messages = store.load_messages(conversation.id)
     if output:
@@ -107,7 +107,7 @@ def rm(
 
       m7b sessions rm 1 2
     """
-    with _opened() as store:
+    with _open() as store:
         doomed = {found.id: found for found in map(store.find, references)}  # or none, if one is unknown
         for conversation in doomed.values():
             store.remove(conversation.id)
@@ -128,7 +128,7 @@ def search(
     """
     output = Output()
     n_found = 0
-    with _opened() as store:
+    with _open() as store:
         for conversation, _, message in store.search(text):
             lines = message.text.splitlines() or [""]
             line = next((line for line in lines if text.casefold() in line.casefold()), lines[0])
@@ -138,7 +138,7 @@ def search(
         note("nothing found")
 
 
-def _opened() -> Store:
+def _open() -> Store:
     """The store; one without a file where nothing was ever kept, so that asking leaves no trace."""
     file = sessions_file()
     return Store(file if file.exists() else None)

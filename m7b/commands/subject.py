@@ -11,7 +11,7 @@ from m7b.render import note
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BenchChoice:
     """Which model is measured and how it runs, in the words of the options."""
 
     variant: VariantName | None
@@ -23,7 +23,7 @@ class Choice:
     window: int | None
 
 
-def open_subject(choice: Choice) -> ModelFiles:
+def open_subject(choice: BenchChoice) -> ModelFiles:
     """The chosen model, not yet loaded; with random weights a variant needs no files."""
     files = open_model(
         ModelChoice(choice.variant, choice.model),
@@ -35,7 +35,7 @@ def open_subject(choice: Choice) -> ModelFiles:
     return files
 
 
-def engine_options(choice: Choice, ctx_size: int) -> EngineOptions:
+def engine_options(choice: BenchChoice, ctx_size: int) -> EngineOptions:
     """How our engine is to run the choice."""
     return EngineOptions(
         dtype=choice.dtype,
@@ -46,7 +46,7 @@ def engine_options(choice: Choice, ctx_size: int) -> EngineOptions:
     )
 
 
-def about(opened: ModelFiles, choice: Choice, weights: str) -> dict[str, Any]:
+def about(opened: ModelFiles, choice: BenchChoice, weights: str) -> dict[str, Any]:
     """What a report tells of the model."""
     config = opened.config
     return {

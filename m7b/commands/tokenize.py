@@ -18,7 +18,7 @@ from m7b.commands.shared.options import (
     is_flag,
 )
 from m7b.commands.shared.prompt import read_prompt
-from m7b.completions import Batch, parse_chat_prompt
+from m7b.completions import RequestFile, parse_chat_prompt
 from m7b.errors import UsageError
 from m7b.models import ModelChoice, load_chosen_template, load_chosen_tokenizer
 from m7b.render import Output
@@ -72,7 +72,7 @@ def tokenize(
     choice = ModelChoice(variant, model)
     if chat and jsonl:
         templates = _Cache(partial(load_chosen_template, chat_template=chat_template), choice)
-        Batch(jsonl).run(lambda fields: _encode_messages(fields, *templates.load_for(fields)))
+        RequestFile(jsonl).run(lambda fields: _encode_messages(fields, *templates.load_for(fields)))
     elif chat:
         file = None if text in (None, "-") else Path(text or "")
         conversation = parse_chat_prompt(read_prompt(None, file), prompt_allowed=False)
@@ -80,7 +80,7 @@ def tokenize(
         _show(tokenizer, template.encode(conversation.messages, conversation.tools), as_json=as_json)
     elif jsonl:
         tokenizers = _Cache(load_chosen_tokenizer, choice)
-        Batch(jsonl).run(lambda fields: _encode_line(fields, tokenizers.load_for(fields), bos))
+        RequestFile(jsonl).run(lambda fields: _encode_line(fields, tokenizers.load_for(fields), bos))
     else:
         tokenizer = load_chosen_tokenizer(choice)
         ids = _encode(tokenizer, read_prompt(text, None, keep_newline=keep_newline), bos)
@@ -110,7 +110,7 @@ def detokenize(
         if tokens:
             raise UsageError("--jsonl brings its own tokens", hint="leave out the ids")
         tokenizers = _Cache(load_chosen_tokenizer, choice)
-        Batch(jsonl).run(lambda fields: _decode_line(fields, tokenizers.load_for(fields)))
+        RequestFile(jsonl).run(lambda fields: _decode_line(fields, tokenizers.load_for(fields)))
         return
     tokenizer = load_chosen_tokenizer(choice)
     ids = _parse_ids(" ".join(tokens) if tokens else read_prompt(None, None))

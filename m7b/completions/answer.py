@@ -103,12 +103,12 @@ def _by_text(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, float]:
 def _chat_logprobs(completion: Completion, choice: Choice) -> dict[str, Any]:
     """OpenAI's `logprobs` object of a chat completion."""
 
-    def entry_of(token: int, logprob: float) -> dict[str, Any]:
+    def make_entry(token: int, logprob: float) -> dict[str, Any]:
         text = token_text(completion.model.tokenizer, token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
 
     content = [
-        entry_of(entry.token, entry.logprob) | {"top_logprobs": [entry_of(*other) for other in entry.top]}
+        make_entry(entry.token, entry.logprob) | {"top_logprobs": [make_entry(*other) for other in entry.top]}
         for entry in choice.finished.logprobs
     ]
     return {"content": content}

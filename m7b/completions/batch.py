@@ -19,7 +19,7 @@ AnswerLines = Callable[[LineFeed], Iterator[dict[str, Any]]]
 """What turns lines into the objects of their answers, in order."""
 
 
-class Batch:
+class RequestFile:
     """The lines of `source` and where their answers go.
 
     Args:

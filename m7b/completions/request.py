@@ -79,7 +79,7 @@ def parse_request(
     prompt = fields.get("prompt", "" if conversation else None)
     if not isinstance(prompt, str):
         raise UsageError("prompt must be a string")
-    given = {name: _typed(name, fields[name], kind) for name, kind in _PARAMS.items() if name in fields}
+    given = {name: _convert(name, fields[name], kind) for name, kind in _PARAMS.items() if name in fields}
     if "stop" in fields:
         given["stop"] = _stop(fields["stop"])
     if "logit_bias" in fields:
@@ -90,7 +90,7 @@ def parse_request(
     return CompletionRequest(
         prompt=prompt,
         params=replace(defaults.params, **given),
-        n=_typed("n", fields.get("n", defaults.n), int),
+        n=_convert("n", fields.get("n", defaults.n), int),
         echo=echo,
         id=fields.get("id"),
         conversation=conversation,
@@ -162,7 +162,7 @@ def _conversation(fields: Mapping[str, Any], tools: Any) -> ChatPrompt:
     return ChatPrompt(messages, tools)
 
 
-def _typed(name: str, value: Any, kind: Any) -> Any:
+def _convert(name: str, value: Any, kind: Any) -> Any:
     """`value` as `kind`; an integer passes as a float, a bool as neither."""
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise UsageError(f"{name} is {json.dumps(value)[:60]}", hint=f"it must be {_KIND_NAMES[kind]}")
@@ -185,4 +185,4 @@ def _stop(value: Any) -> tuple[str, ...]:
 def _logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict) or not all(key.isdecimal() and len(key) < 12 for key in value):
         raise UsageError('logit_bias must map token ids to numbers, like {"15043": -100}')
-    return {int(key): _typed(f"logit_bias of {key}", bias, float) for key, bias in value.items()}
+    return {int(key): _convert(f"logit_bias of {key}", bias, float) for key, bias in value.items()}

@@ -76,7 +76,7 @@ def distributions(
             at = end
 
 
-def _losses_of(log_probs: Tensor, targets: Tensor) -> list[float]:
+def _compute_losses(log_probs: Tensor, targets: Tensor) -> list[float]:
     """The negative log-likelihood of each of `targets` (T,) under `log_probs` (T, V)."""
     found: list[float] = (-log_probs.gather(1, targets[:, None])[:, 0]).tolist()
     return found
@@ -95,7 +95,7 @@ def losses(
     """The negative log-likelihood of each judged id; tells how many are done."""
     found: list[float] = []
     for log_probs, targets in distributions(engine, ids, ctx_size, stride):
-        found += _losses_of(log_probs, targets)
+        found += _compute_losses(log_probs, targets)
         yield len(found)
     return found
 
@@ -124,7 +124,7 @@ class Record:
         with self._file.open("wb") as file:
             for log_probs, targets in distributions(engine, ids, ctx_size, stride):
                 self._vocab_size = log_probs.shape[1]
-                self._losses += _losses_of(log_probs, targets)
+                self._losses += _compute_losses(log_probs, targets)
                 file.write(log_probs.numpy().tobytes())
                 yield len(self._losses)
 
@@ -139,7 +139,7 @@ class Record:
         n_same = 0
         for log_probs, targets in distributions(engine, ids, ctx_size, stride):
             exact = torch.from_numpy(recorded[len(found) : len(found) + len(targets)].copy())  # (T, V)
-            found += _losses_of(log_probs, targets)
+            found += _compute_losses(log_probs, targets)
             wide = exact.to(torch.float64)
             divergences += (wide.exp() * (wide - log_probs.to(torch.float64))).sum(-1).tolist()
             n_same += int((exact.argmax(-1) == log_probs.argmax(-1)).sum())

@@ -24,8 +24,8 @@ from m7b.runtime.placement import (
     DeviceMap,
     check_disk,
     check_memory,
-    device_of,
     execution_device,
+    find_device,
     layer_devices,
     memory_errors,
     plan_devices,
@@ -91,7 +91,7 @@ def _check_room(
     on_disk = sum(
         math.prod(shape) * dtype.itemsize
         for name, shape in shapes.items()
-        if device_of(name, device_map) == DISK
+        if find_device(name, device_map) == DISK
     )
     check_disk(on_disk, what)
     if execution_device(device_map) == "cpu":
@@ -140,15 +140,15 @@ def place_weights(
     disk_index: dict[str, dict[str, object]] = {}
 
     def place(name: str, tensor: torch.Tensor) -> None:
-        if disk is not None and device_of(name, device_map) == DISK:
+        if disk is not None and find_device(name, device_map) == DISK:
             offload_weight(tensor, name, disk.name, disk_index)
         else:
-            set_module_tensor_to_device(model, name, device_of(name, device_map), value=tensor)
+            set_module_tensor_to_device(model, name, find_device(name, device_map), value=tensor)
 
     for name in model.config.tensor_shapes():
         layer = model.get_submodule(name.removesuffix(".weight"))
         if isinstance(layer, PackedLinear):
-            layer.take(_weight_for(layer, checkpoint, name, dtype, device_of(name, device_map)))
+            layer.take(_weight_for(layer, checkpoint, name, dtype, find_device(name, device_map)))
         else:
             tensor = checkpoint.read(name).to(dtype)
             place(name, tensor)

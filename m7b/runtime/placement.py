@@ -5,11 +5,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import psutil
 import torch
 from accelerate.utils import get_max_memory, infer_auto_device_map
 
 from m7b.errors import OutOfResources, UsageError
+from m7b.runtime.machine import free_memory
 from m7b.runtime.model.transformer import Transformer
 
 AUTO, DISK = "auto", "disk"
@@ -35,7 +35,7 @@ def plan_devices(
         UsageError: `device` is not the name of one.
     """
     if device != AUTO:
-        return {"": _existing(device)}
+        return {"": _check_device(device)}
     room = dict(max_memory or get_max_memory())
     computing = next((place for place in room if place not in ("cpu", DISK)), "cpu")
     room[computing] = max(0, int(room[computing]) - cache_bytes)
@@ -50,7 +50,7 @@ def plan_devices(
     }
 
 
-def device_of(name: str, device_map: DeviceMap) -> str:
+def find_device(name: str, device_map: DeviceMap) -> str:
     """The device of the parameter or module called `name`: that of its longest listed prefix."""
     while name not in device_map and name:
         name = name.rpartition(".")[0]
@@ -65,7 +65,7 @@ def execution_device(device_map: DeviceMap) -> str:
 def layer_devices(device_map: DeviceMap, n_layers: int) -> Sequence[str]:
     """The device on which each layer computes, and so keeps its cache."""
     main = execution_device(device_map)
-    places = (device_of(f"layers.{layer}", device_map) for layer in range(n_layers))
+    places = (find_device(f"layers.{layer}", device_map) for layer in range(n_layers))
     return [main if place in ("cpu", DISK) else place for place in places]
 
 
@@ -75,7 +75,7 @@ def check_memory(needed: int, what: str) -> None:
     Raises:
         OutOfResources: with both figures.
     """
-    free = psutil.virtual_memory().available
+    free = free_memory()
     if needed > free:
         raise OutOfResources(
             f"{what} needs {needed >> 20:,} MiB of memory and {free >> 20:,} MiB are free",
@@ -117,7 +117,7 @@ def memory_errors() -> Iterator[None]:
         ) from None
 
 
-def _existing(device: str) -> str:
+def _check_device(device: str) -> str:
     try:
         kind = torch.device(device).type
     except RuntimeError:

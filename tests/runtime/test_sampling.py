@@ -11,7 +11,7 @@ import transformers
 from m7b.errors import DamagedCheckpoint, UsageError
 from m7b.generation import SamplingParams
 from m7b.runtime.engine import sampling
-from m7b.runtime.engine.sampling import Sampler, logprob_of
+from m7b.runtime.engine.sampling import Sampler, compute_logprob
 from tests.support.checkpoints import mistral
 
 FILTERS = {
@@ -91,7 +91,7 @@ def test_filters_come_in_the_order_of_transformers_generate(settings):
     ids = answer.sequences[0].tolist()
     for i, (raw, expected) in enumerate(zip(answer.logits, answer.scores, strict=True)):
         sampler = sampler_of(SamplingParams(**settings), ids[: len(prompt) + i], raw.shape[-1], seed=0)
-        assert_same_choice(sampler.filtered(raw[0].float()).float(), expected[0].float())
+        assert_same_choice(sampler.filter_logits(raw[0].float()).float(), expected[0].float())
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_filters_come_in_the_order_of_transformers_generate(settings):
 def test_penalties_and_bias_follow_their_definitions(settings, expected):
     """Worked by hand: token 2 was seen three times, 0 and 5 once, most lately 2 and 0."""
     sampler = sampler_of(SamplingParams(temperature=0, **settings), [5, 2, 2, 0, 2], len(LOGITS), seed=0)
-    assert sampler.filtered(LOGITS).tolist() == expected
+    assert sampler.filter_logits(LOGITS).tolist() == expected
 
 
 def test_chosen_tokens_join_those_that_are_penalized():
@@ -134,7 +134,7 @@ def test_temperature_0_is_argmax_with_the_lowest_id_on_a_tie(logits, expected):
 def test_strictest_setting_of_a_filter_keeps_one_token(strictest):
     for logits in random_logits(40):
         sampler = sampler_of(SamplingParams(temperature=1.5, **strictest), [0], len(logits), seed=0)
-        survivors = (sampler.filtered(logits) > -math.inf).nonzero().flatten().tolist()
+        survivors = (sampler.filter_logits(logits) > -math.inf).nonzero().flatten().tolist()
         assert len(survivors) == 1
         assert "typical_p" in strictest or survivors == [int(logits.argmax())]
 
@@ -241,7 +241,7 @@ def test_value_out_of_range_is_refused_by_name(field, value):
 
 def test_logprobs_are_those_of_log_softmax_best_first():
     for logits in random_logits(10):
-        entry = logprob_of(logits, 1, top=len(logits) + 5)
+        entry = compute_logprob(logits, 1, top=len(logits) + 5)
         expected = logits.double().log_softmax(-1)
         assert (entry.token, entry.logprob) == (1, pytest.approx(float(expected[1]), abs=1e-4))
         ids, values = zip(*entry.top, strict=True)

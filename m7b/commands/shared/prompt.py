@@ -17,12 +17,12 @@ def read_prompt(prompt: str | None, file: Path | None, *, keep_newline: bool = F
         raise UsageError("a prompt and --file are both given", hint="give one")
     if prompt is not None and prompt != "-":
         # Arguments are bytes, which Python has decoded by the locale: go back and take them as UTF-8.
-        return _decoded("the prompt", os.fsencode(prompt))
+        return _decode("the prompt", os.fsencode(prompt))
     if file and str(file) != "-":
-        return _decoded(file.name, _read_file(file))
+        return _decode(file.name, _read_file(file))
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no text", hint="give it as an argument or through a pipe")
-    text = _decoded("stdin", sys.stdin.buffer.read())
+    text = _decode("stdin", sys.stdin.buffer.read())
     return text if keep_newline else text.removesuffix("\n")
 
 
@@ -33,7 +33,7 @@ def _read_file(file: Path) -> bytes:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
 
 
-def _decoded(name: str, data: bytes) -> str:
+def _decode(name: str, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

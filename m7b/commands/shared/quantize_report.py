@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from m7b.bench.formats import Table, aligned, markdown
+from m7b.bench.formats import Table, align, markdown
 from m7b.bench.runs import Work, repeat
 from m7b.commands.shared.evaluation import Text, choose_stride, read_with_progress, usual_ctx_size
 from m7b.commands.shared.loading import load_model
@@ -103,7 +103,7 @@ def format_report(report: Comparison, out: Path) -> str:
     """The report for people, and where it is kept."""
     figures, worst = _tables(report)
     return "\n".join(
-        [aligned(figures), _distance(report) + "\n", aligned(worst), f"kept in {_beside(out, '.md')}\n"]
+        [align(figures), _distance(report) + "\n", align(worst), f"kept in {_beside(out, '.md')}\n"]
     )
 
 

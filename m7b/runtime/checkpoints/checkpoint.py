@@ -115,7 +115,7 @@ def match_tensors(
         UnsupportedCheckpoint: a tensor is of a dtype not in `dtypes`.
     """
     shapes = config.tensor_shapes()
-    names = {name: translated(name, source_names) for name in shapes}
+    names = {name: translate_errors(name, source_names) for name in shapes}
     missing = sorted(set(names.values()) - stored.keys())
     if missing:
         raise DamagedCheckpoint(
@@ -144,7 +144,7 @@ def match_tensors(
     return {name: stored[names[name]] for name in shapes}
 
 
-def translated(name: str, source_names: Mapping[str, str]) -> str:
+def translate_errors(name: str, source_names: Mapping[str, str]) -> str:
     """What a format calls the tensor with the canonical `name`.
 
     `source_names` maps the parts of canonical names: `layers.3.attention.wq.weight` is looked up as

@@ -75,7 +75,7 @@ class Fields:
         return default
 
 
-def head_dim_of(fields: Fields, key: str, dim: int, n_heads: int, n_kv_heads: int) -> int:
+def find_head_dim(fields: Fields, key: str, dim: int, n_heads: int, n_kv_heads: int) -> int:
     """The size of one head under `key`, dim / heads where it is null or absent.
 
     Raises:

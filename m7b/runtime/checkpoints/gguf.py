@@ -17,7 +17,14 @@ from m7b.runtime.checkpoints.checkpoint import (
     StoredTensor,
     match_tensors,
 )
-from m7b.runtime.checkpoints.fields import MAX_DIM, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, Fields, head_dim_of
+from m7b.runtime.checkpoints.fields import (
+    MAX_DIM,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_VOCAB,
+    Fields,
+    find_head_dim,
+)
 from m7b.runtime.checkpoints.gguf_header import MAGIC, Header, HeaderError, read_header
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.rope import canonical_rows
@@ -95,7 +102,7 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         config=config,
         dtype=_DTYPES[found["layers.0.attention.wq.weight"].dtype],
         tensors=found,
-        read=lambda name: canonical_rows(name, _dequantized(*stored[found[name].source_name]), config),
+        read=lambda name: canonical_rows(name, _dequantize(*stored[found[name].source_name]), config),
         tokenizer=_vocabulary(fields),
         stop_ids=_stop_ids(fields),
         chat_template=template
@@ -168,7 +175,7 @@ def _config(fields: Fields, stored: Mapping[str, StoredTensor]) -> ModelConfig:
     dim = fields.integer("llama.embedding_length", MAX_DIM)
     n_heads = fields.integer("llama.attention.head_count", MAX_DIM)
     n_kv_heads = fields.integer("llama.attention.head_count_kv", MAX_DIM, default=n_heads)
-    head_dim = head_dim_of(fields, "llama.attention.key_length", dim, n_heads, n_kv_heads)
+    head_dim = find_head_dim(fields, "llama.attention.key_length", dim, n_heads, n_kv_heads)
     if fields.integer("llama.rope.dimension_count", MAX_DIM, default=head_dim) != head_dim:
         raise fields.bad("llama.rope.dimension_count", f"the head size, {head_dim}")
     embeddings = stored.get("token_embd.weight")
@@ -210,7 +217,7 @@ def _bytes(tensor: StoredTensor, offset: int) -> np.ndarray:
     return stored
 
 
-def _dequantized(tensor: StoredTensor, offset: int) -> torch.Tensor:
+def _dequantize(tensor: StoredTensor, offset: int) -> torch.Tensor:
     stored = _bytes(tensor, offset)
     if tensor.dtype in ("F32", "F16", "BF16"):
         return torch.from_numpy(stored).view(_DTYPES[tensor.dtype]).view(tensor.shape)

@@ -95,13 +95,13 @@ class _Cursor:
         return self.take(self.number("<Q")).decode("utf-8")
 
     def strings(self, count: int) -> list[str]:
-        return [self.string() for _ in range(self._bounded(count, 8))]
+        return [self.string() for _ in range(self._check_bounds(count, 8))]
 
     def each(self, count: int, least_bytes: int, read: Callable[[], Any]) -> list[Any]:
         """`count` things of at least `least_bytes` each."""
-        return [read() for _ in range(self._bounded(count, least_bytes))]
+        return [read() for _ in range(self._check_bounds(count, least_bytes))]
 
-    def _bounded(self, count: int, least_bytes: int) -> int:
+    def _check_bounds(self, count: int, least_bytes: int) -> int:
         if count * least_bytes > len(self.data) - self.at:
             raise HeaderError(f"{count} entries are announced at byte {self.at} of {len(self.data)}")
         return count

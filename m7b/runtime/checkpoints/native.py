@@ -11,7 +11,7 @@ from m7b.runtime.checkpoints.fields import (
     MAX_POSITIONS,
     MAX_VOCAB,
     Fields,
-    head_dim_of,
+    find_head_dim,
     read_json,
 )
 from m7b.runtime.checkpoints.folder import tokenizer_source
@@ -76,7 +76,7 @@ def _config(fields: Fields, *, tied: bool) -> ModelConfig:
         n_layers=fields.integer("n_layers", MAX_LAYERS),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
-        head_dim=head_dim_of(fields, "head_dim", dim, n_heads, n_kv_heads),
+        head_dim=find_head_dim(fields, "head_dim", dim, n_heads, n_kv_heads),
         hidden_dim=fields.integer("hidden_dim", MAX_DIM),
         vocab_size=fields.integer("vocab_size", MAX_VOCAB),
         norm_eps=fields.number("norm_eps", 1.0),

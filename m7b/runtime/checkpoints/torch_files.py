@@ -36,7 +36,7 @@ def inventory(files: Iterable[Path]) -> dict[str, StoredTensor]:
     for file in files:
         if not os.access(file, os.R_OK):
             raise CheckpointNotFound(f"{file}: not readable", hint="check its permissions")
-        for tensor in _safetensors(file) if file.suffix == ".safetensors" else _pickled(file):
+        for tensor in _safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file):
             twin = tensors.setdefault(tensor.source_name, tensor)
             if twin is not tensor:
                 raise DamagedCheckpoint(f"{tensor.source_name} is both in {twin.file} and in {file.name}")
@@ -64,23 +64,23 @@ def _safetensors(file: Path) -> Iterator[StoredTensor]:
             for name in opened.keys():  # noqa: SIM118 - not a dict
                 view = opened.get_slice(name)
                 shape, dtype = tuple(view.get_shape()), view.get_dtype()
-                yield _stored(name, file, shape, dtype)
+                yield _find_stored(name, file, shape, dtype)
     except (SafetensorError, OSError) as error:
         raise DamagedCheckpoint(
             f"{file}: not a whole safetensors file: {error}", hint="fetch it again"
         ) from None
 
 
-def _pickled(file: Path) -> Iterator[StoredTensor]:
+def _read_pickle(file: Path) -> Iterator[StoredTensor]:
     for name, value in _load_pickle(file).items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise DamagedCheckpoint(f"{file}: {str(name)[:60]!r} is not a tensor")
         if value.layout != torch.strided or value.device.type != "cpu":
             raise DamagedCheckpoint(f"{file}: {name} holds no plain values ({value.layout}, {value.device})")
-        yield _stored(name, file, tuple(value.shape), _NAMES.get(value.dtype, str(value.dtype)))
+        yield _find_stored(name, file, tuple(value.shape), _NAMES.get(value.dtype, str(value.dtype)))
 
 
-def _stored(name: str, file: Path, shape: tuple[int, ...], dtype: str) -> StoredTensor:
+def _find_stored(name: str, file: Path, shape: tuple[int, ...], dtype: str) -> StoredTensor:
     item_bytes = DTYPES[dtype].itemsize if dtype in DTYPES else 1  # any other is refused before it counts
     return StoredTensor(name, file, shape, dtype, torch.Size(shape).numel() * item_bytes)
 

@@ -11,7 +11,7 @@ from m7b.generation import PromptProgress, SamplingParams, Step, TokenLogprob
 from m7b.runtime.backends import Backend
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.engine.rows import Rows
-from m7b.runtime.engine.sampling import logprob_of
+from m7b.runtime.engine.sampling import compute_logprob
 from m7b.runtime.engine.scheduler import Scheduler
 from m7b.runtime.engine.sequence import Sequence
 from m7b.runtime.model.batch import Span
@@ -158,7 +158,7 @@ class Engine:
         followers = iter(ids[1:])
         for rows in self.logits(ids):
             for row, token in zip(rows, followers, strict=False):
-                yield logprob_of(row, token, top)
+                yield compute_logprob(row, token, top)
 
     def _check(self, ids: Ids[int]) -> None:
         if not ids:

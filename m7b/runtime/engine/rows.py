@@ -62,13 +62,14 @@ class Rows:
 
     def should_wait(self, sequence: Sequence) -> bool:
         """Whether another sequence is about to read much of its prompt, which can then be copied."""
-        here = max(self._shared(sequence, row) for row in self._held)
-        return self._planned(sequence) > max(here, _WORTH_WAITING)
+        here = max(self._count_shared(sequence, row) for row in self._held)
+        return self._count_planned(sequence) > max(here, _WORTH_WAITING)
 
     def place(self, sequence: Sequence) -> bool:
         """Give `sequence` a row and let it start there; False where there is no room."""
         n_shared, _, source = max(
-            (self._shared(sequence, row), self._is_fit(row, sequence.longest), row) for row in self._held
+            (self._count_shared(sequence, row), self._is_fit(row, sequence.longest), row)
+            for row in self._held
         )
         is_in_place = n_shared > 0 and self._is_fit(source, sequence.longest)
         row = source if is_in_place else self._find_room(sequence.longest, keep=source if n_shared else None)
@@ -185,10 +186,10 @@ class Rows:
                 self._remove(row)
         return self._add(n_tokens)
 
-    def _shared(self, sequence: Sequence, row: int) -> int:
+    def _count_shared(self, sequence: Sequence, row: int) -> int:
         """How many ids of the prompt `row` can hand over: all of them only with the logits after."""
         held, prompt = self._held[row], sequence.ids
-        n_shared = _common(held.ids, prompt)
+        n_shared = _count_common(held.ids, prompt)
         if sequence.is_exact:
             n_shared = min(n_shared, held.n_exact)
         if n_shared == len(prompt) and held.logits is not None and held.prompt == prompt:
@@ -198,12 +199,12 @@ class Rows:
             n_shared = self._whole_chunks(n_shared)
         return n_shared if self.cache[row].holds(n_shared) else 0
 
-    def _planned(self, sequence: Sequence) -> int:
+    def _count_planned(self, sequence: Sequence) -> int:
         """How many ids of the prompt some running sequence will have read before long."""
         most = 0
         for held in self._held.values():
             if held.user and held.user.reads_prompt:
-                n_shared = _common(held.user.ids, sequence.ids)
+                n_shared = _count_common(held.user.ids, sequence.ids)
                 if n_shared < len(sequence.ids) and sequence.is_exact:
                     n_shared = self._whole_chunks(n_shared)
                 most = max(most, n_shared)
@@ -231,7 +232,7 @@ class Rows:
         self._held[row] = Held(self._held[row].n_tokens)
 
 
-def _common(first: Ids[int], second: Ids[int]) -> int:
+def _count_common(first: Ids[int], second: Ids[int]) -> int:
     """How many ids both begin with, found by halves: whole slices are compared faster than ids one by one."""
     low, high = 0, min(len(first), len(second))
     while low < high:

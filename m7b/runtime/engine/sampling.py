@@ -109,7 +109,7 @@ class Sampler:
             DamagedCheckpoint: the logits are not numbers.
             UsageError: the bias leaves no token to choose.
         """
-        token = self._draw(self.filtered(logits, allowed))
+        token = self._draw(self.filter_logits(logits, allowed))
         self.observe(token)
         return token
 
@@ -117,7 +117,7 @@ class Sampler:
         """Look back on `token` from now on."""
         self._history.append(token)
 
-    def filtered(self, logits: Tensor, allowed: bytes | None = None) -> Tensor:
+    def filter_logits(self, logits: Tensor, allowed: bytes | None = None) -> Tensor:
         """The logits after every filter: what `choose` draws from."""
         if not np.isfinite(logits.numpy().sum(dtype=np.float64)):  # which no finite ones add up to
             raise DamagedCheckpoint(
@@ -131,14 +131,14 @@ class Sampler:
         if self._bias is not None:
             logits += self._bias
         if allowed is not None:
-            others = ~_unpacked(allowed, logits.numel())
+            others = ~_unpack_bits(allowed, logits.numel())
             logits = logits.masked_fill(others, -math.inf)
             if logits.max() == -math.inf:  # a bias may forbid all that the grammar allows: it gives way
                 logits = plain.double().masked_fill(others, -math.inf)
         if self._bias is not None and logits.max() == -math.inf:
             raise UsageError("logit_bias rules out every token", hint="leave at least one")
         if self._penalizes:
-            logits = self._penalized(logits)
+            logits = self._penalize(logits)
         if params.temperature == 0:
             return logits
         logits = apply_temperature(logits, params.temperature)
@@ -152,7 +152,7 @@ class Sampler:
             logits = keep_typical(logits, params.typical_p)
         return logits
 
-    def _penalized(self, logits: Tensor) -> Tensor:
+    def _penalize(self, logits: Tensor) -> Tensor:
         params = self._params
         last_n = len(self._history) if params.repeat_last_n < 0 else params.repeat_last_n
         counts = torch.tensor(self._history[-last_n:], dtype=torch.int64).bincount(minlength=logits.numel())
@@ -167,13 +167,13 @@ class Sampler:
         return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
 
 
-def _unpacked(allowed: bytes, vocab_size: int) -> Tensor:
+def _unpack_bits(allowed: bytes, vocab_size: int) -> Tensor:
     """Which ids are allowed, (V,) bool; those beyond the bits are not."""
     bits = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little", count=vocab_size)
     return torch.from_numpy(bits).bool()
 
 
-def logprob_of(logits: Tensor, token: int, top: int) -> TokenLogprob:
+def compute_logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
     """The log-probability of `token` under `logits` (V,), and the `top` most likely alternatives."""
     log_probs = logits.log_softmax(-1)
     values, ids = log_probs.topk(min(top, logits.numel()))

@@ -8,7 +8,7 @@ from torch import Tensor
 from m7b.errors import M7bError
 from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
 from m7b.runtime.engine.choices import Choices
-from m7b.runtime.engine.sampling import Sampler, logprob_of
+from m7b.runtime.engine.sampling import Sampler, compute_logprob
 
 
 class Sequence:
@@ -114,7 +114,7 @@ class Sequence:
         for token in self._choices.next(logits)[: self._n_left]:
             self._n_left -= 1
             self.ids.append(token)
-            logprob = None if params.logprobs is None else logprob_of(logits, token, params.logprobs)
+            logprob = None if params.logprobs is None else compute_logprob(logits, token, params.logprobs)
             is_stopped = token in params.stop_ids
             finish = FinishReason.STOP if is_stopped else FinishReason.LENGTH if self._n_left == 0 else None
             self._events.append(Step(token, logprob, finish))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from m7b.runtime.checkpoints import Checkpoint, Format, hf
-from m7b.runtime.checkpoints.checkpoint import translated
+from m7b.runtime.checkpoints.checkpoint import translate_errors
 from m7b.runtime.linears.bnb import BLOCK
 from m7b.runtime.quantize.writing import Written, relative_error
 from m7b.tokenizer import Tokenizer, save_tokenizer
@@ -24,9 +24,9 @@ _KEPT_FILES = ("generation_config.json", "special_tokens_map.json")
 _BITS = {"nf4": 4.5, "fp4": 4.5, "int8": 8.0}
 
 
-def plan(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: "Settings") -> "Plan":
+def plan(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: "Settings") -> "FolderPlan":
     """What will be written; nothing is yet."""
-    return Plan(checkpoint, tokenizer, settings)
+    return FolderPlan(checkpoint, tokenizer, settings)
 
 
 def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
@@ -35,7 +35,7 @@ def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FolderPlan:
     """One folder to be written: a file of weights for each layer, and one for what is around them."""
 
     checkpoint: Checkpoint
@@ -57,7 +57,7 @@ class Plan:
         for n, names in enumerate(groups, 1):
             file, stored = f"model-{n:05}-of-{len(groups):05}.safetensors", dict[str, Tensor]()
             for name in names:
-                tensors, error = self._encoded(name)
+                tensors, error = self._encode(name)
                 stored |= tensors
                 done += self._n_bytes(name)
                 yield Written(name, error, done, total)
@@ -74,10 +74,10 @@ class Plan:
         bits = _BITS[self.settings.target] if is_quantized(name, shape) else 16
         return int(shape.numel() * bits / 8)
 
-    def _encoded(self, name: str) -> tuple[dict[str, Tensor], float]:
+    def _encode(self, name: str) -> tuple[dict[str, Tensor], float]:
         """The tensors that stand for one weight by their names in the file, and their relative error."""
         weight = self.checkpoint.read(name).to(self.settings.compute_dtype)
-        stored_name = translated(name, hf.NAMES)
+        stored_name = translate_errors(name, hf.NAMES)
         if not is_quantized(name, tuple(weight.shape)):
             return {stored_name: weight.contiguous().clone()}, 0.0
         if self.settings.target == "int8":

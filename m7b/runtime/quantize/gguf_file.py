@@ -19,7 +19,7 @@ from gguf import (
 
 from m7b.errors import UsageError
 from m7b.runtime.checkpoints import Blocks, Checkpoint, gguf
-from m7b.runtime.checkpoints.checkpoint import translated
+from m7b.runtime.checkpoints.checkpoint import translate_errors
 from m7b.runtime.kernels import BLOCK, BlockType
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.rope import native_rows
@@ -44,10 +44,10 @@ _FILE_TYPES = {
 _MAGIC_BYTES = 4
 
 
-def plan(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: "Settings") -> "Plan":
+def plan(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: "Settings") -> "FilePlan":
     """What will be written; nothing is yet."""
     types = {
-        name: type_of(name, shape, settings.target, tied=checkpoint.config.tied_embeddings)
+        name: choose_type(name, shape, settings.target, tied=checkpoint.config.tied_embeddings)
         for name, shape in checkpoint.config.tensor_shapes().items()
     }
     for name, type_ in types.items():
@@ -59,10 +59,10 @@ def plan(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: "Settings") -> 
             )
     assert checkpoint.tokenizer is not None, "the tokenizer came from it"
     vocabulary = to_gguf(checkpoint.tokenizer, tokenizer, checkpoint.config.vocab_size)
-    return Plan(checkpoint, vocabulary, settings, types)
+    return FilePlan(checkpoint, vocabulary, settings, types)
 
 
-def type_of(name: str, shape: tuple[int, ...], target: str, *, tied: bool) -> GGMLQuantizationType:
+def choose_type(name: str, shape: tuple[int, ...], target: str, *, tied: bool) -> GGMLQuantizationType:
     """The type of one tensor: norms are small and stay in F32, and 4 bits are too few for the output."""
     if len(shape) == 1:
         return GGMLQuantizationType.F32
@@ -71,7 +71,7 @@ def type_of(name: str, shape: tuple[int, ...], target: str, *, tied: bool) -> GG
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FilePlan:
     """One file to be written: `types` by the canonical names of its tensors."""
 
     checkpoint: Checkpoint
@@ -98,7 +98,7 @@ class Plan:
                 head.write(bytes(_MAGIC_BYTES))
             done, total = 0, sum(map(self._n_bytes, self.types))
             for name in self.types:
-                data, error = self._encoded(name)
+                data, error = self._encode(name)
                 writer.write_tensor_data(data)
                 done += data.nbytes
                 yield Written(name, error, done, total)
@@ -111,7 +111,7 @@ class Plan:
         size, n_block_bytes = GGML_QUANT_SIZES[self.types[name]]
         return math.prod(self.checkpoint.config.tensor_shapes()[name]) // size * n_block_bytes
 
-    def _encoded(self, name: str) -> tuple[np.ndarray, float]:
+    def _encode(self, name: str) -> tuple[np.ndarray, float]:
         """The bytes of one tensor, and how far their numbers are from the checkpoint's."""
         type_, weight = self.types[name], self.checkpoint.read(name)
         if type_ in _FLOATS:
@@ -151,7 +151,7 @@ class Plan:
             stored = shape if is_float else quants.quant_shape_to_byte_shape(shape, type_)
             dtype = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
             writer.add_tensor_info(
-                translated(name, gguf.NAMES),
+                translate_errors(name, gguf.NAMES),
                 stored,
                 np.dtype(dtype.get(type_, np.uint8)),
                 self._n_bytes(name),

@@ -22,10 +22,10 @@ def best_blocks(type: BlockType, weight: Tensor, importance: Tensor | None = Non
     if kernels.instruction_set():
         wide = weight if weight.dtype != torch.float16 else weight.to(torch.float32)
         return kernels.quantize(type, wide, importance.contiguous())
-    return torch.cat([_searched(rows, importance) for rows in torch.split(weight.to(torch.float32), _ROWS)])
+    return torch.cat([_search(rows, importance) for rows in torch.split(weight.to(torch.float32), _ROWS)])
 
 
-def _searched(weight: Tensor, importance: Tensor) -> Tensor:
+def _search(weight: Tensor, importance: Tensor) -> Tensor:
     """`kernels.quantize` with an importance, in torch. (The kernel is `best_scale` in float_kernels.h.)"""
     x = weight.view(weight.shape[0], -1, BLOCK)  # (rows, n_blocks, 32)
     weights = importance.view(-1, BLOCK)

@@ -9,7 +9,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 
 from m7b.runtime.bench.peers.task import Task
 from m7b.runtime.checkpoints import gguf
-from m7b.runtime.checkpoints.checkpoint import translated
+from m7b.runtime.checkpoints.checkpoint import translate_errors
 from m7b.runtime.checkpoints.random import STD, cut
 from m7b.runtime.model.rope import native_rows
 from m7b.runtime.quantize.gguf_file import add_shape
@@ -20,14 +20,14 @@ _BLOCKS = 32_749  # a prime, so no two rows are the same
 def file_bytes(task: Task) -> int:
     """Bytes of all tensors in the file."""
     shapes = task.config.tensor_shapes()
-    return sum(_n_bytes(shape, _type_of(name, shape, task)) for name, shape in shapes.items())
+    return sum(_n_bytes(shape, _choose_type(name, shape, task)) for name, shape in shapes.items())
 
 
 def read_bytes(task: Task) -> int:
     """Bytes of the tensors that a decoded token reads: all but the embedding, of which it reads one row."""
     shapes = task.config.tensor_shapes()
     embedding = shapes["tok_embeddings.weight"]
-    type_ = _type_of("tok_embeddings.weight", embedding, task)
+    type_ = _choose_type("tok_embeddings.weight", embedding, task)
     row = _n_bytes(embedding[1:], type_)
     return file_bytes(task) + row - (0 if task.config.tied_embeddings else _n_bytes(embedding, type_))
 
@@ -40,12 +40,12 @@ def write_gguf(task: Task, file: Path) -> None:
     writer = GGUFWriter(file, "llama")
     add_shape(writer, task.config)
     writer.add_tokenizer_model("no_vocab")  # llama.cpp then makes as many tokens up
-    types = {name: _type_of(name, shape, task) for name, shape in task.config.tensor_shapes().items()}
+    types = {name: _choose_type(name, shape, task) for name, shape in task.config.tensor_shapes().items()}
     for name, type_ in types.items():
         shape = task.config.tensor_shapes()[name]
         stored = quants.quant_shape_to_byte_shape(shape, type_) if type_ in _QUANTIZED else shape
         writer.add_tensor_info(
-            translated(name, gguf.NAMES),
+            translate_errors(name, gguf.NAMES),
             stored,
             np.dtype(np.uint8 if type_ in _QUANTIZED else np.float32),
             _n_bytes(shape, type_),
@@ -55,7 +55,7 @@ def write_gguf(task: Task, file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, type_ in types.items():
-        writer.write_tensor_data(_bytes_of(name, type_, task))
+        writer.write_tensor_data(_generate_bytes(name, type_, task))
     writer.close()
 
 
@@ -66,7 +66,7 @@ _QUANTIZED = {
 }  # what the gguf package writes as bytes
 
 
-def _bytes_of(name: str, type_: GGMLQuantizationType, task: Task) -> np.ndarray:
+def _generate_bytes(name: str, type_: GGMLQuantizationType, task: Task) -> np.ndarray:
     """What the file holds for one tensor, in bytes."""
     shape = task.config.tensor_shapes()[name]
     if task.is_random and type_ in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0):
@@ -85,7 +85,7 @@ def _random_blocks(shape: tuple[int, ...], type_: GGMLQuantizationType) -> np.nd
     return cut(torch.from_numpy(blocks.reshape(-1)), n, 0).numpy()
 
 
-def _type_of(name: str, shape: tuple[int, ...], task: Task) -> GGMLQuantizationType:
+def _choose_type(name: str, shape: tuple[int, ...], task: Task) -> GGMLQuantizationType:
     if len(shape) == 1:
         return GGMLQuantizationType.F32
     is_kept = name == "tok_embeddings.weight" and not task.config.tied_embeddings

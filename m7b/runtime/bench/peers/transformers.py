@@ -14,7 +14,7 @@ from m7b.bench.runs import Reads, time_steps
 from m7b.runtime.bench.peers.task import Task
 from m7b.runtime.bench.weights import count_bytes
 from m7b.runtime.checkpoints import hf
-from m7b.runtime.checkpoints.checkpoint import translated
+from m7b.runtime.checkpoints.checkpoint import translate_errors
 from m7b.runtime.checkpoints.random import cut
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.placement import check_memory, memory_errors
@@ -118,9 +118,9 @@ def _load(task: Task) -> Any:
         model.to(task.dtype)
     for name in task.config.tensor_shapes():
         tensor = task.checkpoint.read(name).to(task.dtype)
-        theirs = translated(name, hf.NAMES)
+        theirs = translate_errors(name, hf.NAMES)
         if _is_quantized(task) and tensor.dim() == 2 and name != "tok_embeddings.weight":
-            model.set_submodule(theirs.removesuffix(".weight"), _quantized(tensor, task))
+            model.set_submodule(theirs.removesuffix(".weight"), _quantize(tensor, task))
         else:
             set_module_tensor_to_device(model, theirs, "cpu", value=tensor)
     if task.config.tied_embeddings:
@@ -129,7 +129,7 @@ def _load(task: Task) -> Any:
     return model.eval()
 
 
-def _quantized(weight: Tensor, task: Task) -> nn.Module:
+def _quantize(weight: Tensor, task: Task) -> nn.Module:
     """A layer of bitsandbytes with `weight` (out, in)."""
     import bitsandbytes
 
