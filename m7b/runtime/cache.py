@@ -66,8 +66,11 @@ class CacheRow:
         return sum(ring.nbytes for pair in self._rings() for ring in pair)
 
     def reserve(self, span: Span) -> None:
-        """Expect the tokens of `span`, the next of the sequence. Nothing counts as written until `commit`."""
-        assert span.first == self._length, "tokens follow those that the row holds"
+        """Expect the tokens of `span`, the next of the sequence. Nothing counts as written until `commit`.
+
+        Those that were committed and never heard of, because of an interrupt, are written again.
+        """
+        assert span.first <= self._length, "tokens follow those that the row holds"
         assert self.window is not None or span.end <= self.capacity, "the engine checks the context length"
         self._reserved = max(self._reserved, span.end)
 

@@ -1,5 +1,7 @@
 """Many sequences in one engine: each gets what it gets alone, to the bit, whatever happens beside it."""
 
+import contextlib
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from transformers import MistralForCausalLM
 from m7b.errors import OutOfResources, UsageError
 from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
 from m7b.runtime import kernels
+from m7b.runtime.engine import Sequence
 from m7b.runtime.engine import rows as rows_module
 from m7b.runtime.model.batch import Batch, Span
 from tests.support.checkpoints import engine, mistral, write_hf
@@ -192,6 +195,30 @@ def interrupt(shared, layer):
 
 def _raise_interrupt(*args):
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("way", ["q4_0", "float32"])
+def test_an_interrupt_between_a_pass_and_its_tokens_costs_that_pass_alone(folder, way, monkeypatch):
+    running, fresh = (engine(folder, window=7, prefill_chunk=5, ctx_size=160, **WAYS[way]) for _ in range(2))
+    expected = [steps(fresh.generate(text[:20], GREEDY)) for text in TEXTS[:3] if not fresh.forget()]
+    sequences = [running.submit(text[:20], GREEDY) for text in TEXTS[:3]]
+    found, advance, n_calls = [[], [], []], Sequence.advance, itertools.count()
+
+    def raise_at_times(self, n, logits):
+        if next(n_calls) % 7 == 3:
+            raise KeyboardInterrupt
+        advance(self, n, logits)
+
+    monkeypatch.setattr(Sequence, "advance", raise_at_times)
+    while any(not sequence.is_done for sequence in sequences):
+        with contextlib.suppress(KeyboardInterrupt):
+            running.step()
+        for sequence, events in zip(sequences, found, strict=True):
+            events += sequence.take()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(steps(ours), theirs, to_the_bit=way == "q4_0")
+    held = [held for held in running.rows.list_held() if held.ids]
+    assert all(each.ids in [sequence.ids[: len(each.ids)] for sequence in sequences] for each in held)
 
 
 @pytest.mark.parametrize("way", ["q4_0", "bfloat16", "float32"])

@@ -59,7 +59,7 @@ class Engine:
     def pretend(self, row: int, ids: Ids[int]) -> None:
         """Take `row` to hold `ids`, though it was filled by hand: to measure speed at a depth."""
         assert len(ids) == self.cache[row].length, "the row was filled to another length"
-        self.rows.take_up(row, ids, is_prompt=False)
+        self.rows.take_up(Span(row, 0, len(ids)), ids)
 
     def submit(self, ids: Ids[int], params: SamplingParams, *, is_exact: bool = True) -> Sequence:
         """Queue `ids` to be continued beside all else; `step` does the work, the sequence tells what comes.

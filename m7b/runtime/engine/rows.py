@@ -13,6 +13,7 @@ from m7b.runtime.backends import Batching
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.engine.sequence import Sequence
 from m7b.runtime.machine import free_memory
+from m7b.runtime.model.batch import Span
 
 _WORTH_WAITING = 32  # tokens of a common beginning, from which waiting is better than reading it twice
 
@@ -93,10 +94,12 @@ class Rows:
         if sequence.row is not None:
             self._held[sequence.row].user, self._held[sequence.row].is_idle = None, True
 
-    def take_up(self, row: int, ids: Ids[int], *, is_prompt: bool) -> None:
-        """Count `ids`, which a pass has brought into `row`, as held."""
-        held = self._held[row]
-        is_exact = is_prompt and held.n_exact == len(held.ids) and self._may_cut(len(held.ids))
+    def take_up(self, span: Span, ids: Ids[int]) -> None:
+        """Count the `ids` of `span`, which a pass has brought into its row, as held."""
+        held = self._held[span.row]
+        del held.ids[span.first :]  # of an earlier try that was interrupted before anybody heard of it
+        held.n_exact = min(held.n_exact, span.first)
+        is_exact = span.is_prompt and held.n_exact == span.first == self._whole_chunks(span.first)
         held.ids += ids
         held.n_exact += len(ids) if is_exact else 0
 
@@ -214,9 +217,6 @@ class Rows:
         """The most of `n` tokens of a prompt that a fresh row would read in one piece or several."""
         chunk = self.cache.prefill_chunk
         return n if self._batching is Batching.EXACT else n // chunk * chunk
-
-    def _may_cut(self, at: int) -> bool:
-        return self._whole_chunks(at) == at
 
     def _add(self, n_tokens: int) -> int:
         row = self.cache.add_row(n_tokens)

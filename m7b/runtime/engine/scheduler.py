@@ -37,11 +37,6 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
 
-    @property
-    def has_work(self) -> bool:
-        """Whether any sequence is not done."""
-        return bool(self._waiting or self._running)
-
     def add(self, sequence: Sequence) -> None:
         """Let `sequence` wait for its turn."""
         self._waiting.append(sequence)
@@ -73,7 +68,7 @@ class Scheduler:
     def read(self, span: Span, ids: Ids[int]) -> Tensor:
         """Bring the `ids` of one span into its row at once; the logits after each, (T, V) on the CPU."""
         logits = self._compute([span], ids, range(len(ids)))
-        self._rows.take_up(span.row, ids, is_prompt=span.is_prompt)
+        self._rows.take_up(span, ids)
         return logits
 
     def _admit(self) -> None:
@@ -134,7 +129,7 @@ class Scheduler:
         logits = iter(self._compute([span for _, span in batch], ids, wanted))
         for sequence, span in batch:
             held = self._rows[span.row]
-            self._rows.take_up(span.row, sequence.ids[span.first : span.end], is_prompt=span.is_prompt)
+            self._rows.take_up(span, sequence.ids[span.first : span.end])
             row = next(logits) if span.end == len(sequence.ids) else None
             if span.end == sequence.n_prompt:
                 held.prompt, held.logits = sequence.prompt, row
