@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from m7b.bench.comparison import EarlierRun
     from m7b.bench.figures import Report
     from m7b.bench.runs import Sweep
-    from m7b.commands.subject import BenchChoice
+    from m7b.commands.shared.bench_choice import BenchChoice
     from m7b.models import ModelFiles
     from m7b.runtime.bench.speeds import Hindrance
     from m7b.runtime.bench.subject import Subject
@@ -149,7 +149,7 @@ def bench(
     from m7b.bench.formats import render
     from m7b.bench.plot import check_plot, draw
     from m7b.bench.runs import Sweep
-    from m7b.commands.subject import BenchChoice
+    from m7b.commands.shared.bench_choice import BenchChoice
 
     sizes = _parse_list("--batch", batches, batch_size, "--batch 1,2,4,8,16")
     if claims and (compare or plot or peer or sizes != (1,)):
@@ -179,7 +179,7 @@ def bench(
 
 
 def _measure_speeds(choice: "BenchChoice", sweep: "Sweep", peer: PeerName | None) -> "Report":
-    from m7b.commands.subject import open_subject
+    from m7b.commands.shared.bench_choice import open_subject
     from m7b.runtime.bench.peers import check_peer
     from m7b.runtime.bench.speeds import measure_speeds
 
@@ -191,7 +191,7 @@ def _measure_speeds(choice: "BenchChoice", sweep: "Sweep", peer: PeerName | None
 
 def _measure_claims(choice: "BenchChoice", sweep: "Sweep") -> "ClaimsReport":
     """Those of the variant that the paper describes, where no model is named."""
-    from m7b.commands.subject import open_subject
+    from m7b.commands.shared.bench_choice import open_subject
     from m7b.runtime.bench.claims import measure_claims
 
     if not choice.variant and not choice.model:
@@ -203,7 +203,7 @@ def _measure_claims(choice: "BenchChoice", sweep: "Sweep") -> "ClaimsReport":
 
 
 def _describe_subject(opened: "ModelFiles", choice: "BenchChoice", ctx_size: int) -> "Subject":
-    from m7b.commands.subject import about, engine_options
+    from m7b.commands.shared.bench_choice import about, engine_options
     from m7b.runtime.bench.subject import Subject
 
     return Subject(
