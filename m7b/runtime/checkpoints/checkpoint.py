@@ -108,14 +108,14 @@ def match_tensors(
 ) -> dict[str, StoredTensor]:
     """The `stored` tensors, keyed by their files' names, under the canonical names of `config`.
 
-    `source_names` translates, as `translated` does.
+    `source_names` translates, as `translate_name` does.
 
     Raises:
         DamagedCheckpoint: a tensor is missing, extra or of another shape.
         UnsupportedCheckpoint: a tensor is of a dtype not in `dtypes`.
     """
     shapes = config.tensor_shapes()
-    names = {name: translate_errors(name, source_names) for name in shapes}
+    names = {name: translate_name(name, source_names) for name in shapes}
     missing = sorted(set(names.values()) - stored.keys())
     if missing:
         raise DamagedCheckpoint(
@@ -144,7 +144,7 @@ def match_tensors(
     return {name: stored[names[name]] for name in shapes}
 
 
-def translate_errors(name: str, source_names: Mapping[str, str]) -> str:
+def translate_name(name: str, source_names: Mapping[str, str]) -> str:
     """What a format calls the tensor with the canonical `name`.
 
     `source_names` maps the parts of canonical names: `layers.3.attention.wq.weight` is looked up as

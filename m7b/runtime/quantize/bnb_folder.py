@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from m7b.runtime.checkpoints import Checkpoint, Format, hf
-from m7b.runtime.checkpoints.checkpoint import translate_errors
+from m7b.runtime.checkpoints.checkpoint import translate_name
 from m7b.runtime.linears.bnb import BLOCK
 from m7b.runtime.quantize.writing import Written, relative_error
 from m7b.tokenizer import Tokenizer, save_tokenizer
@@ -77,7 +77,7 @@ class FolderPlan:
     def _encode(self, name: str) -> tuple[dict[str, Tensor], float]:
         """The tensors that stand for one weight by their names in the file, and their relative error."""
         weight = self.checkpoint.read(name).to(self.settings.compute_dtype)
-        stored_name = translate_errors(name, hf.NAMES)
+        stored_name = translate_name(name, hf.NAMES)
         if not is_quantized(name, tuple(weight.shape)):
             return {stored_name: weight.contiguous().clone()}, 0.0
         if self.settings.target == "int8":

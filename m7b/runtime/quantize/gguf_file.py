@@ -19,7 +19,7 @@ from gguf import (
 
 from m7b.errors import UsageError
 from m7b.runtime.checkpoints import Blocks, Checkpoint, gguf
-from m7b.runtime.checkpoints.checkpoint import translate_errors
+from m7b.runtime.checkpoints.checkpoint import translate_name
 from m7b.runtime.kernels import BLOCK, BlockType
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.rope import native_rows
@@ -151,7 +151,7 @@ class FilePlan:
             stored = shape if is_float else quants.quant_shape_to_byte_shape(shape, type_)
             dtype = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
             writer.add_tensor_info(
-                translate_errors(name, gguf.NAMES),
+                translate_name(name, gguf.NAMES),
                 stored,
                 np.dtype(dtype.get(type_, np.uint8)),
                 self._n_bytes(name),

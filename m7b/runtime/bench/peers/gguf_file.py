@@ -9,7 +9,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 
 from m7b.runtime.bench.peers.task import Task
 from m7b.runtime.checkpoints import gguf
-from m7b.runtime.checkpoints.checkpoint import translate_errors
+from m7b.runtime.checkpoints.checkpoint import translate_name
 from m7b.runtime.checkpoints.random import STD, cut
 from m7b.runtime.model.rope import native_rows
 from m7b.runtime.quantize.gguf_file import add_shape
@@ -45,7 +45,7 @@ def write_gguf(task: Task, file: Path) -> None:
         shape = task.config.tensor_shapes()[name]
         stored = quants.quant_shape_to_byte_shape(shape, type_) if type_ in _QUANTIZED else shape
         writer.add_tensor_info(
-            translate_errors(name, gguf.NAMES),
+            translate_name(name, gguf.NAMES),
             stored,
             np.dtype(np.uint8 if type_ in _QUANTIZED else np.float32),
             _n_bytes(shape, type_),

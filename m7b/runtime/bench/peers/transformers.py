@@ -14,7 +14,7 @@ from m7b.bench.runs import Reads, time_steps
 from m7b.runtime.bench.peers.task import Task
 from m7b.runtime.bench.weights import count_bytes
 from m7b.runtime.checkpoints import hf
-from m7b.runtime.checkpoints.checkpoint import translate_errors
+from m7b.runtime.checkpoints.checkpoint import translate_name
 from m7b.runtime.checkpoints.random import cut
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.placement import check_memory, memory_errors
@@ -118,7 +118,7 @@ def _load(task: Task) -> Any:
         model.to(task.dtype)
     for name in task.config.tensor_shapes():
         tensor = task.checkpoint.read(name).to(task.dtype)
-        theirs = translate_errors(name, hf.NAMES)
+        theirs = translate_name(name, hf.NAMES)
         if _is_quantized(task) and tensor.dim() == 2 and name != "tok_embeddings.weight":
             model.set_submodule(theirs.removesuffix(".weight"), _quantize(tensor, task))
         else:
