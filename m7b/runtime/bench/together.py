@@ -4,26 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from m7b.generation import PromptProgress, SamplingParams, Step
-
-
-class Handle(Protocol):
-    """One prompt and its answer on their way."""
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing more will happen."""
-        ...
-
-    def take(self) -> Sequence[PromptProgress | Step]:
-        """What has happened since the last call."""
-        ...
+from m7b.generation import PromptProgress, SamplingParams, SequenceHandle, Step
 
 
 class BatchingEngine(Protocol):
     """What an engine offers that works on several sequences at once."""
 
-    def submit(self, ids: Sequence[int], params: SamplingParams, *, is_exact: bool) -> Handle:
+    def submit(self, ids: Sequence[int], params: SamplingParams, *, is_exact: bool) -> SequenceHandle:
         """Queue `ids` to be continued beside all else; not `is_exact`, they may go on from any row."""
         ...
 
