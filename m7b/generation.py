@@ -4,7 +4,7 @@ Knows ids, numbers and text; imports nothing heavy, so that every layer can spea
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -33,11 +33,11 @@ def read_bias(text: str) -> tuple[int, float]:
 class Matcher(Protocol):
     """Where one answer stands in its grammar."""
 
-    def forced(self) -> list[int]:
+    def find_forced(self) -> list[int]:
         """The ids that follow because the grammar leaves no choice of text, none where it does."""
         ...
 
-    def allowed(self) -> bytes | None:
+    def pack_mask(self) -> bytes | None:
         """The ids that may follow, a bit for each, id 0 lowest in the first byte; None allows all."""
         ...
 
@@ -49,7 +49,7 @@ class Matcher(Protocol):
 class Constraint(Protocol):
     """A grammar that answers keep to, whatever the sampling."""
 
-    def matcher(self) -> Matcher:
+    def start_matcher(self) -> Matcher:
         """The beginning of an answer."""
         ...
 
@@ -284,22 +284,6 @@ class SequenceHandle(Protocol):
         Raises:
             M7bError: the sequence failed, once all that came before is taken.
         """
-        ...
-
-
-class TokenGenerator(Protocol):
-    """A model that continues token ids. Knows nothing about text."""
-
-    def generate(self, ids: Sequence[int], params: SamplingParams) -> Iterator[PromptProgress | Step]:
-        """Continue `ids`: progress while the prompt is read, then one step a token."""
-        ...
-
-    def forget(self) -> None:
-        """Drop all that earlier calls left, so that the next answer depends on its prompt alone."""
-        ...
-
-    def score(self, ids: Sequence[int], top: int = 0) -> Iterator[TokenLogprob]:
-        """The log-probability of each of `ids[1:]` given all before it."""
         ...
 
 

@@ -70,7 +70,7 @@ def load(
         OutOfResources: it does not fit.
         UsageError: an option is out of range.
     """
-    choice = ModelChoice(path=name) if isinstance(name, Path) else ModelChoice.named(name)
+    choice = ModelChoice(path=name) if isinstance(name, Path) else ModelChoice.from_name(name)
     settings = EngineOptions(**options)
     return load_model(choice, settings, chat_template=chat_template, report=report)
 

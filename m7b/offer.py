@@ -107,7 +107,7 @@ class CallConstraint:
         text = (1 << vocab_size) - 1 ^ 1 << call_id
         self.text_ids = text.to_bytes(n_bytes, "little")
 
-    def matcher(self) -> "CallMatcher":
+    def start_matcher(self) -> "CallMatcher":
         """Return the state of an answer that begins."""
         return CallMatcher(self)
 
@@ -120,16 +120,16 @@ class CallMatcher:
         self._calls: Matcher | None = None
         self._is_first = True
 
-    def forced(self) -> list[int]:
+    def find_forced(self) -> list[int]:
         """The ids that must follow because only one text is allowed; none where several are."""
         if self._calls:
-            return self._calls.forced()
+            return self._calls.find_forced()
         return [self._constraint.call_id] if self._is_first and self._constraint.is_required else []
 
-    def allowed(self) -> bytes | None:
+    def pack_mask(self) -> bytes | None:
         """The ids that may follow, a bit for each; None allows all."""
         if self._calls:
-            return self._calls.allowed()
+            return self._calls.pack_mask()
         return None if self._is_first and self._constraint.calls else self._constraint.text_ids
 
     def accept(self, token: int) -> None:
@@ -137,5 +137,5 @@ class CallMatcher:
         if self._calls:
             self._calls.accept(token)
         elif self._is_first and self._constraint.calls and token == self._constraint.call_id:
-            self._calls = self._constraint.calls.matcher()
+            self._calls = self._constraint.calls.start_matcher()
         self._is_first = False

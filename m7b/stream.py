@@ -19,7 +19,6 @@ from m7b.generation import (
     SamplingParams,
     Step,
     TextDelta,
-    TokenGenerator,
     TokenLogprob,
     ToolCall,
     Usage,
@@ -216,24 +215,6 @@ class EventStream:
         elif step.finish is not FinishReason.STOP:
             self._decode_s += now - self._last
         self._is_reading, self._last = False, now
-
-
-def stream(
-    engine: TokenGenerator,
-    tokenizer: Tokenizer,
-    ids: Sequence[int],
-    params: SamplingParams,
-    *,
-    continues: bool = False,
-    calls: CallSyntax | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[GenerationEvent]:
-    """Continue `ids` by `engine` and tell what happens, as events; the last one is `Finished`.
-
-    The rest is as for `EventStream`.
-    """
-    steps = engine.generate(ids, params)
-    return stream_events(steps, tokenizer, len(ids), params, continues=continues, calls=calls, clock=clock)
 
 
 def stream_events(

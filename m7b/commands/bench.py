@@ -203,7 +203,7 @@ def _measure_claims(choice: "BenchChoice", sweep: "Sweep") -> "ClaimsReport":
 
 
 def _describe_subject(opened: "ModelFiles", choice: "BenchChoice", ctx_size: int) -> "Subject":
-    from m7b.commands.shared.bench_choice import about, engine_options
+    from m7b.commands.shared.bench_choice import describe_model, engine_options
     from m7b.runtime.bench.subject import Subject
 
     return Subject(
@@ -212,7 +212,7 @@ def _describe_subject(opened: "ModelFiles", choice: "BenchChoice", ctx_size: int
         opened.config,
         engine_options(choice, ctx_size),
         choice.random_weights,
-        about(opened, choice, weights=""),
+        describe_model(opened, choice, weights=""),
     )
 
 

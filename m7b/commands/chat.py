@@ -138,7 +138,7 @@ def chat(
         record = Autosaver(store if save else None, kept, messages, session)
         toolbelt = Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit)
         talk = Chat(
-            conversation, screen, record, toolbelt, lambda name: _load(ModelChoice.named(name), engine)
+            conversation, screen, record, toolbelt, lambda name: _load(ModelChoice.from_name(name), engine)
         )
         if kept and kept.model != conversation.model.name:
             screen.note(f"this conversation was with {kept.model} until now", "yellow")

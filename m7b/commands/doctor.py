@@ -36,7 +36,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
       m7b doctor --json
     """
-    from m7b.models.fit import fits
+    from m7b.models.fit import list_fits
     from m7b.runtime.machine import describe_machine, read_bandwidth
 
     status = Status()
@@ -45,7 +45,7 @@ def doctor(as_json: JsonOption = False) -> None:
         machine, bandwidth = describe_machine(), read_bandwidth()
     finally:
         status.clear()
-    models = fits(machine.memory_free_bytes, bandwidth)
+    models = list_fits(machine.memory_free_bytes, bandwidth)
     report = _report(machine, bandwidth, models, advice_on(machine, models, os.environ))
     output = Output()
     if as_json:

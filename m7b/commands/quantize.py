@@ -78,10 +78,10 @@ def quantize(
     destination = parse_path(out)
     text = read_text(eval_file) if eval_file else Text(ENGLISH, english_text())
     _check_options(to, double_quant, compute_dtype, calibrate)
-    choice = ModelChoice.named(source)
+    choice = ModelChoice.from_name(source)
     files = open_model(choice)
     checkpoint, tokenizer = files.checkpoint, read_tokenizer(files.checkpoint)
-    for message in filter(None, (checkpoint.note, _rounded_twice(checkpoint.requantized(to)))):
+    for message in filter(None, (checkpoint.note, _rounded_twice(checkpoint.find_requantized(to)))):
         note(message)
     status = Status()
     importance = _importance(choice, calibrate, status) if calibrate else None

@@ -18,7 +18,7 @@ class GrammarMatcher:
         self._matcher = matcher
         self._vocabulary = vocabulary
 
-    def forced(self) -> list[int]:
+    def find_forced(self) -> list[int]:
         """The ids that must follow because the grammar allows one text only; none where it allows several.
 
         They are the ids that the tokenizer makes of that text. Last ids that depend on what follows the text
@@ -31,7 +31,7 @@ class GrammarMatcher:
         # SentencePiece turns its own sign for a space into a space, so its ids may spell another text.
         return tokens[: self._matcher.validate_tokens(tokens)]
 
-    def allowed(self) -> bytes:
+    def pack_mask(self) -> bytes:
         """The ids that may follow, a bit for each, id 0 lowest in the first byte.
 
         Raises:
@@ -75,7 +75,7 @@ class GrammarConstraint:
         self._matcher = matcher
         self._vocabulary = vocabulary
 
-    def matcher(self) -> GrammarMatcher:
+    def start_matcher(self) -> GrammarMatcher:
         """Return the state of an answer that begins."""
         return GrammarMatcher(self._matcher.deep_copy(), self._vocabulary)
 
@@ -112,9 +112,9 @@ def compile_constraint(
     if matcher.is_error():
         raise UsageError(f"the grammar cannot be enforced: {' '.join(matcher.get_error().split())}")
     constraint = GrammarConstraint(matcher, vocabulary)
-    probe = constraint.matcher()
-    probe.allowed()
+    probe = constraint.start_matcher()
+    probe.pack_mask()
     if behind_space and vocabulary.space_id is not None:
         probe.accept(vocabulary.space_id)
-        probe.allowed()
+        probe.pack_mask()
     return constraint

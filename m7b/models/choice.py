@@ -49,7 +49,7 @@ class ModelChoice:
         return self.shelf_name is None or hub.find_path(self.shelf_name) is not None
 
     @classmethod
-    def named(cls, name: str) -> Self:
+    def from_name(cls, name: str) -> Self:
         """What `name` means: a variant, or the path or hub id of a checkpoint.
 
         Raises:

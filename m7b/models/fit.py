@@ -45,7 +45,7 @@ class Fit:
     limit_tps: dict[int, float]
 
 
-def fits(free_bytes: int, gigabytes_per_second: float) -> list[Fit]:
+def list_fits(free_bytes: int, gigabytes_per_second: float) -> list[Fit]:
     """Every variant in every format; variants of the same shape share a row."""
     return [
         _fit(names, config, format, free_bytes, gigabytes_per_second)

@@ -66,7 +66,7 @@ def load_model(
 
     if checkpoint.note:
         report(Remark(checkpoint.note))
-    if options.quant and (stored := checkpoint.requantized(options.quant)):
+    if options.quant and (stored := checkpoint.find_requantized(options.quant)):
         report(Remark(f"weights stored as {stored} are rounded a second time, to {options.quant}"))
     tokenizer, template = load_texts(choice, files, chat_template)
     engine = run_with_progress(

@@ -17,7 +17,7 @@ from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Blocks, Checkpoint
 from m7b.runtime.engine import Engine
 from m7b.runtime.linears import PackedLinear
-from m7b.runtime.linears.blocks import type_named
+from m7b.runtime.linears.blocks import parse_block_type
 from m7b.runtime.model.transformer import Transformer
 from m7b.runtime.placement import (
     DISK,
@@ -123,7 +123,7 @@ def _weight_for(
     """The tensor called `name` as `layer` takes it."""
     if not layer.takes_blocks:
         return checkpoint.read(name).to(device, dtype)
-    if checkpoint.read_blocks and type_named(checkpoint.tensors[name].dtype) is not None:
+    if checkpoint.read_blocks and parse_block_type(checkpoint.tensors[name].dtype) is not None:
         return checkpoint.read_blocks(name)
     return checkpoint.read(name)
 

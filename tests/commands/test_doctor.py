@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from m7b import hub
 from m7b.commands.shared.advice import advice_on
 from m7b.hub.sources.pypi import DEMO_FILE
-from m7b.models.fit import FORMATS, cache_read_bytes, fits, read_bytes, weight_bytes
+from m7b.models.fit import FORMATS, cache_read_bytes, list_fits, read_bytes, weight_bytes
 from m7b.runtime import machine as machine_module
 from m7b.runtime.backends.eager import TORCH
 from m7b.runtime.machine import describe_machine
@@ -89,18 +89,18 @@ def test_a_token_reads_the_cache_of_what_its_window_sees(window, depth, n_seen):
 
 
 def test_every_variant_has_one_row_in_every_format():
-    rows = [(name, fit.format) for fit in fits(GIB, 1.0) for name in fit.variants]
+    rows = [(name, fit.format) for fit in list_fits(GIB, 1.0) for name in fit.variants]
     assert sorted(rows) == sorted((name, format) for name in VARIANTS for format in FORMATS)
 
 
 def test_variants_that_share_a_row_have_one_configuration():
-    shared = [{CONFIGS[name] for name in fit.variants} for fit in fits(GIB, 1.0)]
+    shared = [{CONFIGS[name] for name in fit.variants} for fit in list_fits(GIB, 1.0)]
     assert {len(configs) for configs in shared} == {1}
 
 
 @given(free=st.integers(0, 40 * GIB))
 def test_the_context_that_fits_is_the_longest_in_steps_of_256(free):
-    for fit in fits(free, 1.0):
+    for fit in list_fits(free, 1.0):
         config = CONFIGS[fit.variants[0]]
 
         def needed(ctx_size, config=config, fit=fit):
@@ -114,13 +114,13 @@ def test_the_context_that_fits_is_the_longest_in_steps_of_256(free):
 
 
 def test_limits_are_the_bandwidth_over_what_a_token_reads():
-    fit = next(fit for fit in fits(GIB, 79.0) if "base-v0.3" in fit.variants and fit.format == "bf16")
+    fit = next(fit for fit in list_fits(GIB, 79.0) if "base-v0.3" in fit.variants and fit.format == "bf16")
     assert fit.limit_tps == pytest.approx({0: 79 / 14.23, 4096: 79 / (14.23 + 0.537)}, rel=0.001)
 
 
 # warnings
 
-FITTING = fits(64 * GIB, 40.0)
+FITTING = list_fits(64 * GIB, 40.0)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_avx2_is_missed_where_the_architecture_could_have_it(
 
 @pytest.mark.parametrize(("free", "n_warnings"), [(3 * GIB, 1), (5 * GIB, 0)])
 def test_memory_is_little_where_no_7b_fits(sound, free, n_warnings):
-    found = advice_on(replace(sound, memory_free_bytes=free), fits(free, 40.0), {})
+    found = advice_on(replace(sound, memory_free_bytes=free), list_fits(free, 40.0), {})
     assert [f"{free / GIB:.1f} GiB" in advice.problem for advice in found] == [True] * n_warnings
 
 
@@ -291,5 +291,5 @@ def test_a_terminal_of_80_columns_shows_each_model_in_one_line(tmp_path):
         assert terminal.exit_code() == 0
         lines = terminal.lines
     table = lines[next(n for n, line in enumerate(lines) if line.startswith("model ")) :]
-    assert len(table) == 2 + len(fits(GIB, 1.0))
+    assert len(table) == 2 + len(list_fits(GIB, 1.0))
     assert all(line.split()[-1].replace(".", "").isdigit() for line in table[2:])

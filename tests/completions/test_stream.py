@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers
 
 from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step, TextDelta, TokenLogprob, Usage
 from m7b.runtime.checkpoints import open_checkpoint
-from m7b.stream import IncrementalDecoder, StopStrings, stream
+from m7b.stream import IncrementalDecoder, StopStrings, stream_events
 from m7b.tokenizer import OfficialVocabulary, TokenizerJson, load_tokenizer
 from m7b.variants import TokenizerVersion
 
@@ -46,6 +46,10 @@ def byte_fallback(tmp_path_factory):
 @pytest.fixture(scope="module")
 def byte_level(demo_file):
     return load_tokenizer(open_checkpoint(demo_file).tokenizer)
+
+
+def stream(engine, tokenizer, ids, params, **named):
+    return stream_events(engine.generate(ids, params), tokenizer, len(ids), params, **named)
 
 
 def pieces_of(tokenizer, ids, *, continues=False):

@@ -102,12 +102,12 @@ class Author:
         """The ids of one answer, without its end; None if the budget ran out."""
         ids = []
         while len(ids) < BUDGET:
-            forced = matcher.forced() if follow else []
+            forced = matcher.find_forced() if follow else []
             for token in forced:
-                assert token in ids_of(matcher.allowed())
+                assert token in ids_of(matcher.pack_mask())
                 matcher.accept(token)
             ids += forced
-            allowed = ids_of(matcher.allowed())
+            allowed = ids_of(matcher.pack_mask())
             if len(ids) > 20 or self.draw.random() < 0.3:
                 closing = allowed[self.closing[allowed]]
                 allowed = [self.stop] if self.stop in allowed else closing if len(closing) else allowed
@@ -148,7 +148,7 @@ def test_whatever_is_drawn_is_valid_against_the_schema(schema, name, loaded, aut
     tokenizer, author = loaded[name], authors[name]
     for continues in (False, True):
         constraint = compiled(JsonSchema(schema), tokenizer, continues=continues)
-        answers = [author.write(constraint.matcher(), follow=n % 2 == 0) for n in range(4)]
+        answers = [author.write(constraint.start_matcher(), follow=n % 2 == 0) for n in range(4)]
         finished = [ids for ids in answers if ids is not None]
         assert finished
         for ids in finished:
@@ -158,7 +158,7 @@ def test_whatever_is_drawn_is_valid_against_the_schema(schema, name, loaded, aut
 @pytest.mark.parametrize("name", NAMES)
 def test_any_json_is_an_object_or_an_array(name, loaded, authors):
     constraint = compiled(AnyJson(), loaded[name])
-    answers = [authors[name].write(constraint.matcher()) for _ in range(20)]
+    answers = [authors[name].write(constraint.start_matcher()) for _ in range(20)]
     values = [json.loads(text_of(loaded[name], ids)) for ids in answers if ids is not None]
     assert {type(value) for value in values} == {dict, list}
 
@@ -168,7 +168,7 @@ def test_any_json_is_an_object_or_an_array(name, loaded, authors):
 def test_whatever_is_drawn_matches_the_pattern(pattern, name, loaded, authors):
     for continues in (False, True):
         constraint = compiled(Regex(pattern), loaded[name], continues=continues)
-        answers = [authors[name].write(constraint.matcher()) for _ in range(5)]
+        answers = [authors[name].write(constraint.start_matcher()) for _ in range(5)]
         texts = [text_of(loaded[name], ids, continues=continues) for ids in answers if ids is not None]
         assert texts
         assert [text for text in texts if not re.fullmatch(pattern, text)] == []
@@ -179,7 +179,9 @@ def test_whatever_is_drawn_follows_a_lark_grammar(name, loaded, authors):
     grammar = Lark('start: "(" start ")" | /[0-9]/ body?\nbody: " and " start')
     constraint = compiled(grammar, loaded[name])
     texts = [
-        text_of(loaded[name], ids) for _ in range(9) if (ids := authors[name].write(constraint.matcher()))
+        text_of(loaded[name], ids)
+        for _ in range(9)
+        if (ids := authors[name].write(constraint.start_matcher()))
     ]
     assert texts
     for text in texts:
@@ -190,7 +192,7 @@ def test_whatever_is_drawn_follows_a_lark_grammar(name, loaded, authors):
 def run(matcher):
     """Follow what is forced to the next choice, and give its ids."""
     ids = []
-    while forced := matcher.forced():
+    while forced := matcher.find_forced():
         for token in forced:
             matcher.accept(token)
         ids += forced
@@ -203,36 +205,36 @@ def run(matcher):
 )
 def test_only_text_is_forced_as_the_tokenizer_would_write_it(value, name, loaded):
     tokenizer, text = loaded[name], json.dumps(value, ensure_ascii=False)
-    matcher = compiled(JsonSchema({"const": value}), tokenizer).matcher()
+    matcher = compiled(JsonSchema({"const": value}), tokenizer).start_matcher()
     ids = run(matcher)
     assert text_of(tokenizer, ids) == text
     assert matcher.is_complete
-    assert ids_of(matcher.allowed()) == [stop_id(tokenizer)]
+    assert ids_of(matcher.pack_mask()) == [stop_id(tokenizer)]
     if "▁" not in text:  # SentencePiece cannot tell it from a space
         assert ids == tokenizer.encode(text, bos=False)
 
 
 def test_forced_ids_leave_the_last_piece_open_where_it_may_grow(loaded):
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-    matcher = compiled(JsonSchema(schema), loaded["v1"]).matcher()
+    matcher = compiled(JsonSchema(schema), loaded["v1"]).start_matcher()
     assert text_of(loaded["v1"], run(matcher)) == '{"city":'
-    starts = {loaded["v1"].piece(token) for token in ids_of(matcher.allowed())}
+    starts = {loaded["v1"].piece(token) for token in ids_of(matcher.pack_mask())}
     assert {'▁"', '▁"$', '▁"/'} <= starts
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_answers_from_one_constraint_do_not_disturb_each_other(name, loaded, authors):
     constraint = compiled(JsonSchema(SCHEMAS["weather"]), loaded[name])
-    first = constraint.matcher()
-    mask = constraint.matcher().allowed()
+    first = constraint.start_matcher()
+    mask = constraint.start_matcher().pack_mask()
     run(first)
-    assert constraint.matcher().allowed() == mask != first.allowed()
+    assert constraint.start_matcher().pack_mask() == mask != first.pack_mask()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_without_text_are_never_allowed(name, loaded):
     tokenizer = loaded[name]
-    allowed = compiled(Regex("(?s:.*)"), tokenizer, continues=True).matcher().allowed()
+    allowed = compiled(Regex("(?s:.*)"), tokenizer, continues=True).start_matcher().pack_mask()
     assert len(allowed) == -(-(tokenizer.vocab_size + EXTRA_IDS) // 32) * 4
     assert {token for token in ids_of(allowed) if tokenizer.is_control(token)} == {stop_id(tokenizer)}
     assert max(ids_of(allowed)) < tokenizer.vocab_size
@@ -243,7 +245,7 @@ def test_accepting_what_is_not_allowed_is_a_bug(loaded):
     constraint = compiled(Regex("a"), tokenizer, continues=True)
     for token in [*tokenizer.encode("b", bos=False), 5, stop_id(tokenizer), tokenizer.vocab_size + 1]:
         with pytest.raises(AssertionError, match=str(token)):
-            constraint.matcher().accept(token)
+            constraint.start_matcher().accept(token)
 
 
 def test_any_of_several_stop_ids_may_end_an_answer(loaded):
@@ -252,10 +254,10 @@ def test_any_of_several_stop_ids_may_end_an_answer(loaded):
     constraint = compile_constraint(
         Regex("a"), tokenizer, vocab_size=32768, stop_ids=stop_ids, continues=True
     )
-    matcher = constraint.matcher()
+    matcher = constraint.start_matcher()
     run(matcher)
     assert matcher.is_complete
-    assert ids_of(matcher.allowed()).tolist() == [2, 3]
+    assert ids_of(matcher.pack_mask()).tolist() == [2, 3]
     matcher.accept(3)
 
 
@@ -358,7 +360,7 @@ def admits(schema, text, tokenizer):
 
 
 def follows(grammar, text, tokenizer):
-    matcher = compiled(grammar, tokenizer, continues=True).matcher()
+    matcher = compiled(grammar, tokenizer, continues=True).start_matcher()
     before = tokenizer.encode("\n", bos=False)
     try:
         for token in tokenizer.encode("\n" + text, bos=False)[len(before) :]:
@@ -534,7 +536,7 @@ CATASTROPHES = [
 @pytest.mark.parametrize("pattern", CATASTROPHES)
 def test_pattern_that_would_hang_a_backtracker_does_not(pattern, loaded, authors):
     begin = time.process_time()
-    matcher = compiled(Regex(pattern), loaded["v1"]).matcher()
+    matcher = compiled(Regex(pattern), loaded["v1"]).start_matcher()
     try:
         authors["v1"].write(matcher)
     except UsageError as error:

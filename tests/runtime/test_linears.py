@@ -152,9 +152,9 @@ def test_a_gguf_file_runs_as_stored_unless_told_otherwise(model, tmp_path, type)
 @NATIVE
 def test_another_quantization_of_a_gguf_file_rounds_again_and_says_so(model, tmp_path):
     checkpoint = open_checkpoint(block_file(model, tmp_path, "Q4_1"))
-    assert checkpoint.requantized("q8_0") == "Q4_1"
-    assert checkpoint.requantized("none") == ""
-    assert open_checkpoint(block_file(model, tmp_path, "Q4_0")).requantized("q4_0") == ""
+    assert checkpoint.find_requantized("q8_0") == "Q4_1"
+    assert checkpoint.find_requantized("none") == ""
+    assert open_checkpoint(block_file(model, tmp_path, "Q4_0")).find_requantized("q4_0") == ""
 
 
 def test_a_tied_embedding_is_quantized_as_the_output_alone(tmp_path):

@@ -29,7 +29,7 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0, logprobs=2)
 class EvenThenOdd:
     """A grammar without text: ids go even, odd, even, …; after a multiple of 8 the next three are forced."""
 
-    def matcher(self):
+    def start_matcher(self):
         return Alternating()
 
 
@@ -37,10 +37,10 @@ class Alternating:
     def __init__(self):
         self._parity, self._run = 0, 0
 
-    def forced(self):
+    def find_forced(self):
         return [1, 2, 3][3 - self._run :] if self._run else []
 
-    def allowed(self):
+    def pack_mask(self):
         return bytes([0x55 if self._parity == 0 else 0xAA] * (VOCAB // 8))
 
     def accept(self, token):

@@ -103,7 +103,7 @@ def ended(events):
 
 
 def allowed(matcher):
-    bits = matcher.allowed()
+    bits = matcher.pack_mask()
     everything = set(range(VOCAB))
     if bits is None:
         return everything
@@ -139,37 +139,37 @@ def constraint_of(choice):
 
 
 def test_calls_may_begin_with_the_first_token_only():
-    matcher = constraint_of("auto").matcher()
-    assert (matcher.forced(), allowed(matcher)) == ([], set(range(VOCAB)))
+    matcher = constraint_of("auto").start_matcher()
+    assert (matcher.find_forced(), allowed(matcher)) == ([], set(range(VOCAB)))
     for token in ids_of("Hello there"):
         matcher.accept(token)
-        assert (matcher.forced(), allowed(matcher)) == ([], set(range(VOCAB)) - {CALL_ID})
+        assert (matcher.find_forced(), allowed(matcher)) == ([], set(range(VOCAB)) - {CALL_ID})
 
 
 @pytest.mark.parametrize("choice", ["any", "plus"])
 def test_calls_that_are_required_are_forced(choice):
-    matcher = constraint_of(choice).matcher()
-    assert matcher.forced() == [CALL_ID]
+    matcher = constraint_of(choice).start_matcher()
+    assert matcher.find_forced() == [CALL_ID]
     matcher.accept(CALL_ID)
-    run = matcher.forced()
+    run = matcher.find_forced()
     assert v3().decode(run).startswith('[{"name": "' + ("plus" if choice == "plus" else ""))
     assert CALL_ID not in run
 
 
 def test_no_call_begins_where_there_are_to_be_none():
-    matcher = constraint_of("none").matcher()
+    matcher = constraint_of("none").start_matcher()
     for token in ids_of("a b"):
-        assert (matcher.forced(), allowed(matcher)) == ([], set(range(VOCAB)) - {CALL_ID})
+        assert (matcher.find_forced(), allowed(matcher)) == ([], set(range(VOCAB)) - {CALL_ID})
         matcher.accept(token)
 
 
 def test_behind_the_first_token_the_calls_are_kept_to_their_schema():
-    matcher = constraint_of("auto").matcher()
+    matcher = constraint_of("auto").start_matcher()
     for token in calling(("plus", {"a": 7, "b": True}))[:-1]:
         assert token in allowed(matcher)
         matcher.accept(token)
     assert EOS in allowed(matcher)
-    matcher = constraint_of("auto").matcher()
+    matcher = constraint_of("auto").start_matcher()
     matcher.accept(CALL_ID)
     assert EOS not in allowed(matcher)
     assert ids_of("Hello")[0] not in allowed(matcher)
@@ -274,7 +274,7 @@ def test_a_call_that_was_demanded_is_demanded_once():
     forced, generate = [], session.model.engine.generate
 
     def watched(ids, params):
-        forced.append(params.constraint.matcher().forced())
+        forced.append(params.constraint.start_matcher().find_forced())
         return generate(ids, params)
 
     session.model.engine.generate = watched

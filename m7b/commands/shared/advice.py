@@ -59,8 +59,8 @@ def _about_threads(machine: "Machine", environment: Mapping[str, str]) -> Iterat
         named = " ".join(name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if environment.get(name))
         much = "more" if machine.threads > machine.cores else "fewer"
         yield Advice(
-            f"torch computes with {count(machine.threads, 'thread')}, {much} than the "
-            f"{count(machine.cores, 'core')} this process may use",
+            f"torch computes with {format_count(machine.threads, 'thread')}, {much} than the "
+            f"{format_count(machine.cores, 'core')} this process may use",
             f"unset {named}" if named else f"give --threads {machine.cores}",
         )
 
@@ -70,6 +70,6 @@ def gib(n_bytes: int) -> str:
     return f"{n_bytes / (1 << 30):.1f}"
 
 
-def count(n: int, noun: str) -> str:
+def format_count(n: int, noun: str) -> str:
     """`1 core`, `2 cores`."""
     return f"{n} {noun}{'' if n == 1 else 's'}"

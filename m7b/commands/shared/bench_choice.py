@@ -46,7 +46,7 @@ def engine_options(choice: BenchChoice, ctx_size: int) -> EngineOptions:
     )
 
 
-def about(opened: ModelFiles, choice: BenchChoice, weights: str) -> dict[str, Any]:
+def describe_model(opened: ModelFiles, choice: BenchChoice, weights: str) -> dict[str, Any]:
     """What a report tells of the model."""
     config = opened.config
     return {

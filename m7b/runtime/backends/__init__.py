@@ -19,7 +19,7 @@ from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Checkpoint
 from m7b.runtime.kernels import BLOCK
 from m7b.runtime.linears import PackedLinear
-from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear, type_named
+from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear, parse_block_type
 from m7b.runtime.linears.bnb import Int8Linear, make_four_bit_factory
 from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
 from m7b.runtime.model.batch import Batch
@@ -126,7 +126,7 @@ def _choose_weights(
     dense = _choose_dense(device, dtype, has_kernels)
     if quant is None:
         stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
-        has_blocks = any(type_named(name) is not None for name in stored)
+        has_blocks = any(parse_block_type(name) is not None for name in stored)
         if has_blocks and has_kernels and dtype != torch.float16 and odd is None and not dtype_given:
             return _Weights(BlockLinear.factory(None), None, is_exact=True)
         if checkpoint.quant and device != "auto":

@@ -92,7 +92,7 @@ class Checkpoint:
         """Bytes of weights on disk."""
         return sum(tensor.n_bytes for tensor in self.tensors.values())
 
-    def requantized(self, quant: str) -> str:
+    def find_requantized(self, quant: str) -> str:
         """The quantized types of matrices here that `quant` would round once more, empty for none."""
         types = {tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) == 2}
         exact = {"F32", "F16", "BF16", quant.upper()}

@@ -91,11 +91,11 @@ class _Cursor:
         size = struct.calcsize(layout)
         return list(struct.unpack(f"<{count}{layout[1:]}", self.take(size * count))) if count else []
 
-    def string(self) -> str:
+    def read_string(self) -> str:
         return self.take(self.number("<Q")).decode("utf-8")
 
     def strings(self, count: int) -> list[str]:
-        return [self.string() for _ in range(self._check_bounds(count, 8))]
+        return [self.read_string() for _ in range(self._check_bounds(count, 8))]
 
     def each(self, count: int, least_bytes: int, read: Callable[[], Any]) -> list[Any]:
         """`count` things of at least `least_bytes` each."""
@@ -115,7 +115,7 @@ def _parse(cursor: _Cursor) -> Header:
         if version not in _VERSIONS:
             raise HeaderError(f"version {version} is not one of {_VERSIONS}")
         n_tensors, n_entries = cursor.number("<Q"), cursor.number("<Q")
-        metadata = _unique(cursor.each(n_entries, 13, lambda: (cursor.string(), _value(cursor))))
+        metadata = _unique(cursor.each(n_entries, 13, lambda: (cursor.read_string(), _value(cursor))))
         tensors = cursor.each(n_tensors, 24, lambda: _tensor(cursor))
         _unique([(tensor.name, tensor) for tensor in tensors])
     except UnicodeDecodeError as error:
@@ -131,7 +131,7 @@ def _value(cursor: _Cursor) -> Any:
     if type_id in _SCALARS:
         return cursor.number(_SCALARS[type_id])
     if type_id == _STRING:
-        return cursor.string()
+        return cursor.read_string()
     if type_id != _ARRAY:
         raise HeaderError(f"value type {type_id} at byte {cursor.at} is unknown")
     item, count = cursor.number("<I"), cursor.number("<Q")
@@ -143,7 +143,7 @@ def _value(cursor: _Cursor) -> Any:
 
 
 def _tensor(cursor: _Cursor) -> TensorHeader:
-    name, n_dims = cursor.string(), cursor.number("<I")
+    name, n_dims = cursor.read_string(), cursor.number("<I")
     if n_dims > _MAX_DIMS:
         raise HeaderError(f"{name!r} has {n_dims} dimensions, {_MAX_DIMS} are the most")
     return TensorHeader(name, tuple(cursor.numbers("<Q", n_dims)), cursor.number("<I"), cursor.number("<Q"))

@@ -64,7 +64,7 @@ def _safetensors(file: Path) -> Iterator[StoredTensor]:
             for name in opened.keys():  # noqa: SIM118 - not a dict
                 view = opened.get_slice(name)
                 shape, dtype = tuple(view.get_shape()), view.get_dtype()
-                yield _find_stored(name, file, shape, dtype)
+                yield _make_stored(name, file, shape, dtype)
     except (SafetensorError, OSError) as error:
         raise DamagedCheckpoint(
             f"{file}: not a whole safetensors file: {error}", hint="fetch it again"
@@ -77,10 +77,10 @@ def _read_pickle(file: Path) -> Iterator[StoredTensor]:
             raise DamagedCheckpoint(f"{file}: {str(name)[:60]!r} is not a tensor")
         if value.layout != torch.strided or value.device.type != "cpu":
             raise DamagedCheckpoint(f"{file}: {name} holds no plain values ({value.layout}, {value.device})")
-        yield _find_stored(name, file, tuple(value.shape), _NAMES.get(value.dtype, str(value.dtype)))
+        yield _make_stored(name, file, tuple(value.shape), _NAMES.get(value.dtype, str(value.dtype)))
 
 
-def _find_stored(name: str, file: Path, shape: tuple[int, ...], dtype: str) -> StoredTensor:
+def _make_stored(name: str, file: Path, shape: tuple[int, ...], dtype: str) -> StoredTensor:
     item_bytes = DTYPES[dtype].itemsize if dtype in DTYPES else 1  # any other is refused before it counts
     return StoredTensor(name, file, shape, dtype, torch.Size(shape).numel() * item_bytes)
 

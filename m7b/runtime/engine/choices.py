@@ -20,7 +20,7 @@ class Choices:
 
     def __init__(self, sampler: Sampler, constraint: Constraint | None, *, longest: int) -> None:
         self._sampler = sampler
-        self._matcher = constraint.matcher() if constraint else None
+        self._matcher = constraint.start_matcher() if constraint else None
         self._longest = longest
         self._forced: list[int] = []  # what is left of a run
 
@@ -29,11 +29,11 @@ class Choices:
         if self._matcher is None:
             return [self._sampler.choose(logits)]
         if not self._forced:
-            self._forced = self._matcher.forced()
+            self._forced = self._matcher.find_forced()
         run, self._forced = self._forced[: self._longest], self._forced[self._longest :]
         for token in run:
             self._sampler.observe(token)
-        run = run or [self._sampler.choose(logits, self._matcher.allowed())]
+        run = run or [self._sampler.choose(logits, self._matcher.pack_mask())]
         for token in run:
             self._matcher.accept(token)
         return run

@@ -95,7 +95,7 @@ class Scheduler:
         for sequence in ready:
             if sequence.reads_prompt and left > 0:
                 # Where rounding depends on it, a prompt is cut as it would be alone.
-                span = _next_span(sequence, min(left, chunk) if self._batching is Batching.EXACT else chunk)
+                span = _next_span(sequence, left if self._batching is Batching.EXACT else chunk)
                 left -= span.n
                 yield sequence, span
 

@@ -16,7 +16,7 @@ from m7b.runtime.model.operations import LinearFactory
 _TILE_ROWS = 1024  # rows that torch turns back into numbers at a time
 
 
-def type_named(name: str) -> BlockType | None:
+def parse_block_type(name: str) -> BlockType | None:
     """The block format with GGUF's `name`, None where the kernels do not know it."""
     return BlockType.__members__.get(name)
 
