@@ -68,6 +68,8 @@ def load_model(
         report(Remark(checkpoint.note))
     if options.quant and (stored := checkpoint.find_requantized(options.quant)):
         report(Remark(f"weights stored as {stored} are rounded a second time, to {options.quant}"))
+    elif not options.quant and (rare := checkpoint.list_unknown()):
+        report(Remark(f"weights stored as {', '.join(sorted(rare))} are held as Q8_0"))
     tokenizer, template = load_texts(choice, files, chat_template)
     engine = run_with_progress(
         load_engine(checkpoint, options),

@@ -16,9 +16,10 @@ from m7b.runtime.backends import Backend, choose_backend
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Blocks, Checkpoint
 from m7b.runtime.engine import Engine
-from m7b.runtime.linears import PackedLinear
-from m7b.runtime.linears.blocks import parse_block_type
-from m7b.runtime.model.transformer import Transformer
+from m7b.runtime.kernels import BlockType, count_packed_bytes
+from m7b.runtime.linears import PackedLayer, PackedLinear
+from m7b.runtime.linears.blocks import BlockEmbedding, BlockLinear, parse_block_type
+from m7b.runtime.model.transformer import Embedding, Transformer
 from m7b.runtime.placement import (
     DISK,
     DeviceMap,
@@ -62,7 +63,7 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
         checkpoint, options.quant, options.device, dtype, dtype_given=options.dtype is not None
     )
     with init_empty_weights():
-        model = Transformer(config, backend.linear, backend.output, backend.operations)
+        model = Transformer(config, backend.linear, backend.output, backend.operations, backend.embedding)
         model.to(dtype)
     device_map = plan_devices(model, options.device, dtype, cache_bytes, options.max_memory)
     what = f"{checkpoint.path.name} at {ctx_size} tokens"
@@ -104,10 +105,24 @@ def _weight_bytes(checkpoint: Checkpoint, backend: Backend, dtype: torch.dtype) 
     config = checkpoint.config
     n_embeddings = config.vocab_size * config.dim
     if backend.bits is None:
-        return checkpoint.n_bytes + n_embeddings * dtype.itemsize
+        return sum(_stored_bytes(checkpoint, name, dtype) for name in checkpoint.tensors)
     is_packed = backend.bits != 8 * dtype.itemsize
     n_linear = config.n_params - n_embeddings * (not (config.tied_embeddings and is_packed))
     return int(n_linear * backend.bits / 8) + n_embeddings * dtype.itemsize
+
+
+def _stored_bytes(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> int:
+    """Bytes of one tensor in the blocks that it is stored in, or in those that take its place."""
+    tensor = checkpoint.tensors[name]
+    block_type = parse_block_type(tensor.dtype)
+    is_embedding = name == "tok_embeddings.weight"
+    n_numbers = math.prod(tensor.shape) * dtype.itemsize
+    if len(tensor.shape) < 2 or (
+        is_embedding and block_type is None and not checkpoint.config.tied_embeddings
+    ):
+        return n_numbers
+    n_packed = count_packed_bytes(block_type or BlockType.Q8_0, *tensor.shape)
+    return n_packed + (n_numbers if is_embedding and block_type is None else 0)
 
 
 def run_dtype(stored: torch.dtype, wanted: str | None) -> torch.dtype:
@@ -118,7 +133,7 @@ def run_dtype(stored: torch.dtype, wanted: str | None) -> torch.dtype:
 
 
 def _weight_for(
-    layer: PackedLinear, checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: str
+    layer: PackedLayer, checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: str
 ) -> torch.Tensor | Blocks:
     """The tensor called `name` as `layer` takes it."""
     if not layer.takes_blocks:
@@ -126,6 +141,21 @@ def _weight_for(
     if checkpoint.read_blocks and parse_block_type(checkpoint.tensors[name].dtype) is not None:
         return checkpoint.read_blocks(name)
     return checkpoint.read(name)
+
+
+def _tie_packed(model: Transformer, checkpoint: Checkpoint) -> None:
+    """Give a packed output the weight of the embedding, which is held once where it can be."""
+    embedding, output = model.tok_embeddings, model.output
+    assert isinstance(output, PackedLinear)
+    if isinstance(output, BlockLinear) and isinstance(embedding, BlockEmbedding):
+        output.set_packed(embedding.packed)
+    elif output.takes_blocks:
+        output.set_weight(
+            _weight_for(output, checkpoint, "tok_embeddings.weight", model.norm.weight.dtype, "cpu")
+        )
+    else:
+        assert isinstance(embedding, Embedding)
+        output.set_weight(embedding.weight.data)
 
 
 def place_weights(
@@ -147,18 +177,15 @@ def place_weights(
 
     for name in model.config.tensor_shapes():
         layer = model.get_submodule(name.removesuffix(".weight"))
-        if isinstance(layer, PackedLinear):
-            layer.take(_weight_for(layer, checkpoint, name, dtype, find_device(name, device_map)))
+        if isinstance(layer, PackedLayer):
+            layer.set_weight(_weight_for(layer, checkpoint, name, dtype, find_device(name, device_map)))
         else:
-            tensor = checkpoint.read(name).to(dtype)
-            place(name, tensor)
-        if model.config.tied_embeddings and name == "tok_embeddings.weight":
-            if isinstance(model.output, PackedLinear) and model.output.takes_blocks:
-                model.output.take(_weight_for(model.output, checkpoint, name, dtype, "cpu"))
-            elif isinstance(model.output, PackedLinear):
-                model.output.take(model.tok_embeddings.weight.data)  # held once where it is not repacked
+            place(name, checkpoint.read(name).to(dtype))
+        if model.config.tied_embeddings and layer is model.tok_embeddings:
+            if isinstance(model.output, PackedLinear):
+                _tie_packed(model, checkpoint)
             elif is_dispatched:
-                place("output.weight", tensor)  # parts that are moved about by themselves cannot share
+                place("output.weight", checkpoint.read(name).to(dtype))  # parts that move about share nothing
         done += checkpoint.tensors[name].n_bytes
         yield LoadProgress(done, total)
     model.requires_grad_(False)

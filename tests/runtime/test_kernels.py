@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from gguf import GGMLQuantizationType, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from m7b.runtime import kernels
 from m7b.runtime.kernels import BlockType, RingSpan, RingSpans
+from tests.support.blocks import draw_blocks, set_heads
 
 pytestmark = pytest.mark.skipif(kernels.instruction_set() is None, reason="the kernels were not built")
 CHOSEN = kernels.instruction_set()
@@ -26,7 +27,8 @@ SETS = [
 if CHOSEN:
     kernels._native.use(CHOSEN)  # asking chose the last, which other tests would run on
 TYPES = list(BlockType)
-SHAPES = [(16, 32), (1, 32), (17, 64), (33, 96), (96, 576), (250, 1536)]
+ROUNDED = [BlockType.Q4_0, BlockType.Q4_1, BlockType.Q8_0, BlockType.INT8]
+SHAPES = [(16, 1), (1, 1), (17, 2), (33, 3), (96, 18), (250, 48)]  # rows, and blocks in one
 
 
 @pytest.fixture(params=SETS, autouse=True)
@@ -77,33 +79,63 @@ def weights(kind, n_out, n_in):
 @pytest.mark.parametrize(
     "kind", ["normal", "one large value a block", "scales from 1e-4 to 1e4", "blocks of zeros"]
 )
-@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+@pytest.mark.parametrize("type", ROUNDED, ids=lambda type: type.name)
 def test_quantized_blocks_are_those_of_the_gguf_package(type, kind):
     w = weights(kind, 24, 320)
     expected = quants.quantize(w.numpy(), GGMLQuantizationType[type.stored])
     assert torch.equal(kernels.quantize(type, w), torch.from_numpy(expected))
 
 
-@pytest.mark.parametrize(("n_out", "n_in"), SHAPES)
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
-def test_linear_equals_float64_up_to_the_rounding_of_activations(type, n_out, n_in):
-    blocks = kernels.quantize(type, torch.randn(n_out, n_in))
+def test_the_table_of_types_is_that_of_the_gguf_package(type):
+    stored = GGMLQuantizationType(type.ggml_id)
+    assert stored.name == type.stored
+    assert GGML_QUANT_SIZES[stored] == (type.n_values, type.n_bytes)
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_dequantized_values_are_those_of_the_gguf_package(type):
+    blocks = draw_blocks(type, 24, 3 * type.n_values)
+    expected = quants.dequantize(blocks.numpy(), GGMLQuantizationType[type.stored])
+    assert torch.equal(kernels.dequantize(type, blocks), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("n_out", [16, 50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_rows_that_are_looked_up_are_those_that_were_packed(type, n_out, dtype):
+    blocks = draw_blocks(type, n_out, 3 * type.n_values)
+    rows = torch.tensor([0, n_out - 1, 7, 7, 3])
+    found = kernels.look_up(kernels.pack(type, blocks), rows, dtype)
+    assert torch.equal(found, kernels.dequantize(type, blocks)[rows].to(dtype))
+
+
+@pytest.mark.parametrize(("n_out", "n_blocks"), SHAPES)
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_linear_equals_float64_up_to_the_rounding_of_activations(type, n_out, n_blocks):
+    n_in = n_blocks * type.n_values
+    blocks = draw_blocks(type, n_out, n_in)
     x = torch.randn(23, n_in)
-    y = kernels.linear(x, kernels.pack(type, blocks))
+    packed = kernels.pack(type, blocks)
+    y = kernels.linear(x, packed)
     expected = rounded_activations(x, type) @ dequantized(type, blocks).T
     assert y.shape == (23, n_out)
+    assert packed.panels.nbytes == kernels.count_packed_bytes(type, n_out, n_in)
     # One activation in a thousand lies so near the middle of two integers that it may round either way.
     assert relative_error(y, expected) < 1e-3
 
 
-@pytest.mark.parametrize(
-    "kind", ["one large value a block", "scales from 1e-4 to 1e4", "blocks of zeros", "all negative"]
-)
+@pytest.mark.parametrize("heads", ["from 1e-7 to 1e4", "every other one 0", "all negative"])
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
-def test_linear_survives_adversarial_scales(type, kind):
-    n_out, n_in = 48, 256
-    blocks = kernels.quantize(type, weights(kind, n_out, n_in))
-    x = torch.randn(5, n_in) * torch.logspace(-6, 6, n_in)
+def test_linear_survives_adversarial_scales(type, heads):
+    n_out, n_blocks = 48, 8
+    drawn = {
+        "from 1e-7 to 1e4": torch.logspace(-7, 4, n_out)[:, None, None],
+        "every other one 0": torch.tensor([0.0, 1.0] * (n_blocks // 2))[None, :, None],
+        "all negative": -1.0,
+    }
+    blocks = draw_blocks(type, n_out, n_blocks * type.n_values, drawn[heads])
+    x = torch.randn(5, n_blocks * type.n_values) * torch.logspace(-6, 6, n_blocks * type.n_values)
     y = kernels.linear(x, kernels.pack(type, blocks))
     expected = rounded_activations(x, type) @ dequantized(type, blocks).T
     size = rounded_activations(x, type).abs() @ dequantized(type, blocks).abs().T
@@ -113,17 +145,22 @@ def test_linear_survives_adversarial_scales(type, kind):
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_the_largest_products_do_not_overflow(type):
     """Every quant and every activation at its extreme, which 16-bit sums could not hold by accident."""
-    n_in, head = 128, 4 if type is BlockType.Q4_1 else 2
-    blocks = torch.zeros(32, n_in // 32 * type.n_bytes, dtype=torch.uint8)
-    rows = blocks.view(32, -1, type.n_bytes)
-    rows[:, :, :head] = torch.tensor([1.0] * (head // 2), dtype=torch.float16).view(torch.uint8)
-    rows[:16, :, head:], rows[16:, :, head:] = (0x80, 0x7F) if type.stored == "Q8_0" else (0xFF, 0)
+    n_in = 4 * type.n_values
+    blocks = torch.zeros(64, 4, type.n_bytes, dtype=torch.uint8)
+    for rows, byte in zip(blocks.split(16), (0x80, 0x7F, 0xFF, 0), strict=True):
+        rows[:] = byte
+    set_heads(type, blocks, 1.0)
+    blocks = blocks.flatten(1)
     for sign, mixed in itertools.product((1, -1), (False, True)):
-        x = torch.full((4, n_in), 127.0 * sign)
+        x = torch.full((20, n_in), 127.0 * sign)
         if mixed:
             x[:, ::2] *= -1
-        y = kernels.linear(x, kernels.pack(type, blocks))
-        assert torch.equal(y.double(), x.double() @ dequantized(type, blocks).T)
+        for T in (4, 20):
+            y = kernels.linear(x[:T], kernels.pack(type, blocks))
+            expected = x[:T].double() @ dequantized(type, blocks).T
+            size = x[:T].double().abs() @ dequantized(type, blocks).abs().T
+            # What is a sum of whole numbers of fewer than 24 bits is exact.
+            assert ((y.double() - expected).abs() <= (size >= 2**24) * size * 1e-6).all()
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
@@ -131,8 +168,9 @@ def test_the_largest_products_do_not_overflow(type):
 @pytest.mark.parametrize("n_out", [40, 200, 3000])
 def test_a_token_gets_the_same_bits_whatever_is_beside_it(type, dtype, n_out):
     """However many there are, and whether or not panels are left over from those that are read at once."""
-    weight = kernels.pack(type, kernels.quantize(type, torch.randn(n_out, 96)))
-    x = torch.randn(50, 96).to(dtype)
+    n_in = 3 * type.n_values
+    weight = kernels.pack(type, draw_blocks(type, n_out, n_in))
+    x = torch.randn(50, n_in).to(dtype)
     alone = torch.cat([kernels.linear(row[None], weight) for row in x])
     for T in (*range(1, 21), 31, 32, 33, 39, 50):
         assert torch.equal(kernels.linear(x[:T], weight), alone[:T]), T
@@ -140,8 +178,9 @@ def test_a_token_gets_the_same_bits_whatever_is_beside_it(type, dtype, n_out):
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_the_instruction_sets_of_x86_give_the_same_bits(type):
-    weight = kernels.pack(type, kernels.quantize(type, torch.randn(72, 1088)))
-    x, found = torch.randn(50, 1088), []
+    n_in = (34 if type.n_values == 32 else 5) * type.n_values
+    weight = kernels.pack(type, draw_blocks(type, 72, n_in))
+    x, found = torch.randn(50, n_in), []
     for name in SETS:
         if name != "portable":  # whose products and sums are rounded one after the other
             kernels._native.use(name)

@@ -14,6 +14,7 @@ from m7b.runtime.kernels import BlockType
 from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear
 from m7b.runtime.linears.bnb import FourBitLinear, Int8Linear, LevelLinear, make_four_bit_factory
 from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
+from tests.support.blocks import draw_blocks
 from tests.support.checkpoints import engine, logits, main_row, mistral, read, write_gguf, write_hf
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 16}
@@ -178,7 +179,7 @@ def test_layers_that_other_processors_choose_multiply_as_well(layer):
     torch.manual_seed(0)
     weight, x = torch.randn(48, 64), torch.randn(6, 64)
     made = layer(64, 48)
-    made.take(weight)
+    made.set_weight(weight)
     tolerance = {PrepackedLinear: 1e-5, Int8Linear: 0.03}[layer]
     assert distance(made(x).float(), x @ weight.T) < tolerance
 
@@ -201,7 +202,7 @@ def test_four_bits_of_bitsandbytes_multiply_in_either_order(n_out, n_in, dtype, 
     torch.manual_seed(0)
     weight, x = torch.randn(n_out, n_in).to(dtype), torch.randn(6, n_in).to(dtype)
     made = FourBitLinear(n_in, n_out, type, dtype)
-    made.take(weight)
+    made.set_weight(weight)
     is_ordered = getattr(made._layer.weight.quant_state, "packing_format_for_cpu", False)
     assert is_ordered == (has_avx512bf16() and (n_out, n_in, dtype) == (64, 128, torch.bfloat16))
     exact = dequantize_4bit(*quantize_4bit(weight, blocksize=64, quant_type=type)).float()
@@ -222,7 +223,7 @@ def test_four_bits_are_ours_where_bitsandbytes_has_no_kernel(type, monkeypatch):
     monkeypatch.setattr(functional, "has_avx512bf16", lambda: False)
     ours = make_four_bit_factory(type, torch.bfloat16, has_kernels=True)(128, 48)
     for layer in (theirs, ours):
-        layer.take(weight)
+        layer.set_weight(weight)
     assert isinstance(ours, LevelLinear)
     assert distance(ours(x).float(), theirs(x).float()) < 0.01
     assert ours.n_bytes == theirs.n_bytes
@@ -260,9 +261,10 @@ def test_rows_that_are_no_whole_blocks_are_refused_by_name(tmp_path, quant):
 @pytest.mark.parametrize("type", list(BlockType), ids=lambda type: type.name)
 def test_the_stock_layer_and_the_kernel_hold_the_same_weight(type):
     torch.manual_seed(0)
-    weight, x = torch.randn(40, 96), torch.randn(3, 96)
-    blocks = Blocks(type.stored, kernels.quantize(type, weight))
-    native, stock = BlockLinear(96, 40, type), StockBlockLinear(96, 40, type)
-    native.take(blocks)
-    stock.take(blocks)
+    n_in = 3 * type.n_values
+    blocks = Blocks(type.stored, draw_blocks(type, 40, n_in))
+    x = torch.randn(3, n_in)
+    native, stock = BlockLinear(n_in, 40, type), StockBlockLinear(n_in, 40, type)
+    native.set_weight(blocks)
+    stock.set_weight(blocks)
     assert distance(native(x), stock(x)) < 0.01

@@ -187,7 +187,7 @@ def test_searched_scales_leave_less_error_than_those_that_span_the_values(kind):
     plain = torch.from_numpy(quants.quantize(weight.numpy(), GGMLQuantizationType.Q4_0))
 
     def error(blocks):
-        missed = Blocks("Q4_0", blocks).numbers(torch.float32) - weight
+        missed = Blocks("Q4_0", blocks).dequantize(torch.float32) - weight
         return (missed.square() * importance).sum(1)
 
     found = best_blocks(BlockType.Q4_0, weight, importance)
@@ -203,7 +203,7 @@ def test_the_search_of_the_kernel_is_that_of_torch(monkeypatch):
     monkeypatch.setattr(kernels, "_native", None)
     twin = best_blocks(BlockType.Q4_0, weight, importance)
     assert (native == twin).float().mean() > 0.99  # sums of another order pick another of two equal scales
-    assert not Blocks("Q4_0", twin).numbers(torch.float32)[3].any()
+    assert not Blocks("Q4_0", twin).dequantize(torch.float32)[3].any()
 
 
 # Tokenizers.

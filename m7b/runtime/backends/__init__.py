@@ -6,6 +6,7 @@ Nobody else asks for the device, the dtype, the instruction set or the kind of w
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,12 +20,12 @@ from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Checkpoint
 from m7b.runtime.kernels import BLOCK
 from m7b.runtime.linears import PackedLinear
-from m7b.runtime.linears.blocks import BlockLinear, StockBlockLinear, parse_block_type
+from m7b.runtime.linears.blocks import BlockEmbedding, BlockLinear, StockBlockLinear, parse_block_type
 from m7b.runtime.linears.bnb import Int8Linear, make_four_bit_factory
 from m7b.runtime.linears.dense import DenseLinear, PrepackedLinear
 from m7b.runtime.model.batch import Batch
-from m7b.runtime.model.operations import LinearFactory, Operations
-from m7b.runtime.model.transformer import Linear, Transformer
+from m7b.runtime.model.operations import EmbeddingFactory, LinearFactory, Operations
+from m7b.runtime.model.transformer import Embedding, Linear, Transformer
 
 FEW = 8
 """Tokens up to which multiplying many is done like multiplying one."""
@@ -64,6 +65,7 @@ class Backend:
     operations: Operations
     batching: Batching
     bits: float | None
+    embedding: EmbeddingFactory = Embedding
     fuses: bool = True
 
     def bind(self, model: Transformer) -> Forward:
@@ -84,6 +86,7 @@ class _Weights:
     linear: LinearFactory
     bits: float | None
     output: LinearFactory | None = None
+    embedding: EmbeddingFactory = Embedding
     is_exact: bool = False
 
 
@@ -110,6 +113,7 @@ def choose_backend(
         operations=KERNELS if runs_kernels else TORCH,
         batching=batching,
         bits=weights.bits,
+        embedding=weights.embedding,
     )
 
 
@@ -125,10 +129,9 @@ def _choose_weights(
     odd = next((name for name, tensor in checkpoint.tensors.items() if tensor.shape[-1] % BLOCK), None)
     dense = _choose_dense(device, dtype, has_kernels)
     if quant is None:
-        stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
-        has_blocks = any(parse_block_type(name) is not None for name in stored)
+        has_blocks = bool(checkpoint.list_quantized())
         if has_blocks and has_kernels and dtype != torch.float16 and odd is None and not dtype_given:
-            return _Weights(BlockLinear.factory(None), None, is_exact=True)
+            return _Weights(BlockLinear.factory(None), None, None, _choose_embedding(checkpoint, dtype), True)
         if checkpoint.quant and device != "auto":
             # A folder of LLM.int8() runs as its other readers run it, in blocks where those are asked for.
             is_int8 = checkpoint.quant == Quant.INT8
@@ -164,6 +167,12 @@ def _choose_weights(
     layer = BlockLinear if has_kernels else StockBlockLinear
     bits = 4.5 if wanted is Quant.Q4_0 else 8.5
     return _Weights(layer.factory(kernels.BlockType[wanted.name]), bits, is_exact=has_kernels)
+
+
+def _choose_embedding(checkpoint: Checkpoint, dtype: torch.dtype) -> EmbeddingFactory:
+    """One that stays in blocks where it is stored in blocks."""
+    stored = checkpoint.tensors["tok_embeddings.weight"].dtype
+    return partial(BlockEmbedding, dtype=dtype) if parse_block_type(stored) is not None else Embedding
 
 
 def _parse_quant(quant: str) -> Quant:

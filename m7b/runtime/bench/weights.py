@@ -4,19 +4,19 @@ from torch import Tensor, nn
 
 from m7b.runtime.kernels import BlockType
 from m7b.runtime.linears.blocks import BlockLinear
-from m7b.runtime.linears.packed import PackedLinear
+from m7b.runtime.linears.packed import PackedLayer
 from m7b.runtime.model.transformer import Transformer
 
 
 def count_weight_bytes(model: Transformer) -> int:
     """Bytes of weights that a decoded token reads: all but the embedding, of which it reads one row."""
-    row = model.tok_embeddings.weight[0]
-    return row.nbytes + sum(count_bytes(part) for part in (model.layers, model.norm, model.output))
+    row = count_bytes(model.tok_embeddings) // model.config.vocab_size
+    return row + sum(count_bytes(part) for part in (model.layers, model.norm, model.output))
 
 
 def count_bytes(module: nn.Module) -> int:
     """Bytes of all weights in `module`, with the scales of those that are quantized."""
-    if isinstance(module, PackedLinear):
+    if isinstance(module, PackedLayer):
         return module.n_bytes
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return sum(map(_n_bytes, own)) + sum(map(count_bytes, module.children()))

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
+from m7b.runtime import kernels
+from m7b.runtime.kernels import BlockType
 from m7b.runtime.model.config import ModelConfig
 from m7b.tokenizer import TokenizerSource
 
-BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
-"""The types of `Blocks`, by GGUF's name, and the bytes that 32 values take."""
 _ROWS = 256  # of a weight that are turned into numbers at a time, while they are in the cache
+_NUMBERS = {"F32", "F16", "BF16"}  # the types of GGUF that are not quantized
 
 
 class Format(StrEnum):
@@ -37,29 +38,27 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A quantized weight as GGUF stores it: `data` (out, bytes) uint8, rows of blocks of one `type`."""
+    """A quantized weight as GGUF stores it: `data` (out, bytes) uint8, rows of blocks of one `type`.
+
+    The type is that of a `BlockType`, by GGUF's name.
+    """
 
     type: str
     data: torch.Tensor
 
-    def numbers(self, dtype: torch.dtype) -> torch.Tensor:
-        """The values (out, in) that the blocks stand for. (Layout: ggml-common.h.)"""
-        size = BLOCK_BYTES[self.type]
-        n_rows, n_blocks = self.data.shape[0], self.data.shape[1] // size
-        stored = self.data.view(n_rows, n_blocks, size)
-        values = torch.empty(n_rows, n_blocks, 32, dtype=dtype)
-        for blocks, to in zip(torch.split(stored, _ROWS), torch.split(values, _ROWS), strict=True):
-            scale = blocks[:, :, :2].contiguous().view(torch.float16).to(torch.float32)
-            if self.type == "Q8_0":
-                to.copy_(blocks[:, :, 2:].view(torch.int8) * scale)
-                continue
-            nibbles = blocks[:, :, -16:]
-            quants = torch.cat((nibbles & 15, nibbles >> 4), dim=-1)
-            if self.type == "Q4_0":
-                to.copy_((quants.to(torch.int8) - 8) * scale)
-            else:
-                to.copy_(quants * scale + blocks[:, :, 2:4].contiguous().view(torch.float16))
-        return values.flatten(1)
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        """The values (out, in) that the blocks stand for, computed in float32."""
+        if not kernels.instruction_set():
+            return dequantize_by_gguf(self.type, self.data).to(dtype)
+        rows = (kernels.dequantize(BlockType[self.type], part) for part in torch.split(self.data, _ROWS))
+        return torch.cat([part.to(dtype) for part in rows])
+
+
+def dequantize_by_gguf(type: str, rows: torch.Tensor) -> torch.Tensor:
+    """The values (…, in) float32 of `rows` (…, bytes) uint8 in any type that the gguf package knows."""
+    from gguf import GGMLQuantizationType, quants
+
+    return torch.from_numpy(quants.dequantize(rows.numpy(), GGMLQuantizationType[type]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +93,16 @@ class Checkpoint:
 
     def find_requantized(self, quant: str) -> str:
         """The quantized types of matrices here that `quant` would round once more, empty for none."""
+        return ", ".join(sorted(self.list_quantized() - {quant.upper()})) if quant != "none" else ""
+
+    def list_quantized(self) -> set[str]:
+        """The types in which matrices here are quantized, by GGUF's names."""
         types = {tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) == 2}
-        exact = {"F32", "F16", "BF16", quant.upper()}
-        return ", ".join(sorted(types - exact)) if quant != "none" else ""
+        return types - _NUMBERS if self.read_blocks else set()
+
+    def list_unknown(self) -> set[str]:
+        """Those of them that the kernels do not know, which are held as Q8_0."""
+        return self.list_quantized() - set(BlockType.__members__)
 
 
 def match_tensors(

@@ -10,11 +10,11 @@ import torch
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
 from m7b.runtime.checkpoints.checkpoint import (
-    BLOCK_BYTES,
     Blocks,
     Checkpoint,
     Format,
     StoredTensor,
+    dequantize_by_gguf,
     match_tensors,
 )
 from m7b.runtime.checkpoints.fields import (
@@ -26,6 +26,7 @@ from m7b.runtime.checkpoints.fields import (
     find_head_dim,
 )
 from m7b.runtime.checkpoints.gguf_header import MAGIC, Header, HeaderError, read_header
+from m7b.runtime.kernels import BlockType
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.rope import canonical_rows
 from m7b.tokenizer import GGUFVocabulary
@@ -47,23 +48,26 @@ NAMES = {
 """The parts of canonical names, as GGUF calls them."""
 
 # Each tensor type that is read, with the dtype that holds it without loss or, quantized, well enough.
-_DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    **dict.fromkeys(("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"), torch.bfloat16),
-}
+_NUMBERS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_RARE = (
+    "IQ1_S",
+    "IQ1_M",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_S",
+    "IQ3_XXS",
+    "IQ3_S",
+    "TQ1_0",
+    "TQ2_0",
+    "MXFP4",
+    "NVFP4",
+)
+_DTYPES = _NUMBERS | dict.fromkeys((*(type.stored for type in BlockType), *_RARE), torch.bfloat16)
 
-
-# The commonest types by their number: name, values in a block, bytes of a block. The gguf package knows all,
+# The common types by their number: name, values in a block, bytes of a block. The gguf package knows all,
 # and takes its time to import. (Layout: ggml.h.)
-_TYPES = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, BLOCK_BYTES["Q4_0"]),
-    3: ("Q4_1", 32, BLOCK_BYTES["Q4_1"]),
-    8: ("Q8_0", 32, BLOCK_BYTES["Q8_0"]),
-    30: ("BF16", 1, 2),
+_TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2)} | {
+    type.ggml_id: (type.stored, type.n_values, type.n_bytes) for type in BlockType
 }
 
 
@@ -219,15 +223,12 @@ def _bytes(tensor: StoredTensor, offset: int) -> np.ndarray:
 
 def _dequantize(tensor: StoredTensor, offset: int) -> torch.Tensor:
     stored = _bytes(tensor, offset)
-    if tensor.dtype in ("F32", "F16", "BF16"):
-        return torch.from_numpy(stored).view(_DTYPES[tensor.dtype]).view(tensor.shape)
-    rows = stored.reshape(*tensor.shape[:-1], -1)
-    if tensor.dtype in BLOCK_BYTES:
-        blocks = Blocks(tensor.dtype, torch.from_numpy(rows).view(-1, rows.shape[-1]))
-        return blocks.numbers(torch.float32).view(tensor.shape)
-    from gguf import GGMLQuantizationType, quants
-
-    return torch.from_numpy(quants.dequantize(rows, GGMLQuantizationType[tensor.dtype]))
+    if tensor.dtype in _NUMBERS:
+        return torch.from_numpy(stored).view(_NUMBERS[tensor.dtype]).view(tensor.shape)
+    rows = torch.from_numpy(stored).view(math.prod(tensor.shape[:-1]), -1)
+    if tensor.dtype in BlockType.__members__:
+        return Blocks(tensor.dtype, rows).dequantize(torch.float32).view(tensor.shape)
+    return dequantize_by_gguf(tensor.dtype, rows).view(tensor.shape)
 
 
 def _vocabulary(fields: Fields) -> GGUFVocabulary | None:

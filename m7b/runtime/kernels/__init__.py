@@ -24,32 +24,60 @@ except ImportError as error:
     _native, _missing = None, f"the native kernels were not built ({error})"
 
 BLOCK = 32
-"""Values that share a scale."""
+"""Values of a weight that are multiplied by activations of one scale."""
 
 
 class BlockType(IntEnum):
-    """The block formats of GGUF that the kernels multiply.
+    """The block formats of GGUF that the kernels multiply, in the order of formats.h.
 
     INT8 is Q8_0's blocks, multiplied by activations of 8 bits instead of 16: faster, and less exact.
     """
 
-    Q4_0 = 0
-    Q4_1 = 1
-    Q8_0 = 2
-    INT8 = 3
+    Q4_0, Q4_1, Q8_0, INT8, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS = range(13)
+
+    @property
+    def n_values(self) -> int:
+        """Values in a block."""
+        return _LAYOUTS[self][1]
 
     @property
     def n_bytes(self) -> int:
         """Bytes of one block in a GGUF file."""
-        return (18, 20, 34, 34)[self]
+        return _LAYOUTS[self][2]
+
+    @property
+    def ggml_id(self) -> int:
+        """GGUF's number of the format."""
+        return _LAYOUTS[self][0]
 
     @property
     def stored(self) -> str:
         """GGUF's name of the format."""
         return "Q8_0" if self is BlockType.INT8 else self.name
 
+    @property
+    def bits(self) -> float:
+        """Bits that a value takes in a file."""
+        return 8 * self.n_bytes / self.n_values
 
-_DENSE = 4  # beside the block types: rows of bfloat16
+
+# By block type: GGUF's number, values in a block, bytes of one. (ggml.h, ggml-common.h)
+_LAYOUTS = (
+    (2, 32, 18),
+    (3, 32, 20),
+    (8, 32, 34),
+    (8, 32, 34),
+    (6, 32, 22),
+    (7, 32, 24),
+    (10, 256, 84),
+    (11, 256, 110),
+    (12, 256, 144),
+    (13, 256, 176),
+    (14, 256, 210),
+    (20, 32, 18),
+    (23, 256, 136),
+)
+_DENSE = -1  # beside the block types: rows of bfloat16
 _FEW_TOKENS = 8  # up to here reading a bfloat16 weight takes longer than multiplying by it
 _FEW_AT_ONCE = 16  # tokens that go through all layers without a stop
 
@@ -100,7 +128,7 @@ def quantize(type: BlockType, weight: Tensor, importance: Tensor | None = None) 
     """
     weight = weight.contiguous()
     n_out, n_in = weight.shape
-    blocks = torch.empty(n_out, n_in // BLOCK * type.n_bytes, dtype=torch.uint8)
+    blocks = torch.empty(n_out, n_in // type.n_values * type.n_bytes, dtype=torch.uint8)
     address = 0 if importance is None else importance.data_ptr()
     _native.quantize(
         *(type, *_array(weight), n_out, n_in, address, blocks.data_ptr(), torch.get_num_threads())
@@ -114,15 +142,41 @@ class PackedWeight(NamedTuple):
     type: BlockType
     panels: Tensor
     n_out: int
+    n_in: int
 
 
 def pack(type: BlockType, blocks: Tensor) -> PackedWeight:
     """The rows of `blocks` (out, bytes) uint8, as GGUF stores them, in the order that `linear` reads."""
     blocks = blocks.contiguous()
-    n_out, n_in = blocks.shape[0], blocks.shape[1] // type.n_bytes * BLOCK
+    n_out, n_in = blocks.shape[0], blocks.shape[1] // type.n_bytes * type.n_values
     panels = empty_bytes((n_out + 15) // 16, _native.panel_bytes(type, n_in))
     _native.pack(type, blocks.data_ptr(), n_out, n_in, panels.data_ptr(), torch.get_num_threads())
-    return PackedWeight(type, panels, n_out)
+    return PackedWeight(type, panels, n_out, n_in)
+
+
+def count_packed_bytes(type: BlockType, n_out: int, n_in: int) -> int:
+    """Bytes of a weight (out, in) once it is packed."""
+    return (n_out + 15) // 16 * _native.panel_bytes(type, n_in)
+
+
+def look_up(weight: PackedWeight, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values (N, in) of some `rows` (N,) int64 of `weight` (out, in), all of them below `out`."""
+    rows = rows.contiguous()
+    values = torch.empty(rows.shape[0], weight.n_in, dtype=dtype)
+    _native.look_up(
+        *(weight.type, weight.panels.data_ptr(), weight.n_in, rows.data_ptr(), rows.shape[0]),
+        *(*_array(values), torch.get_num_threads()),
+    )
+    return values
+
+
+def dequantize(type: BlockType, blocks: Tensor) -> Tensor:
+    """The values (out, in) float32 of the rows of `blocks` (out, bytes) uint8, as GGUF stores them."""
+    blocks = blocks.contiguous()
+    n_blocks = blocks.numel() // type.n_bytes
+    values = torch.empty(blocks.shape[0], n_blocks // blocks.shape[0] * type.n_values)
+    _native.widen(type, blocks.data_ptr(), n_blocks, values.data_ptr(), torch.get_num_threads())
+    return values
 
 
 def linear(x: Tensor, weight: PackedWeight) -> Tensor:

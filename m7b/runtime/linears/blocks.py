@@ -1,4 +1,4 @@
-"""Weights in GGUF's blocks of 32, multiplied by the native kernels or, without them, by torch."""
+"""Weights in GGUF's blocks, multiplied by the native kernels or, without them, by torch."""
 
 from functools import partial
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from m7b.runtime import kernels
 from m7b.runtime.checkpoints import Blocks
-from m7b.runtime.kernels import BLOCK, BlockType
-from m7b.runtime.linears.packed import PackedLinear
+from m7b.runtime.kernels import BlockType, PackedWeight
+from m7b.runtime.linears.packed import PackedLayer, PackedLinear
 from m7b.runtime.model.operations import LinearFactory
 
 _TILE_ROWS = 1024  # rows that torch turns back into numbers at a time
@@ -39,11 +39,14 @@ class BlockLinear(PackedLinear):
         """Layers of one block type."""
         return partial(cls, type=type)
 
-    def take(self, weight: Tensor | Blocks) -> None:
+    def set_weight(self, weight: Tensor | Blocks) -> None:
         """Round or keep the weight, and pack it."""
         blocks = in_blocks(weight, self._wanted)
-        self.block_type = self._wanted or BlockType[blocks.type]
-        self.packed = kernels.pack(self.block_type, blocks.data)
+        self.set_packed(kernels.pack(self._wanted or BlockType[blocks.type], blocks.data))
+
+    def set_packed(self, packed: PackedWeight) -> None:
+        """Hold a weight that another layer may hold too."""
+        self.block_type, self.packed = packed.type, packed
 
     @property
     def n_bytes(self) -> int:
@@ -55,10 +58,40 @@ class BlockLinear(PackedLinear):
         return kernels.linear(x, self.packed)
 
 
+class BlockEmbedding(PackedLayer):
+    """Rows of a weight that stays in the blocks in which it is stored; a tied output multiplies by the same.
+
+    Args:
+        vocab_size: rows.
+        dim: values of a row.
+        dtype: of the values that are looked up.
+    """
+
+    takes_blocks = True
+
+    def __init__(self, vocab_size: int, dim: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def set_weight(self, weight: Tensor | Blocks) -> None:
+        """Pack the blocks."""
+        assert isinstance(weight, Blocks)
+        self.packed = kernels.pack(BlockType[weight.type], weight.data)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of quants and scales, rows that fill the last panel included."""
+        return self.packed.panels.nbytes
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N,) ids to (N, dim)."""
+        return kernels.look_up(self.packed, tokens, self._dtype)
+
+
 class StockBlockLinear(BlockLinear):
     """The same weights where there are no kernels: turned back into numbers, tile by tile, at every pass."""
 
-    def take(self, weight: Tensor | Blocks) -> None:
+    def set_weight(self, weight: Tensor | Blocks) -> None:
         """Round or keep the weight."""
         self._blocks = in_blocks(weight, self._wanted)
 
@@ -70,7 +103,7 @@ class StockBlockLinear(BlockLinear):
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out)."""
         tiles = (Blocks(self._blocks.type, rows) for rows in torch.split(self._blocks.data, _TILE_ROWS))
-        return torch.cat([F.linear(x, tile.numbers(x.dtype)) for tile in tiles], dim=-1)
+        return torch.cat([F.linear(x, tile.dequantize(x.dtype)) for tile in tiles], dim=-1)
 
 
 def in_blocks(weight: Tensor | Blocks, type: BlockType | None) -> Blocks:
@@ -78,9 +111,9 @@ def in_blocks(weight: Tensor | Blocks, type: BlockType | None) -> Blocks:
     if isinstance(weight, Blocks):
         if type is None or weight.type == type.stored:
             return weight
-        weight = weight.numbers(torch.float32)
+        weight = weight.dequantize(torch.float32)
     type = BlockType.Q8_0 if type is None else type
-    assert weight.shape[1] % BLOCK == 0, "rows of every model here are whole blocks"
+    assert weight.shape[1] % type.n_values == 0, "rows of every model here are whole blocks"
     if kernels.instruction_set():
         if weight.dtype == torch.float16:
             weight = weight.to(torch.float32)

@@ -40,7 +40,7 @@ class LevelLinear(PackedLinear):
         super().__init__(in_features, out_features)
         self._quant_type = quant_type
 
-    def take(self, weight: Tensor | Blocks) -> None:
+    def set_weight(self, weight: Tensor | Blocks) -> None:
         """Quantize the weight as bitsandbytes does."""
         from bitsandbytes.functional import quantize_4bit
 
@@ -67,7 +67,7 @@ class FourBitLinear(PackedLinear):
         super().__init__(in_features, out_features)
         self._quant_type, self._dtype = quant_type, dtype
 
-    def take(self, weight: Tensor | Blocks) -> None:
+    def set_weight(self, weight: Tensor | Blocks) -> None:
         """Quantize the weight where it is, and put it into the order that the processor likes best."""
         import bitsandbytes
 
@@ -101,7 +101,7 @@ class FourBitLinear(PackedLinear):
 class Int8Linear(PackedLinear):
     """LLM.int8(): one scale a row, outliers of the activations in the model's dtype."""
 
-    def take(self, weight: Tensor | Blocks) -> None:
+    def set_weight(self, weight: Tensor | Blocks) -> None:
         """Quantize the weight on its device."""
         from bitsandbytes.nn.modules import Int8Params, Linear8bitLt
 

@@ -14,7 +14,7 @@ _TILE_ROWS = 512
 class PrepackedLinear(PackedLinear):
     """A weight in the order that oneDNN likes best: twice as fast in decode as torch's own."""
 
-    def take(self, weight: Tensor | Blocks) -> None:
+    def set_weight(self, weight: Tensor | Blocks) -> None:
         """Reorder the weight for oneDNN, which needs a copy."""
         assert isinstance(weight, Tensor)
         self._n_bytes = weight.nbytes
@@ -38,7 +38,7 @@ class DenseLinear(PackedLinear):
     own bfloat16 arithmetic would round the sums.
     """
 
-    def take(self, weight: Tensor | Blocks) -> None:
+    def set_weight(self, weight: Tensor | Blocks) -> None:
         """Keep the weight as it is."""
         assert isinstance(weight, Tensor)
         self.weight = torch.nn.Parameter(weight.contiguous(), requires_grad=False)

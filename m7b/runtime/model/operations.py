@@ -15,6 +15,9 @@ LinearFactory = Callable[[int, int], nn.Module]
 That is the model's, but float32 for the output, whose sums should not be rounded where the layer can help it.
 """
 
+EmbeddingFactory = Callable[[int, int], nn.Module]
+"""Makes the layer that maps (N,) ids below the first number to (N, the second number)."""
+
 
 class Attend(Protocol):
     """The attention of one batch, layer by layer."""

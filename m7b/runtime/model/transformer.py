@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.model.batch import Batch
 from m7b.runtime.model.config import ModelConfig
-from m7b.runtime.model.operations import Attend, LinearFactory, Operations
+from m7b.runtime.model.operations import Attend, EmbeddingFactory, LinearFactory, Operations
 from m7b.runtime.model.rope import rotation
 
 
@@ -117,15 +117,21 @@ class Transformer(nn.Module):
         linear: makes the linears of the layers.
         output: makes the last one.
         operations: everything else.
+        embedding: makes the first layer.
     """
 
     def __init__(
-        self, config: ModelConfig, linear: LinearFactory, output: LinearFactory, operations: Operations
+        self,
+        config: ModelConfig,
+        linear: LinearFactory,
+        output: LinearFactory,
+        operations: Operations,
+        embedding: EmbeddingFactory = Embedding,
     ) -> None:
         super().__init__()
         self.config = config
         self.prepare_attention = operations.attention
-        self.tok_embeddings = Embedding(config.vocab_size, config.dim)
+        self.tok_embeddings = embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(
             TransformerBlock(config, layer, linear, operations) for layer in range(config.n_layers)
         )
@@ -135,7 +141,8 @@ class Transformer(nn.Module):
 
     def tie(self) -> None:
         """Let the output share the embedding's weight, where the checkpoint has one for both."""
-        if self.config.tied_embeddings and isinstance(self.output, Linear):
+        is_shared = isinstance(self.output, Linear) and isinstance(self.tok_embeddings, Embedding)
+        if self.config.tied_embeddings and is_shared:
             self.output.weight = self.tok_embeddings.weight
 
     def forward(self, batch: Batch, cache: RollingKVCache) -> Tensor:

@@ -124,7 +124,10 @@ class FilePlan:
             data = best_blocks(block_type, weight, (self.settings.importance or {}).get(name))
             pieces = zip(
                 torch.split(weight, ROWS),
-                (Blocks(block_type.stored, rows).numbers(torch.float32) for rows in torch.split(data, ROWS)),
+                (
+                    Blocks(block_type.stored, rows).dequantize(torch.float32)
+                    for rows in torch.split(data, ROWS)
+                ),
                 strict=True,
             )
         error = relative_error(pieces)

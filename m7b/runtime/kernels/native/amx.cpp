@@ -9,7 +9,10 @@
 #else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8")
 #endif
+#include <array>
+
 #include "vector_avx512.h"
+#include "quants.h"
 #include "scaled_sum.h"
 #define M7B_UNROLL_TOKENS _Pragma("GCC unroll 16")
 
@@ -17,7 +20,7 @@ namespace m7b {
 namespace {
 
 constexpr int N = MAX_TOKENS; // tokens in a tile
-constexpr int DEPTH = 16; // blocks whose weights, 8 KiB, stay in the first level of the cache for all tokens
+constexpr int DEPTH = 16; // parts whose weights, 8 KiB, stay in the first level of the cache for all tokens
 constexpr int BYTES = PANEL * BLOCK; // quants of a block of a panel, once they have 8 bits
 
 // Tile registers, in two sets that take turns: sums (16 tokens of 16 rows, 32 bits) and, for activations of 16 bits,
@@ -25,10 +28,13 @@ constexpr int BYTES = PANEL * BLOCK; // quants of a block of a panel, once they 
 template <int SET> struct Registers {
     enum { SUMS = 0 + SET, HIGH_SUMS = 2 + SET, TOKENS = 4 + SET, WEIGHTS = 6 + SET };
 };
-struct alignas(64) TileConfig {
+// For two groups of 16 values, HIGH_SUMS are those of the second, and tiles hold half as much.
+template <int TYPE> constexpr bool HAS_TWO_SUMS = TYPE == Q8_0 || n_groups(TYPE) == 2;
+template <int TYPE> struct alignas(64) TileConfig {
+    static constexpr int WORDS = 8 / n_groups(TYPE);
     uint8_t palette = 1, start_row = 0, unused[14] = {};
-    uint16_t bytes_a_row[16] = {64, 64, 64, 64, 32, 32, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 8, 8};
+    uint16_t bytes_a_row[16] = {64, 64, 64, 64, 4 * WORDS, 4 * WORDS, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, WORDS, WORDS};
 };
 
 // In assembly, for gcc's intrinsics (12 at least) do not tell the compiler which memory they read.
@@ -47,33 +53,37 @@ template <int SUMS, int TOKENS, int WEIGHTS> inline void tile_multiply_unsigned(
 }
 
 // The tiles are this thread's while it lives; other code in the thread may want others afterwards.
-struct TilesInUse {
+template <int TYPE> struct TilesInUse {
     TilesInUse() {
-        static const TileConfig config;
+        static const TileConfig<TYPE> config;
         __asm__ volatile("ldtilecfg %0" : : "m"(config));
     }
     ~TilesInUse() { __asm__ volatile("tilerelease"); }
 };
 
-// 16 rows of nibbles to signed bytes, those of Q4_0 less their offset of 8.
-template <int TYPE> void unpack(const uint8_t *quants, int n_blocks, int8_t *bytes) {
-    const __m512i low = _mm512_set1_epi8(15), offset = _mm512_set1_epi8(TYPE == Q4_0 ? 8 : 0);
-    for (int b = 0; b < n_blocks; b++, quants += quant_bytes(TYPE), bytes += BYTES)
-        for (int j = 0; j < 4; j++) {
-            const __m512i v = _mm512_loadu_si512(quants + 64 * j);
-            _mm512_store_si512(bytes + 64 * j, _mm512_sub_epi8(_mm512_and_si512(v, low), offset));
-            _mm512_store_si512(bytes + 64 * (j + 4),
-                               _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(v, 4), low), offset));
-        }
+// The quants of 16 rows to signed bytes.
+template <int TYPE> void unpack(const uint8_t *quants, int n_parts, int8_t *bytes) {
+    const __m512i offset = _mm512_set1_epi8(FORMATS[TYPE].offset);
+    for (int b = 0; b < n_parts; b++, quants += quant_bytes(TYPE), bytes += BYTES) {
+        __m512i words[8];
+        load_words<TYPE, 0, 8>(quants, words);
+        for (int j = 0; j < 8; j++) _mm512_store_si512(bytes + 64 * j, _mm512_sub_epi8(words[j], offset));
+    }
 }
 
-// The products of one block, into the sums of a set; for Q8_0 those of low bytes, then those of high ones.
+// The products of one part, into the sums of a set; for Q8_0 those of low bytes, then those of high ones.
 template <int TYPE, int SET> inline void multiply(const int8_t *quants, const int8_t *tokens) {
     using R = Registers<SET>;
     tile_load<R::WEIGHTS>(quants, 64);
     tile_load<R::TOKENS>(tokens, BLOCK * activation_bytes(TYPE));
     tile_zero<R::SUMS>();
-    if (TYPE == Q8_0) {
+    if constexpr (n_groups(TYPE) == 2) {
+        tile_multiply<R::SUMS, R::TOKENS, R::WEIGHTS>();
+        tile_load<R::WEIGHTS>(quants + BYTES / 2, 64);
+        tile_load<R::TOKENS>(tokens + BLOCK / 2, BLOCK);
+        tile_zero<R::HIGH_SUMS>();
+        tile_multiply<R::HIGH_SUMS, R::TOKENS, R::WEIGHTS>();
+    } else if constexpr (TYPE == Q8_0) {
         tile_multiply_unsigned<R::SUMS, R::TOKENS, R::WEIGHTS>();
         tile_load<R::TOKENS>(tokens + BLOCK, BLOCK * activation_bytes(TYPE));
         tile_zero<R::HIGH_SUMS>();
@@ -86,88 +96,95 @@ template <int TYPE, int SET> inline void multiply(const int8_t *quants, const in
 // What tiles stored is read LAG blocks later: a load that follows its store would wait for it.
 constexpr int LAG = 2;
 template <int TYPE> struct Dots {
-    alignas(64) int32_t low[LAG + 2][N * PANEL], high[TYPE == Q8_0 ? LAG + 2 : 1][TYPE == Q8_0 ? N * PANEL : 1];
+    alignas(64) int32_t low[LAG + 2][N * PANEL], high[HAS_TWO_SUMS<TYPE> ? LAG + 2 : 1][HAS_TWO_SUMS<TYPE> ? N * PANEL : 1];
 };
 
-// Stores the products of block `b` and has the next of its set multiplied.
+// Stores the products of part `b` and has the next of its set multiplied.
 template <int TYPE, int SET>
-inline void store_block(const int8_t *quants, int b, int n_blocks, const Tile &tile, Dots<TYPE> &dots) {
+inline void store_part(const int8_t *quants, int b, int n_parts, const Tile &tile, Dots<TYPE> &dots) {
     constexpr int token_bytes = N * BLOCK * activation_bytes(TYPE);
     using R = Registers<SET>;
     tile_store<R::SUMS>(dots.low[b % (LAG + 2)]);
-    if constexpr (TYPE == Q8_0) tile_store<R::HIGH_SUMS>(dots.high[b % (LAG + 2)]);
-    if (b + 2 < n_blocks) multiply<TYPE, SET>(quants + size_t(b + 2) * BYTES, tile.quants + size_t(b + 2) * token_bytes);
+    if constexpr (HAS_TWO_SUMS<TYPE>) tile_store<R::HIGH_SUMS>(dots.high[b % (LAG + 2)]);
+    if (b + 2 < n_parts) multiply<TYPE, SET>(quants + size_t(b + 2) * BYTES, tile.quants + size_t(b + 2) * token_bytes);
 }
 
-// Adds what was stored of block `b` under its scales.
-template <int TYPE>
-inline void add_block(const uint8_t *scales, int b, const Tile &tile, const Dots<TYPE> &dots, V *sums) {
+// Adds what was stored of part `b` under its scales.
+template <int TYPE> inline void add_part(const Scales<TYPE> &scales, int b, const Tile &tile, const Dots<TYPE> &dots, V *sums) {
     M7B_UNROLL_TOKENS
     for (int i = 0; i < N; i++) {
+        const int at = N * b + i;
         __m512i total = _mm512_load_si512(dots.low[b % (LAG + 2)] + PANEL * i);
-        if constexpr (TYPE == Q8_0) {
+        V groups[2];
+        if constexpr (HAS_TWO_SUMS<TYPE>) {
             const __m512i high = _mm512_load_si512(dots.high[b % (LAG + 2)] + PANEL * i);
-            total = _mm512_add_epi32(total, _mm512_slli_epi32(high, 8));
+            if constexpr (TYPE == Q8_0) total = _mm512_add_epi32(total, _mm512_slli_epi32(high, 8));
+            else groups[1] = _mm512_cvtepi32_ps(high);
         }
-        add_scaled<TYPE>(_mm512_cvtepi32_ps(total), scales + b * scale_bytes(TYPE), tile.scales[N * b + i],
-                         tile.offsets[N * b + i], sums[i]);
+        groups[0] = _mm512_cvtepi32_ps(total);
+        add_scaled<TYPE>(groups, scales, tile.scales[at], tile.offsets[at], tile.halves + 2 * at, sums[i]);
     }
 }
 
-// Adds blocks to sums (16 tokens, 16 rows), one after another as every linear does, or begins with them. While a block
-// is scaled, the next are multiplied.
+// Adds parts of rows from the first on to sums (16 tokens, 16 rows), one after another as every linear does, or begins
+// with them. While one is scaled, the next are multiplied.
 template <int TYPE>
-void add_blocks(const int8_t *quants, const uint8_t *scales, int n_blocks, const Tile &tile, bool begins,
-                const uint8_t *next, float *out) {
+void add_parts(const int8_t *quants, const uint8_t *scales, int first, int n_parts, const Tile &tile, bool begins,
+               const uint8_t *next, float *out) {
     Dots<TYPE> dots;
     V sums[N];
     M7B_UNROLL_TOKENS // or the compiler keeps the sums in memory
     for (int i = 0; i < N; i++) sums[i] = begins ? v_zero() : v_load(out + PANEL * i);
     multiply<TYPE, 0>(quants, tile.quants);
-    if (n_blocks > 1) multiply<TYPE, 1>(quants + BYTES, tile.quants + N * BLOCK * activation_bytes(TYPE));
-    for (int b = 0; b < n_blocks + LAG; b++) {
-        if (b < n_blocks) {
-            if (b % 2) store_block<TYPE, 1>(quants, b, n_blocks, tile, dots);
-            else store_block<TYPE, 0>(quants, b, n_blocks, tile, dots);
+    if (n_parts > 1) multiply<TYPE, 1>(quants + BYTES, tile.quants + N * BLOCK * activation_bytes(TYPE));
+    for (int b = 0; b < n_parts + LAG; b++) {
+        if (b < n_parts) {
+            if (b % 2) store_part<TYPE, 1>(quants, b, n_parts, tile, dots);
+            else store_part<TYPE, 0>(quants, b, n_parts, tile, dots);
         }
         for (int i = 0; next && i < quant_bytes(TYPE); i += 64) __builtin_prefetch(next + b * quant_bytes(TYPE) + i, 0, 2);
-        if (b >= LAG) add_block<TYPE>(scales, b - LAG, tile, dots, sums);
+        if (b < LAG) continue;
+        const int part = first + b - LAG; // of the row
+        add_part<TYPE>({scales + head_at(TYPE, part), scales + small_at(TYPE, part)}, b - LAG, tile, dots, sums);
     }
     M7B_UNROLL_TOKENS
     for (int i = 0; i < N; i++) v_store(out + PANEL * i, sums[i]);
 }
 
 template <int TYPE>
-void linear_tiles(const uint8_t *panels, int n_panels, int n_blocks, const Tile &tokens, int n_tiles, float *out) {
+void linear_tiles(const uint8_t *panels, int n_panels, int n_parts, const Tile &tokens, int n_tiles, float *out) {
     constexpr bool unpacks = quant_bytes(TYPE) < BYTES;
     alignas(64) int8_t unpacked[unpacks ? DEPTH * BYTES : 1];
-    const size_t size = panel_bytes(TYPE, n_blocks);
-    TilesInUse in_use;
-    for (int begin = 0; begin < n_blocks; begin += DEPTH)
+    const size_t size = panel_bytes(TYPE, n_parts);
+    const TilesInUse<TYPE> in_use;
+    for (int begin = 0; begin < n_parts; begin += DEPTH)
         for (int p = 0; p < n_panels; p++) {
-            const int n = DEPTH < n_blocks - begin ? DEPTH : n_blocks - begin;
+            const int n = DEPTH < n_parts - begin ? DEPTH : n_parts - begin;
             const uint8_t *panel = panels + p * size, *packed = panel + size_t(begin) * quant_bytes(TYPE);
-            const uint8_t *scales = panel + size_t(n_blocks) * quant_bytes(TYPE) + size_t(begin) * scale_bytes(TYPE);
+            const uint8_t *scales = panel + size_t(n_parts) * quant_bytes(TYPE);
             if (unpacks) unpack<TYPE>(packed, n, unpacked);
             const int8_t *quants = unpacks ? unpacked : reinterpret_cast<const int8_t *>(packed);
             for (int t = 0; t < n_tiles; t++) {
-                const size_t at = (size_t(t) * n_blocks + begin) * N;
+                const size_t at = (size_t(t) * n_parts + begin) * N;
                 const Tile tile = {tokens.quants + at * BLOCK * activation_bytes(TYPE), tokens.scales + at,
-                                   tokens.offsets + at};
-                add_blocks<TYPE>(quants, scales, n, tile, begin == 0, t ? nullptr : packed + DEPTH * quant_bytes(TYPE),
+                                   tokens.offsets + at, tokens.halves + 2 * at};
+                add_parts<TYPE>(quants, scales, begin, n, tile, begin == 0, t ? nullptr : packed + DEPTH * quant_bytes(TYPE),
                                  out + size_t(p * n_tiles + t) * N * PANEL);
             }
         }
 }
 
-constexpr LinearTiles LINEAR_TILES[N_TYPES] = {linear_tiles<Q4_0>, linear_tiles<Q4_1>, linear_tiles<Q8_0>, linear_tiles<INT8>};
+template <int... TYPE> constexpr std::array<LinearTiles, N_TYPES> all_tiles(std::integer_sequence<int, TYPE...>) {
+    return {{linear_tiles<TYPE>...}};
+}
+constexpr std::array<LinearTiles, N_TYPES> LINEAR_TILES = all_tiles(std::make_integer_sequence<int, N_TYPES>());
 
 } // namespace
 
 const Kernels &amx_kernels() {
     static const Kernels kernels = [] {
         Kernels k = avx512vnni_kernels;
-        k.name = "amx", k.linear_tiles = LINEAR_TILES;
+        k.name = "amx", k.linear_tiles = LINEAR_TILES.data();
         return k;
     }();
     return kernels;

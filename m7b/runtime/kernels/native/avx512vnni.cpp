@@ -9,6 +9,7 @@
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #endif
 #include "vector_avx512.h"
+#include "quants.h"
 #include "x86_shared.h"
 #define M7B_UNROLL_TOKENS _Pragma("GCC unroll 16")
 
@@ -27,37 +28,43 @@ inline void add_pairs(__m512i &total, __m512i w, Word &x) {
 }
 
 constexpr int PARTS = 1; // vectors that hold a row each of a panel
-constexpr int GROUP = 4; // tokens whose products are summed crosswise, for each waits for the one before it
+// Tokens whose products are summed crosswise, for each waits for the one before it.
+template <int TYPE> constexpr int TOGETHER = 4 / n_groups(TYPE);
 
-// 32 values of 16 rows, as unsigned bytes: those of INT8 and Q4_0 are 128 and 8 more than they stand for.
+// 32 values of 16 rows, as unsigned bytes, which may be more than they stand for.
 template <int TYPE> struct Weights {
+    static constexpr int OFFSET = is_signed(TYPE) ? 128 : FORMATS[TYPE].offset, GROUPS = n_groups(TYPE);
     __m512i w[8];
 
     explicit Weights(const uint8_t *quants) {
-        for (int j = 0; j < quant_bytes(TYPE) / 64; j++) {
-            __m512i v = _mm512_loadu_si512(quants + 64 * j);
-            if (TYPE == INT8) {
-                w[j] = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
-            } else {
-                w[j] = _mm512_and_si512(v, _mm512_set1_epi8(15));
-                w[(4 + j) % 8] = _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
-            }
-        }
+        load_words<TYPE, 0, 8>(quants, w);
+        if constexpr (is_signed(TYPE))
+            for (__m512i &word : w) word = _mm512_xor_si512(word, _mm512_set1_epi8(-128));
     }
 
-    template <int N> void dot(const int8_t *tokens, const int32_t *offsets, V (*dots)[PARTS]) const {
-        __m512i totals[N];
+    template <int N> void dot(const Tile &tokens, V (*dots)[PARTS][GROUPS]) const {
+        __m512i totals[N][GROUPS];
         M7B_UNROLL_TOKENS
-        for (int i = 0; i < N; i++) {
-            totals[i] = TYPE == Q4_1 ? _mm512_setzero_si512() : _mm512_set1_epi32(offsets[i]);
-            if (TYPE == INT8) totals[i] = _mm512_slli_epi32(totals[i], 4);
-        }
+        for (int i = 0; i < N; i++)
+            for (int g = 0; g < GROUPS; g++)
+                totals[i][g] = times_offset(GROUPS == 1 ? tokens.offsets[i] : tokens.halves[2 * i + g]);
         M7B_UNROLL_TOKENS
-        for (int j = 0; j < 8; j++)
+        for (int j = 0; j < 8 / GROUPS; j++)
             M7B_UNROLL_TOKENS
-            for (int i = 0; i < N; i++) add_bytes(totals[i], w[j], word(tokens + BLOCK * i, j));
+            for (int i = 0; i < N; i++)
+                for (int g = 0; g < GROUPS; g++)
+                    add_bytes(totals[i][g], w[4 * g + j], word(tokens.quants + BLOCK * i, 4 * g + j));
         M7B_UNROLL_TOKENS
-        for (int i = 0; i < N; i++) dots[i][0] = _mm512_cvtepi32_ps(totals[i]);
+        for (int i = 0; i < N; i++)
+            for (int g = 0; g < GROUPS; g++) dots[i][0][g] = _mm512_cvtepi32_ps(totals[i][g]);
+    }
+
+    // -OFFSET times a sum of activations of which -8 times is given.
+    static __m512i times_offset(int32_t sum) {
+        if (OFFSET == 0) return _mm512_setzero_si512();
+        const __m512i eight_times = _mm512_set1_epi32(sum);
+        if (OFFSET < 8) return _mm512_srai_epi32(eight_times, 8 / (OFFSET ? OFFSET : 8) - 1);
+        return OFFSET == 8 ? eight_times : _mm512_slli_epi32(eight_times, OFFSET == 16 ? 1 : OFFSET == 32 ? 2 : 4);
     }
 };
 
@@ -73,16 +80,16 @@ template <> struct Weights<Q8_0> {
         }
     }
 
-    template <int N> void dot(const int8_t *tokens, const int32_t *, V (*dots)[PARTS]) const {
+    template <int N> void dot(const Tile &tokens, V (*dots)[PARTS][1]) const {
         __m512i totals[N];
         M7B_UNROLL_TOKENS
         for (int i = 0; i < N; i++) totals[i] = _mm512_setzero_si512();
         M7B_UNROLL_TOKENS
         for (int j = 0; j < 16; j++)
             M7B_UNROLL_TOKENS
-            for (int i = 0; i < N; i++) add_pairs(totals[i], w[j], word(tokens + 2 * BLOCK * i, j));
+            for (int i = 0; i < N; i++) add_pairs(totals[i], w[j], word(tokens.quants + 2 * BLOCK * i, j));
         M7B_UNROLL_TOKENS
-        for (int i = 0; i < N; i++) dots[i][0] = _mm512_cvtepi32_ps(totals[i]);
+        for (int i = 0; i < N; i++) dots[i][0][0] = _mm512_cvtepi32_ps(totals[i]);
     }
 };
 
@@ -95,7 +102,7 @@ template <> struct Weights<Q8_0> {
 
 namespace m7b {
 const Kernels avx512vnni_kernels = {"avx512vnni",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, LINEARS, nullptr, linear_bf16,
+    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, LINEARS.data(), nullptr, linear_bf16,
     linear_dense, DENSE_TOKENS, attend, rms_norm, add, swiglu, sum_bytes};
 }
 #if defined(__clang__)

@@ -3,12 +3,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "formats.h"
+
 namespace m7b {
 
-constexpr int BLOCK = 32;      // values that share a scale, as in GGUF
 constexpr int LEVELS = 16;     // of a weight as bitsandbytes holds it, whose scale is that of LEVELS_BLOCK values
 constexpr int LEVELS_BLOCK = 64;
-constexpr int PANEL = 16;      // rows of a weight that are interleaved, one 32-bit lane each
 constexpr int MAX_TOKENS = 16; // tokens that one panel kernel works on
 constexpr int ROWS = 8;        // rows of a bfloat16 weight that one kernel reads at once, each a stream of its own
 constexpr int FEW_TOKENS = 8;  // up to here reading weights and keys takes longer than multiplying by them
@@ -18,36 +18,15 @@ constexpr int MAX_ROWS = 8;    // queries that one attention kernel works on
 constexpr int PART = 128;      // slots that it scores before it weighs their values
 constexpr float SMALLEST = 1e-30f; // activations below it count as 0: their inverse would overflow
 
-// INT8 is Q8_0's blocks times activations of 8 bits instead of 16: faster, and less exact.
-enum BlockType { Q4_0 = 0, Q4_1 = 1, Q8_0 = 2, INT8 = 3 };
-constexpr int N_TYPES = 4;
-constexpr int DENSE = 4; // no blocks: rows of bfloat16
 enum DType { F32 = 0, BF16 = 1 };
-
-// Bytes of a block in GGUF's row, of the quants and the scales of 16 rows of them in a panel, and of an activation.
-struct TypeBytes {
-    int block, quants, scales, activation;
-};
-constexpr TypeBytes TYPE_BYTES[N_TYPES] = {{18, 256, 32, 1}, {20, 256, 64, 1}, {34, 512, 32, 2}, {34, 512, 32, 1}};
-constexpr int block_bytes(int type) { return TYPE_BYTES[type].block; }
-constexpr int quant_bytes(int type) { return TYPE_BYTES[type].quants; }
-constexpr int scale_bytes(int type) { return TYPE_BYTES[type].scales; }
-constexpr int activation_bytes(int type) { return TYPE_BYTES[type].activation; }
-
-// A panel holds, for 16 rows, the quants of all blocks and then their scales.
-//   quants of a block: 32-bit words, word j of row r at 64 * j + 4 * r; a 4-bit word j has values
-//   4j..4j+3 in its low nibbles and 16+4j..16+4j+3 in its high ones, as GGUF's bytes do.
-//   scales of a block: 16 float16, and for Q4_1 then 16 float16 minima.
-inline size_t panel_bytes(int type, int n_blocks) {
-    return size_t(n_blocks) * (quant_bytes(type) + scale_bytes(type));
-}
 
 // Activations of n tokens, quantized under one scale a block: block b of token i is at b * n + i. Those of 16
 // bits stand in the order 0 2 1 3 of each four, as the weights' bytes come apart into pairs of 16 bits.
 struct Tile {
     const int8_t *quants; // activation_bytes(type) each
     const float *scales;
-    const int32_t *offsets; // -8 times the sum of the 32 quants, where they have 8 bits: Q4_0 stores value + 8
+    const int32_t *offsets; // -8 times the sum of the 32 quants, where they have 8 bits
+    const int32_t *halves;  // -8 times the sums of the first 16 of them and of the others
 };
 
 // How many of the tokens that are left a kernel takes, and by how many panels it multiplies them at once, each a stream
@@ -91,8 +70,8 @@ struct Kernels {
     void (*narrow)(const float *x, size_t n, uint16_t *out);
     // LEVELS_BLOCK values, the first of two in the high half of a byte, to bfloat16.
     void (*widen_levels)(const uint8_t *quants, float scale, const float *levels, uint16_t *out);
-    // 32 values to quants, scale and the sum of the quants.
-    void (*quantize_block)(const float *x, int8_t *quants, float *scale, int32_t *sum);
+    // 32 values to quants, scale and the sums of the first 16 quants and of the others.
+    void (*quantize_block)(const float *x, int8_t *quants, float *scale, int32_t *sums);
     void (*quantize_block_16)(const float *x, int16_t *quants, float *scale);
     // The scale for 32 values as integers from -8 to 7 that leaves the least weighted squared error.
     float (*best_scale)(const float *x, const float *weights);

@@ -74,6 +74,28 @@ PyObject *py_pack(PyObject *, PyObject *const *args, Py_ssize_t n) {
     return run(a, [&] { pack(type, blocks, n_rows, n_in, panels, n_threads); });
 }
 
+PyObject *py_widen(PyObject *, PyObject *const *args, Py_ssize_t n) {
+    Arguments a(args, n);
+    int type = a.size();
+    const uint8_t *blocks = a.address<uint8_t>();
+    size_t n_blocks = size_t(a.integer());
+    float *values = a.address<float>();
+    int n_threads = a.size();
+    return run(a, [&] { widen(type, blocks, n_blocks, values, n_threads); });
+}
+
+PyObject *py_look_up(PyObject *, PyObject *const *args, Py_ssize_t n) {
+    Arguments a(args, n);
+    int type = a.size();
+    const uint8_t *panels = a.address<uint8_t>();
+    int n_in = a.size();
+    const int64_t *rows = a.address<int64_t>();
+    int n_rows = a.size();
+    Array y = a.array();
+    int n_threads = a.size();
+    return run(a, [&] { look_up(type, panels, n_in, rows, n_rows, y, n_threads); });
+}
+
 PyObject *py_linear(PyObject *, PyObject *const *args, Py_ssize_t n) {
     Arguments a(args, n);
     Weight weight = {};
@@ -202,7 +224,7 @@ PyObject *py_use(PyObject *, PyObject *name) {
 
 #define FAST(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {
-    FAST(quantize), FAST(pack), FAST(linear), FAST(linear_bf16), FAST(linear_levels), FAST(attend), FAST(rms_norm),
+    FAST(quantize), FAST(pack), FAST(widen), FAST(look_up), FAST(linear), FAST(linear_bf16), FAST(linear_levels), FAST(attend), FAST(rms_norm),
     FAST(rotate), FAST(swiglu), FAST(forward), FAST(prefer_large_pages), FAST(sum_bytes), FAST(panel_bytes),
     {"instruction_set", py_instruction_set, METH_NOARGS, nullptr},
     {"use", py_use, METH_O, nullptr},

@@ -79,7 +79,7 @@ int n_panels(int n_rows) { return (n_rows + PANEL - 1) / PANEL; }
 struct Quantized {
     std::vector<int8_t> quants;
     std::vector<float> scales;
-    std::vector<int32_t> offsets;
+    std::vector<int32_t> offsets, halves;
 };
 
 // 32 quants of 16 bits, in the order of a Tile, to their low bytes and their high ones.
@@ -98,6 +98,7 @@ void quantize_tokens(Array x, int T, int n_in, int n_bytes, Quantized &to, int n
     to.quants.resize(size_t(whole) * n_in * n_bytes);
     to.scales.resize(size_t(whole) * n_blocks);
     to.offsets.resize(size_t(whole) * n_blocks);
+    to.halves.resize(2 * size_t(whole) * n_blocks);
     std::vector<int> firsts; // of each tile, whose quants one thread writes, for they share lines of the cache
     for (int t = 0; t < T; t += tile_size(whole - t)) firsts.push_back(t);
     parallel(n_threads, int(firsts.size()), [&](int item) {
@@ -111,8 +112,10 @@ void quantize_tokens(Array x, int T, int n_in, int n_bytes, Quantized &to, int n
                 const float *values = &row[size_t(b) * BLOCK];
                 int8_t *quants = &to.quants[at * BLOCK * n_bytes];
                 if (n_bytes == 1) {
-                    kernels().quantize_block(values, quants, &to.scales[at], &to.offsets[at]);
-                    to.offsets[at] *= -8;
+                    int32_t *halves = &to.halves[2 * at];
+                    kernels().quantize_block(values, quants, &to.scales[at], halves);
+                    halves[0] *= -8, halves[1] *= -8;
+                    to.offsets[at] = halves[0] + halves[1];
                     continue;
                 }
                 kernels().quantize_block_16(values, reinterpret_cast<int16_t *>(quants), &to.scales[at]);
@@ -166,12 +169,6 @@ void quantize_q8_0(const float *x, uint8_t *block) {
     for (int i = 0; i < BLOCK; i++) block[2 + i] = uint8_t(int8_t(std::round(x[i] * inverse)));
 }
 
-void pack_block(int type, const uint8_t *block, int row, uint8_t *quants, uint8_t *scales) {
-    for (int i = 0; i < scale_bytes(type) / (2 * PANEL); i++, block += 2)
-        std::memcpy(scales + 2 * (PANEL * i + row), block, 2);
-    for (int j = 0; j < quant_bytes(type) / 64; j++) std::memcpy(quants + 64 * j + 4 * row, block + 4 * j, 4);
-}
-
 // The results (PANEL,) of one panel and one token, without those of rows that only fill the panel.
 void store_panel(const float *out, const Weight &weight, int panel, int t, int dtype) {
     const int row = panel * PANEL;
@@ -187,7 +184,8 @@ void linear_panels(const Weight &weight, int first, int n_panels, int n_blocks, 
     for (int t = 0, n; t < T; t += n) {
         n = tile_size(T - t);
         const size_t at = size_t(t) * n_blocks;
-        const Tile tile = {&tokens.quants[at * BLOCK * n_bytes], &tokens.scales[at], &tokens.offsets[at]};
+        const Tile tile = {&tokens.quants[at * BLOCK * n_bytes], &tokens.scales[at],
+                           &tokens.offsets[at], &tokens.halves[2 * at]};
         // Panels `distance` apart; 0: one panel, several times over.
         const auto multiply = [&](int panel, int distance) {
             kernels().linears[weight.type].of[n](weight.panels + panel * size, distance * size, n_blocks, tile, out);
@@ -208,7 +206,7 @@ void linear_tiles(const Weight &weight, int first, int n_panels, int n_blocks, c
     const size_t n_tokens = size_t(tiles(T)) * MAX_TOKENS;
     out.resize(n_panels * n_tokens * PANEL);
     const uint8_t *panels = weight.panels + first * panel_bytes(weight.type, n_blocks);
-    const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.offsets.data()};
+    const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.offsets.data(), tokens.halves.data()};
     const int n_each = tiles(T) > 2 ? n_panels : 1;
     for (int p = 0; p < n_panels; p += n_each)
         kernels().linear_tiles[weight.type](panels + p * panel_bytes(weight.type, n_blocks), n_each, n_blocks, tile, tiles(T),
@@ -314,7 +312,7 @@ bool use(const char *name) {
 }
 
 void quantize(int type, Array x, int n_rows, int n_in, const float *importance, uint8_t *blocks, int n_threads) {
-    const int n_blocks = n_in / BLOCK, bytes = block_bytes(type);
+    const int n_blocks = n_in / BLOCK, bytes = FORMATS[type].bytes;
     parallel(n_threads, n_rows, [&](int row) {
         float values[BLOCK];
         for (int b = 0; b < n_blocks; b++) {
@@ -329,16 +327,45 @@ void quantize(int type, Array x, int n_rows, int n_in, const float *importance, 
 }
 
 void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels, int n_threads) {
-    const int n_blocks = n_in / BLOCK, bytes = block_bytes(type);
-    const size_t size = panel_bytes(type, n_blocks);
+    const int n_parts = n_in / BLOCK, n_blocks = n_in / FORMATS[type].values, bytes = FORMATS[type].bytes;
+    const size_t size = panel_bytes(type, n_parts);
     parallel(n_threads, n_panels(n_rows), [&](int p) {
-        uint8_t *panel = panels + p * size, *scales = panel + size_t(n_blocks) * quant_bytes(type);
+        uint8_t *panel = panels + p * size, *scales = panel + size_t(n_parts) * quant_bytes(type);
         const int n = std::min(PANEL, n_rows - p * PANEL);
         if (n < PANEL) std::memset(panel, 0, size);
+        Block block;
         for (int b = 0; b < n_blocks; b++)
-            for (int row = 0; row < n; row++)
-                pack_block(type, blocks + ((size_t(p) * PANEL + row) * n_blocks + b) * bytes, row,
-                           panel + size_t(b) * quant_bytes(type), scales + size_t(b) * scale_bytes(type));
+            for (int row = 0; row < n; row++) {
+                take_apart(type, blocks + ((size_t(p) * PANEL + row) * n_blocks + b) * bytes, block);
+                pack_block(type, block, row, panel + size_t(b) * parts(type) * quant_bytes(type),
+                           scales + size_t(b) * scale_bytes(type));
+            }
+    });
+}
+
+void widen(int type, const uint8_t *blocks, size_t n_blocks, float *values, int n_threads) {
+    constexpr size_t PIECE = 64; // blocks
+    parallel(n_threads, int((n_blocks + PIECE - 1) / PIECE), [&](int item) {
+        Block block;
+        for (size_t b = item * PIECE; b < std::min(n_blocks, (item + 1) * PIECE); b++) {
+            take_apart(type, blocks + b * FORMATS[type].bytes, block);
+            widen_block(type, block, values + b * FORMATS[type].values);
+        }
+    });
+}
+
+void look_up(int type, const uint8_t *panels, int n_in, const int64_t *rows, int n, Array y, int n_threads) {
+    const size_t size = panel_bytes(type, n_in / BLOCK), quants_of_block = size_t(parts(type)) * quant_bytes(type);
+    parallel(n > 8 ? n_threads : 1, n, [&](int i) {
+        static thread_local std::vector<float> values;
+        values.resize(n_in);
+        const uint8_t *panel = panels + rows[i] / PANEL * size, *scales = panel + size_t(n_in / BLOCK) * quant_bytes(type);
+        Block block;
+        for (int b = 0; b < n_in / FORMATS[type].values; b++) {
+            unpack_block(type, panel + b * quants_of_block, scales + size_t(b) * scale_bytes(type), int(rows[i] % PANEL), block);
+            widen_block(type, block, &values[size_t(b) * FORMATS[type].values]);
+        }
+        store_floats(values.data(), n_in, y, size_t(i) * n_in);
     });
 }
 

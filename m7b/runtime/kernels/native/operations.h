@@ -19,6 +19,10 @@ bool use(const char *name); // false where this processor lacks it
 void quantize(int type, Array x, int n_rows, int n_in, const float *importance, uint8_t *blocks, int n_threads);
 // GGUF's blocks of `n_rows` rows to panels; rows up to a multiple of 16 are filled with zeros.
 void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels, int n_threads);
+// GGUF's blocks to numbers.
+void widen(int type, const uint8_t *blocks, size_t n_blocks, float *values, int n_threads);
+// Some rows (n,) of panels to y (n, n_in).
+void look_up(int type, const uint8_t *panels, int n_in, const int64_t *rows, int n, Array y, int n_threads);
 // Packed weights, and where x (T, n_in) times them goes: (T, n_out) in the dtype of x.
 struct Weight {
     int type;

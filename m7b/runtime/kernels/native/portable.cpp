@@ -30,6 +30,8 @@ inline V v_load_f16(const uint8_t *x) {
     std::memcpy(&half, x, 2);
     return from_f16(half);
 }
+inline V v_load_i8(const uint8_t *x) { return float(int8_t(*x)); }
+template <int SHIFT> inline V v_load_nibble(const uint8_t *x) { return float((*x >> SHIFT) & 15); }
 inline V v_scale(V a, V n) { return a * from_bits(uint32_t(int(n) + 127) << 23); }
 inline float v_sum(V v) { return v; }
 inline void v_sum4(const V *v, int n, float *sums) {
@@ -37,35 +39,56 @@ inline void v_sum4(const V *v, int n, float *sums) {
 }
 inline V v_and_above(V value, V x) { return x > -87.0f ? value : 0.0f; }
 
+using B = uint32_t;
+inline B b_load(const uint8_t *x) {
+    B word;
+    std::memcpy(&word, x, 4);
+    return word;
+}
+inline B b_and(B a, int byte) { return a & (0x01010101u * uint32_t(byte)); }
+inline B b_or(B a, B b) { return a | b; }
+template <int N> inline B b_shift(B a) { return N > 0 ? a >> (N > 0 ? N : 0) : a << (N > 0 ? 0 : -N); }
+inline B b_look_up(const int8_t *table, B a) {
+    B found = 0;
+    for (int i = 0; i < 32; i += 8) found |= B(uint8_t(table[(a >> i) & 15])) << i;
+    return found;
+}
+
+} // namespace
+} // namespace m7b
+
+#include "quants.h"
+
+namespace m7b {
+namespace {
+
 constexpr int PARTS = PANEL;
-constexpr int GROUP = MAX_TOKENS;
+template <int TYPE> constexpr int TOGETHER = MAX_TOKENS;
 
 template <int TYPE> struct Weights {
     int8_t w[PANEL][BLOCK];
 
     explicit Weights(const uint8_t *quants) {
-        for (int j = 0; j < quant_bytes(TYPE) / 64; j++)
-            for (int row = 0; row < PANEL; row++)
-                for (int i = 0; i < 4; i++) {
-                    const uint8_t byte = *quants++;
-                    if (quant_bytes(TYPE) == PANEL * BLOCK) {
-                        w[row][4 * j + i] = int8_t(byte);
-                    } else {
-                        w[row][4 * j + i] = int8_t(byte & 15);
-                        w[row][(16 + 4 * j + i) % BLOCK] = int8_t(byte >> 4);
-                    }
-                }
+        for (int row = 0; row < PANEL; row++) {
+            B words[8];
+            load_words<TYPE, 0, 8>(quants + 4 * row, words);
+            std::memcpy(w[row], words, BLOCK);
+            for (int8_t &value : w[row]) value = int8_t(value - FORMATS[TYPE].offset);
+        }
     }
 
-    template <int N> void dot(const int8_t *tokens, const int32_t *offsets, V (*dots)[PARTS]) const {
+    template <int N>
+    void dot(const Tile &tokens, V (*dots)[PARTS][n_groups(TYPE)]) const {
+        constexpr int GROUP_SIZE = FORMATS[TYPE].group;
         for (int i = 0; i < N; i++) {
             int16_t x[BLOCK];
-            load_token(tokens + i * BLOCK * activation_bytes(TYPE), x);
-            for (int row = 0; row < PANEL; row++) {
-                int32_t total = TYPE == Q4_0 ? offsets[i] : 0;
-                for (int k = 0; k < BLOCK; k++) total += int32_t(w[row][k]) * x[k];
-                dots[i][row] = float(total);
-            }
+            load_token(tokens.quants + i * BLOCK * activation_bytes(TYPE), x);
+            for (int row = 0; row < PANEL; row++)
+                for (int g = 0; g < n_groups(TYPE); g++) {
+                    int32_t total = 0;
+                    for (int k = g * GROUP_SIZE; k < (g + 1) * GROUP_SIZE; k++) total += int32_t(w[row][k]) * x[k];
+                    dots[i][row][g] = float(total);
+                }
         }
     }
 
@@ -94,13 +117,13 @@ float block_scale(const float *x, float top, float *inverse) {
     return largest > SMALLEST ? largest / top : 0.0f;
 }
 
-void quantize_block(const float *x, int8_t *quants, float *scale, int32_t *sum) {
+void quantize_block(const float *x, int8_t *quants, float *scale, int32_t *sums) {
     float inverse;
     *scale = block_scale(x, 127.0f, &inverse);
-    *sum = 0;
+    sums[0] = sums[1] = 0;
     for (int i = 0; i < BLOCK; i++) {
         quants[i] = int8_t(std::nearbyint(x[i] * inverse));
-        *sum += quants[i];
+        sums[i / 16] += quants[i];
     }
 }
 
@@ -126,6 +149,6 @@ uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
 
 namespace m7b {
 const Kernels portable_kernels = {"portable",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, LINEARS, nullptr, linear_bf16,
+    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, LINEARS.data(), nullptr, linear_bf16,
     nullptr, 0, attend, rms_norm, add, swiglu, sum_bytes};
 }

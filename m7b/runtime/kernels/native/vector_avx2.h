@@ -36,6 +36,14 @@ inline void v_store_bf16(uint16_t *x, V v) {
 inline V v_load_f16(const uint8_t *x) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(x)));
 }
+inline V v_load_i8(const uint8_t *x) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(x))));
+}
+// Four bits of bytes, from bit SHIFT on.
+template <int SHIFT> inline V v_load_nibble(const uint8_t *x) {
+    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(x)));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(wide, SHIFT), _mm256_set1_epi32(15)));
+}
 // a * 2^n for whole n from -126 to 127.
 inline V v_scale(V a, V n) {
     __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
@@ -55,6 +63,22 @@ inline void v_sum4(const V *v, int n, float *sums) {
 }
 inline V v_and_above(V value, V x) { // value where x > -87, else 0
     return _mm256_and_ps(value, _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_GT_OQ));
+}
+
+// Bytes, four in each of LANES lanes.
+using B = __m256i;
+inline B b_load(const uint8_t *x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x)); }
+inline B b_and(B a, int byte) { return _mm256_and_si256(a, _mm256_set1_epi8(char(byte))); }
+inline B b_or(B a, B b) { return _mm256_or_si256(a, b); }
+// By N bits to the right, or to the left where N is negative. Bits may cross into the next byte.
+template <int N> inline B b_shift(B a) {
+    if constexpr (N > 0) return _mm256_srli_epi16(a, N);
+    if constexpr (N < 0) return _mm256_slli_epi16(a, -N);
+    return a;
+}
+// table[i] for each byte i below 16.
+inline B b_look_up(const int8_t *table, B a) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i *>(table))), a);
 }
 
 } // namespace

@@ -52,16 +52,20 @@ Rounded round_block(const float *x, float top) {
     return rounded;
 }
 
-void quantize_block(const float *x, int8_t *quants, float *scale, int32_t *sum) {
+// The sum of eight integers.
+inline int32_t add_up(__m256i v) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+void quantize_block(const float *x, int8_t *quants, float *scale, int32_t *sums) {
     const Rounded rounded = round_block(x, 127.0f);
     const __m256i *q = rounded.q;
     __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(quants), packed);
-    __m256i total = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    *sum = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+    for (int half = 0; half < 2; half++) sums[half] = add_up(_mm256_add_epi32(q[2 * half], q[2 * half + 1]));
     *scale = rounded.scale;
 }
 
