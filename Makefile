@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/m7b complete "Photosynthesis is the process by which" --max-tokens 60 --temperature 0
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # The core, in a minute and a half: forward pass, cache, kernels, sampling, scheduler, tokens, stream.
 quick: $(VENV)/.installed-dev

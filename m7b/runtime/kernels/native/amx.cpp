@@ -113,7 +113,6 @@ inline void store_part(const int8_t *quants, int b, int n_parts, const Tile &til
 template <int TYPE> inline void add_part(const Scales<TYPE> &scales, int b, const Tile &tile, const Dots<TYPE> &dots, V *sums) {
     M7B_UNROLL_TOKENS
     for (int i = 0; i < N; i++) {
-        const int at = N * b + i;
         __m512i total = _mm512_load_si512(dots.low[b % (LAG + 2)] + PANEL * i);
         V groups[2];
         if constexpr (HAS_TWO_SUMS<TYPE>) {
@@ -122,7 +121,7 @@ template <int TYPE> inline void add_part(const Scales<TYPE> &scales, int b, cons
             else groups[1] = _mm512_cvtepi32_ps(high);
         }
         groups[0] = _mm512_cvtepi32_ps(total);
-        add_scaled<TYPE>(groups, scales, tile.scales[at], tile.offsets[at], tile.halves + 2 * at, sums[i]);
+        add_scaled<TYPE>(groups, scales, tile, size_t(N) * b + i, sums[i]);
     }
 }
 
@@ -165,9 +164,7 @@ void linear_tiles(const uint8_t *panels, int n_panels, int n_parts, const Tile &
             if (unpacks) unpack<TYPE>(packed, n, unpacked);
             const int8_t *quants = unpacks ? unpacked : reinterpret_cast<const int8_t *>(packed);
             for (int t = 0; t < n_tiles; t++) {
-                const size_t at = (size_t(t) * n_parts + begin) * N;
-                const Tile tile = {tokens.quants + at * BLOCK * activation_bytes(TYPE), tokens.scales + at,
-                                   tokens.offsets + at, tokens.halves + 2 * at};
+                const Tile tile = tokens.from((size_t(t) * n_parts + begin) * N, activation_bytes(TYPE));
                 add_parts<TYPE>(quants, scales, begin, n, tile, begin == 0, t ? nullptr : packed + DEPTH * quant_bytes(TYPE),
                                  out + size_t(p * n_tiles + t) * N * PANEL);
             }

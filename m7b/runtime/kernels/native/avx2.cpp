@@ -73,7 +73,7 @@ template <int TYPE> struct UnsignedWeights {
                 if (!waits || HALF == 1) total = _mm256_madd_epi16(total, ones);
                 if (BITS == 6) total = _mm256_add_epi32(total, _mm256_madd_epi16(late[part], ones));
                 if (GROUPS == 2) {
-                    total = _mm256_add_epi32(total, times_offset<TYPE>(tokens.halves[2 * i + HALF]));
+                    total = _mm256_add_epi32(total, times_offset<TYPE>(tokens.half_offsets[2 * i + HALF]));
                     dots[i][part][GROUPS == 2 ? HALF : 0] = _mm256_cvtepi32_ps(total);
                 } else if (HALF == 0) {
                     sums[i][part] = total;

@@ -47,7 +47,7 @@ template <int TYPE> struct Weights {
         M7B_UNROLL_TOKENS
         for (int i = 0; i < N; i++)
             for (int g = 0; g < GROUPS; g++)
-                totals[i][g] = times_offset(GROUPS == 1 ? tokens.offsets[i] : tokens.halves[2 * i + g]);
+                totals[i][g] = times_offset(GROUPS == 1 ? tokens.offsets[i] : tokens.half_offsets[2 * i + g]);
         M7B_UNROLL_TOKENS
         for (int j = 0; j < 8 / GROUPS; j++)
             M7B_UNROLL_TOKENS

@@ -25,8 +25,15 @@ enum DType { F32 = 0, BF16 = 1 };
 struct Tile {
     const int8_t *quants; // activation_bytes(type) each
     const float *scales;
-    const int32_t *offsets; // -8 times the sum of the 32 quants, where they have 8 bits
-    const int32_t *halves;  // -8 times the sums of the first 16 of them and of the others
+    // Of quants of 8 bits: -8 times the sum of the 32, the same of the first 16 and of the others; the scale times
+    // these sums.
+    const int32_t *offsets, *half_offsets;
+    const float *sums, *half_sums;
+
+    // What begins with the n-th block.
+    Tile from(size_t n, int n_bytes) const {
+        return {quants + n * BLOCK * n_bytes, scales + n, offsets + n, half_offsets + 2 * n, sums + n, half_sums + 2 * n};
+    }
 };
 
 // How many of the tokens that are left a kernel takes, and by how many panels it multiplies them at once, each a stream

@@ -14,11 +14,6 @@ struct ScalesAt {
     const uint8_t *heads, *smalls;
 };
 
-// The tokens of a tile from the n-th on.
-template <int TYPE> inline Tile skip(const Tile &tile, int n) {
-    return {tile.quants + size_t(n) * BLOCK * activation_bytes(TYPE), tile.scales + n, tile.offsets + n, tile.halves + 2 * n};
-}
-
 // Adds the products of one part of a panel to the sums of N tokens; TOGETHER of them at a time, as registers allow.
 template <int TYPE, int N>
 inline void add_part(const Weights<TYPE> &weights, ScalesAt at, const Tile &tokens, V (*sums)[PARTS]) {
@@ -28,11 +23,9 @@ inline void add_part(const Weights<TYPE> &weights, ScalesAt at, const Tile &toke
     for (int part = 0; part < PARTS; part++) {
         const Scales<TYPE> scales(at.heads + 2 * LANES * part, at.smalls + LANES * part);
         M7B_UNROLL_TOKENS
-        for (int i = 0; i < n; i++)
-            add_scaled<TYPE>(dots[i][part], scales, tokens.scales[i], tokens.offsets[i], tokens.halves + 2 * i,
-                             sums[i][part]);
+        for (int i = 0; i < n; i++) add_scaled<TYPE>(dots[i][part], scales, tokens, i, sums[i][part]);
     }
-    if constexpr (N > n) add_part<TYPE, N - n>(weights, at, skip<TYPE>(tokens, n), sums + n);
+    if constexpr (N > n) add_part<TYPE, N - n>(weights, at, tokens.from(n, activation_bytes(TYPE)), sums + n);
 }
 
 // Integers are exact and scales are applied block after block in one order, so a token's result does not depend on
@@ -52,7 +45,7 @@ void multiply(const uint8_t *panels, size_t distance, int n_parts, const Tile &t
         for (int i = 0; i < N; i++)
             for (V &sum : sums[p][i]) sum = v_zero();
     for (int b = 0; b < n_parts; b++) {
-        const Tile tokens = skip<TYPE>(tile, b * N);
+        const Tile tokens = tile.from(size_t(b) * N, activation_bytes(TYPE));
         M7B_UNROLL_TOKENS
         for (int p = 0; p < P; p++) {
             const uint8_t *panel = panels + p * distance, *scales = panel + size_t(n_parts) * quant_bytes(TYPE);

@@ -78,8 +78,12 @@ int n_panels(int n_rows) { return (n_rows + PANEL - 1) / PANEL; }
 
 struct Quantized {
     std::vector<int8_t> quants;
-    std::vector<float> scales;
-    std::vector<int32_t> offsets, halves;
+    std::vector<float> scales, sums, half_sums;
+    std::vector<int32_t> offsets, half_offsets;
+
+    Tile tile() const {
+        return {quants.data(), scales.data(), offsets.data(), half_offsets.data(), sums.data(), half_sums.data()};
+    }
 };
 
 // 32 quants of 16 bits, in the order of a Tile, to their low bytes and their high ones.
@@ -96,9 +100,9 @@ void split_bytes(int8_t *quants) {
 void quantize_tokens(Array x, int T, int n_in, int n_bytes, Quantized &to, int n_threads) {
     const int n_blocks = n_in / BLOCK, whole = in_tiles(T) ? tiles(T) * MAX_TOKENS : T;
     to.quants.resize(size_t(whole) * n_in * n_bytes);
-    to.scales.resize(size_t(whole) * n_blocks);
-    to.offsets.resize(size_t(whole) * n_blocks);
-    to.halves.resize(2 * size_t(whole) * n_blocks);
+    const size_t n_scales = size_t(whole) * n_blocks;
+    for (auto *each : {&to.scales, &to.sums}) each->resize(n_scales);
+    to.half_sums.resize(2 * n_scales), to.offsets.resize(n_scales), to.half_offsets.resize(2 * n_scales);
     std::vector<int> firsts; // of each tile, whose quants one thread writes, for they share lines of the cache
     for (int t = 0; t < T; t += tile_size(whole - t)) firsts.push_back(t);
     parallel(n_threads, int(firsts.size()), [&](int item) {
@@ -112,10 +116,14 @@ void quantize_tokens(Array x, int T, int n_in, int n_bytes, Quantized &to, int n
                 const float *values = &row[size_t(b) * BLOCK];
                 int8_t *quants = &to.quants[at * BLOCK * n_bytes];
                 if (n_bytes == 1) {
-                    int32_t *halves = &to.halves[2 * at];
-                    kernels().quantize_block(values, quants, &to.scales[at], halves);
-                    halves[0] *= -8, halves[1] *= -8;
-                    to.offsets[at] = halves[0] + halves[1];
+                    int32_t sums[2];
+                    kernels().quantize_block(values, quants, &to.scales[at], sums);
+                    for (int half = 0; half < 2; half++) {
+                        to.half_offsets[2 * at + half] = -8 * sums[half];
+                        to.half_sums[2 * at + half] = to.scales[at] * float(sums[half]);
+                    }
+                    to.offsets[at] = -8 * (sums[0] + sums[1]);
+                    to.sums[at] = to.scales[at] * float(sums[0] + sums[1]);
                     continue;
                 }
                 kernels().quantize_block_16(values, reinterpret_cast<int16_t *>(quants), &to.scales[at]);
@@ -183,9 +191,7 @@ void linear_panels(const Weight &weight, int first, int n_panels, int n_blocks, 
     const size_t size = panel_bytes(weight.type, n_blocks);
     for (int t = 0, n; t < T; t += n) {
         n = tile_size(T - t);
-        const size_t at = size_t(t) * n_blocks;
-        const Tile tile = {&tokens.quants[at * BLOCK * n_bytes], &tokens.scales[at],
-                           &tokens.offsets[at], &tokens.halves[2 * at]};
+        const Tile tile = tokens.tile().from(size_t(t) * n_blocks, n_bytes);
         // Panels `distance` apart; 0: one panel, several times over.
         const auto multiply = [&](int panel, int distance) {
             kernels().linears[weight.type].of[n](weight.panels + panel * size, distance * size, n_blocks, tile, out);
@@ -206,7 +212,7 @@ void linear_tiles(const Weight &weight, int first, int n_panels, int n_blocks, c
     const size_t n_tokens = size_t(tiles(T)) * MAX_TOKENS;
     out.resize(n_panels * n_tokens * PANEL);
     const uint8_t *panels = weight.panels + first * panel_bytes(weight.type, n_blocks);
-    const Tile tile = {tokens.quants.data(), tokens.scales.data(), tokens.offsets.data(), tokens.halves.data()};
+    const Tile tile = tokens.tile();
     const int n_each = tiles(T) > 2 ? n_panels : 1;
     for (int p = 0; p < n_panels; p += n_each)
         kernels().linear_tiles[weight.type](panels + p * panel_bytes(weight.type, n_blocks), n_each, n_blocks, tile, tiles(T),
