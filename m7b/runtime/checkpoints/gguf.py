@@ -207,18 +207,27 @@ def _shortest(value: float) -> float:
 
 
 def _blocks(name: str, tensor: StoredTensor, offset: int, config: ModelConfig) -> Blocks:
-    rows = torch.from_numpy(_bytes(tensor, offset)).view(tensor.shape[0], -1)
+    rows = torch.from_numpy(_map(tensor, offset)).view(tensor.shape[0], -1)
     return Blocks(tensor.dtype, canonical_rows(name, rows, config))
 
 
+def _map(tensor: StoredTensor, offset: int) -> np.ndarray:
+    """The bytes of `tensor` where the system keeps the file: nobody copies them, and they go with the array."""
+    try:
+        return np.memmap(tensor.file, dtype=np.uint8, mode="c", offset=offset, shape=(tensor.n_bytes,))
+    except ValueError:  # the file is shorter than that
+        raise _changed(tensor) from None
+
+
 def _bytes(tensor: StoredTensor, offset: int) -> np.ndarray:
-    # Read rather than mapped, so that the bytes leave memory with the tensor.
     stored = np.fromfile(tensor.file, dtype=np.uint8, count=tensor.n_bytes, offset=offset)
     if stored.nbytes != tensor.n_bytes:
-        raise DamagedCheckpoint(
-            f"{tensor.file}: changed since it was opened: {tensor.source_name} is cut short"
-        )
+        raise _changed(tensor)
     return stored
+
+
+def _changed(tensor: StoredTensor) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"{tensor.file}: changed since it was opened: {tensor.source_name} is cut short")
 
 
 def _dequantize(tensor: StoredTensor, offset: int) -> torch.Tensor:

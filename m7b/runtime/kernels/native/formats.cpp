@@ -1,37 +1,114 @@
 // From GGUF's blocks to panels, and to numbers. (Layouts: ggml-common.h.)
 #include "formats.h"
 
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include "numbers.h"
+
+// What is inlined where a format is known keeps only what that format needs.
+#if defined(__GNUC__)
+#define M7B_INLINE inline __attribute__((always_inline))
+#else
+#define M7B_INLINE inline
+#endif
 
 namespace m7b {
 namespace {
 
-uint16_t load_16(const uint8_t *from) {
-    uint16_t value;
-    std::memcpy(&value, from, 2);
+constexpr int PLANE = 4 * PANEL;
+
+// The scales of a block: float16s, of which the minimum is added; and those of 32 values each, as a panel has them.
+struct BlockScales {
+    uint16_t scale, minimum;
+    uint8_t smalls[8][2];
+};
+// 32 quants, a byte each in the order of the values: words 2i and 2i + 1 in w[i]. They stay in registers.
+struct Quants {
+    uint64_t w[4];
+};
+
+template <class T> M7B_INLINE T load(const uint8_t *from) {
+    T value;
+    std::memcpy(&value, from, sizeof value);
     return value;
 }
+template <class T> M7B_INLINE void store(T value, uint8_t *to) { std::memcpy(to, &value, sizeof value); }
 
-// 32 quants from the bits [shift, shift + bits) of as many bytes, added at bit `to` of what stands there.
-void add_bits(const uint8_t *from, int shift, int bits, int to, uint8_t *quants) {
-    const uint8_t mask = uint8_t((1 << bits) - 1);
-    for (int i = 0; i < BLOCK; i++) quants[i] = uint8_t(quants[i] | ((from[i] >> shift) & mask) << to);
+constexpr uint64_t in_all_bytes(unsigned bits) { return 0x0101010101010101u * bits; }
+
+// The bits [shift, shift + bits) of 32 bytes.
+M7B_INLINE Quants load_bits(const uint8_t *from, int shift, int bits) {
+    Quants q;
+    for (int i = 0; i < 4; i++) q.w[i] = load<uint64_t>(from + 8 * i) >> shift & in_all_bytes((1u << bits) - 1);
+    return q;
 }
 
-// 32 quants from 16 bytes: the low nibbles, then the high ones.
-void set_nibbles(const uint8_t *from, uint8_t *quants) {
-    for (int i = 0; i < 16; i++) quants[i] = from[i] & 15, quants[16 + i] = from[i] >> 4;
+// The low nibbles of 16 bytes, then the high ones.
+M7B_INLINE Quants load_nibbles(const uint8_t *from) {
+    const uint64_t a = load<uint64_t>(from), b = load<uint64_t>(from + 8), low = in_all_bytes(15);
+    return {{a & low, b & low, a >> 4 & low, b >> 4 & low}};
 }
 
-// Bit i of four bytes becomes the fifth of quant i.
-void add_fifth_bits(const uint8_t *from, uint8_t *quants) {
-    for (int i = 0; i < BLOCK; i++) quants[i] = uint8_t(quants[i] | ((from[i / 8] >> (i % 8)) & 1) << 4);
+M7B_INLINE void add(Quants &q, const Quants &high, int shift) {
+    for (int i = 0; i < 4; i++) q.w[i] |= high.w[i] << shift;
+}
+
+// Bit i of four bytes as the lowest of byte i.
+M7B_INLINE Quants spread_bits(uint32_t bits) {
+    Quants q;
+    for (int i = 0; i < 4; i++) {
+        const uint64_t low = ((bits >> 8 * i & 15) * 0x00204081u) & 0x01010101u;
+        const uint64_t high = ((bits >> (8 * i + 4) & 15) * 0x00204081u) & 0x01010101u;
+        q.w[i] = low | high << 32;
+    }
+    return q;
+}
+
+// The quants of part i of a block.
+M7B_INLINE Quants load_quants(int type, const uint8_t *block, int i) {
+    const Format &format = FORMATS[type];
+    Quants q = {};
+    switch (type) {
+    case Q8_0:
+    case INT8:
+        std::memcpy(&q, block + 2, BLOCK);
+        break;
+    case Q5_0:
+    case Q5_1: // float16s, fifth bits, quants
+        q = load_nibbles(block + format.bytes - 16);
+        add(q, spread_bits(load<uint32_t>(block + format.bytes - 20)), 4);
+        break;
+    case Q2_K: // scales, quants, float16s
+        q = load_bits(block + 16 + i / 4 * 32, i % 4 * 2, 2);
+        break;
+    case Q3_K: // high bits, low bits, scales, float16
+        q = load_bits(block + 32 + i / 4 * 32, i % 4 * 2, 2);
+        add(q, load_bits(block, i, 1), 2);
+        break;
+    case Q4_K: // float16s, scales, quants
+        q = load_bits(block + 16 + i / 2 * 32, i % 2 * 4, 4);
+        break;
+    case Q5_K: // float16s, scales, high bits, quants
+        q = load_bits(block + 48 + i / 2 * 32, i % 2 * 4, 4);
+        add(q, load_bits(block + 16, i, 1), 4);
+        break;
+    case Q6_K: // low bits, high bits, scales, float16
+        q = load_bits(block + i / 4 * 64 + i % 2 * 32, i % 4 / 2 * 4, 4);
+        add(q, load_bits(block + 128 + i / 4 * 32, i % 4 * 2, 2), 4);
+        break;
+    case IQ4_XS: // float16, high bits of the scales, their low bits, quants
+        q = load_nibbles(block + 8 + 16 * i);
+        break;
+    default: // Q4_0, Q4_1, IQ4_NL: float16s, quants
+        q = load_nibbles(block + format.bytes - 16);
+    }
+    return q;
 }
 
 // Eight small scales and eight small minima of six bits in twelve bytes.
-void set_small_pairs(const uint8_t *from, uint8_t (*smalls)[2]) {
+M7B_INLINE void load_small_pairs(const uint8_t *from, uint8_t (*smalls)[2]) {
     for (int i = 0; i < 4; i++) {
         smalls[i][0] = from[i] & 63, smalls[i][1] = from[4 + i] & 63;
         smalls[4 + i][0] = uint8_t((from[8 + i] & 15) | (from[i] >> 6) << 4);
@@ -40,163 +117,170 @@ void set_small_pairs(const uint8_t *from, uint8_t (*smalls)[2]) {
 }
 
 // Sixteen small scales of six bits, 32 more than they stand for, in twelve bytes.
-void set_small_scales(const uint8_t *from, uint8_t (*smalls)[2]) {
+M7B_INLINE void load_small_scales(const uint8_t *from, uint8_t (*smalls)[2]) {
     for (int i = 0; i < 16; i++) {
         const int low = (from[i % 8] >> (i / 8 * 4)) & 15, high = (from[8 + i % 4] >> (i / 4 * 2)) & 3;
         smalls[i / 2][i % 2] = uint8_t((low | high << 4) - 32);
     }
 }
 
-void take_apart_32(int type, const uint8_t *block, Block &out) {
-    out.scale = load_16(block), block += 2;
-    if (FORMATS[type].has_minima) out.minimum = load_16(block), block += 2;
-    if (FORMATS[type].bits == 8) {
-        std::memcpy(out.quants, block, BLOCK);
-    } else if (FORMATS[type].bits == 5) {
-        set_nibbles(block + 4, out.quants);
-        add_fifth_bits(block, out.quants);
-    } else {
-        set_nibbles(block, out.quants);
-    }
-}
-
-void take_apart_k(int type, const uint8_t *block, Block &out) {
+M7B_INLINE BlockScales load_scales(int type, const uint8_t *block) {
+    constexpr uint16_t SIGN = 0x8000; // the minima of K types are subtracted
     const uint8_t *const end = block + FORMATS[type].bytes;
-    std::memset(out.quants, 0, sizeof out.quants);
+    BlockScales s = {};
     switch (type) {
-    case Q2_K: // scales, quants, float16s
-        for (int i = 0; i < 16; i++) out.smalls[i / 2][i % 2] = block[i];
-        for (int i = 0; i < 8; i++) add_bits(block + 16 + i / 4 * 32, i % 4 * 2, 2, 0, out.quants + i * BLOCK);
-        out.scale = load_16(end - 4), out.minimum = load_16(end - 2) ^ 0x8000u;
+    case Q2_K:
+        std::memcpy(s.smalls, block, 16);
+        s.scale = load<uint16_t>(end - 4), s.minimum = load<uint16_t>(end - 2) ^ SIGN;
         break;
-    case Q3_K: // high bits, low bits, scales, float16
+    case Q3_K:
+        load_small_scales(block + 96, s.smalls);
+        s.scale = load<uint16_t>(end - 2);
+        break;
+    case Q4_K:
+    case Q5_K:
+        load_small_pairs(block + 4, s.smalls);
+        s.scale = load<uint16_t>(block), s.minimum = load<uint16_t>(block + 2) ^ SIGN;
+        break;
+    case Q6_K:
+        std::memcpy(s.smalls, block + 192, 16);
+        s.scale = load<uint16_t>(end - 2);
+        break;
+    case IQ4_XS:
         for (int i = 0; i < 8; i++) {
-            add_bits(block + 32 + i / 4 * 32, i % 4 * 2, 2, 0, out.quants + i * BLOCK);
-            add_bits(block, i, 1, 2, out.quants + i * BLOCK);
+            const int low = block[4 + i / 2] >> (i % 2 * 4) & 15, high = load<uint16_t>(block + 2) >> (2 * i) & 3;
+            s.smalls[i][0] = uint8_t((low | high << 4) - 32);
         }
-        set_small_scales(block + 96, out.smalls);
-        out.scale = load_16(end - 2);
+        s.scale = load<uint16_t>(block);
         break;
-    case Q4_K: // float16s, scales, quants
-    case Q5_K: // float16s, scales, high bits, quants
-        out.scale = load_16(block), out.minimum = load_16(block + 2) ^ 0x8000u;
-        set_small_pairs(block + 4, out.smalls);
-        for (int i = 0; i < 8; i++) {
-            add_bits(end - 128 + i / 2 * 32, i % 2 * 4, 4, 0, out.quants + i * BLOCK);
-            if (type == Q5_K) add_bits(block + 16, i, 1, 4, out.quants + i * BLOCK);
-        }
-        break;
-    case Q6_K: // low bits, high bits, scales, float16
-        for (int i = 0; i < 8; i++) {
-            add_bits(block + i / 4 * 64 + i % 2 * 32, i % 4 / 2 * 4, 4, 0, out.quants + i * BLOCK);
-            add_bits(block + 128 + i / 4 * 32, i % 4 * 2, 2, 4, out.quants + i * BLOCK);
-        }
-        std::memcpy(out.smalls, block + 192, 16);
-        out.scale = load_16(end - 2);
-        break;
-    case IQ4_XS: // float16, high bits of the scales, their low bits, quants
-        out.scale = load_16(block);
-        for (int i = 0; i < 8; i++) {
-            const int low = (block[4 + i / 2] >> (i % 2 * 4)) & 15, high = (load_16(block + 2) >> (2 * i)) & 3;
-            out.smalls[i][0] = uint8_t((low | high << 4) - 32);
-            set_nibbles(block + 8 + 16 * i, out.quants + i * BLOCK);
-        }
-        break;
+    default:
+        s.scale = load<uint16_t>(block);
+        if (FORMATS[type].has_minima) s.minimum = load<uint16_t>(block + 2);
     }
+    return s;
 }
 
-uint32_t load_32(const uint8_t *from) {
-    uint32_t value;
-    std::memcpy(&value, from, 4);
-    return value;
+M7B_INLINE void store_words(uint64_t words, uint8_t *to) {
+    store(uint32_t(words), to), store(uint32_t(words >> 32), to + PLANE);
 }
-
-void store_32(uint32_t value, uint8_t *to) { std::memcpy(to, &value, 4); }
+// Four words of two bits: word i in bits 2i and 2i + 1.
+M7B_INLINE void store_pairs(uint64_t a, uint64_t b, int shift, uint8_t *to) {
+    a = a >> shift & in_all_bytes(3), b = b >> shift & in_all_bytes(3);
+    const uint64_t both = a | b << 4;
+    store(uint32_t(both) | uint32_t(both >> 32) << 2, to);
+}
 
 // 32 quants to the planes of a panel's row.
-void pack_quants(int bits, const uint8_t *quants, uint8_t *to) {
-    constexpr int PLANE = 4 * PANEL;
-    uint32_t words[8], low[8], high[8];
-    std::memcpy(words, quants, sizeof words);
+M7B_INLINE void pack_quants(int bits, const Quants &q, uint8_t *to) {
     if (bits == 8) {
-        for (int j = 0; j < 8; j++) store_32(words[j], to + PLANE * j);
+        for (int i = 0; i < 4; i++) store_words(q.w[i], to + 2 * PLANE * i);
         return;
     }
-    const uint32_t mask = bits < 4 ? 0x03030303u : 0x0f0f0f0fu;
-    for (int j = 0; j < 8; j++) low[j] = words[j] & mask, high[j] = (words[j] & ~mask) >> (bits < 4 ? 2 : 4);
-    const auto pairs = [](const uint32_t *w) { return w[0] | w[1] << 2 | w[2] << 4 | w[3] << 6; };
     if (bits < 4) {
-        for (int h = 0; h < 2; h++, to += PLANE) store_32(pairs(low + 4 * h), to);
+        for (int h = 0; h < 2; h++, to += PLANE) store_pairs(q.w[2 * h], q.w[2 * h + 1], 0, to);
     } else {
-        for (int j = 0; j < 4; j++, to += PLANE) store_32(low[j] | low[4 + j] << 4, to);
+        const uint64_t low = in_all_bytes(15);
+        for (int i = 0; i < 2; i++, to += 2 * PLANE) store_words((q.w[i] & low) | (q.w[2 + i] & low) << 4, to);
     }
     if (bits == 6) {
-        for (int h = 0; h < 2; h++, to += PLANE) store_32(pairs(high + 4 * h), to);
+        for (int h = 0; h < 2; h++, to += PLANE) store_pairs(q.w[2 * h], q.w[2 * h + 1], 4, to);
     } else if (bits % 2) {
-        uint32_t plane = 0;
-        for (int j = 0; j < 8; j++) plane |= high[j] << j;
-        store_32(plane, to);
+        uint64_t plane = 0;
+        for (int i = 0; i < 4; i++) plane |= (q.w[i] >> (bits - 1) & in_all_bytes(1)) << 2 * i;
+        store(uint32_t(plane) | uint32_t(plane >> 32) << 1, to);
     }
 }
 
-// And back.
-void unpack_quants(int bits, const uint8_t *from, uint8_t *quants) {
-    constexpr int PLANE = 4 * PANEL;
+// Part I of a block to row `row` of a panel.
+template <int TYPE, int I>
+M7B_INLINE void pack_part(const uint8_t *block, const BlockScales &s, int row, uint8_t *quants, uint8_t *scales) {
+    for (int k = 0; k < FORMATS[TYPE].smalls; k++)
+        scales[head_bytes(TYPE) + I * small_bytes(TYPE) + k * PANEL + row] = s.smalls[I][k];
+    pack_quants(FORMATS[TYPE].bits, load_quants(TYPE, block, I), quants + I * quant_bytes(TYPE) + 4 * row);
+}
+
+template <int TYPE, int... I>
+M7B_INLINE void pack_block(const uint8_t *block, int row, uint8_t *quants, uint8_t *scales, std::integer_sequence<int, I...>) {
+    const BlockScales s = load_scales(TYPE, block);
+    store(s.scale, scales + 2 * row);
+    if (FORMATS[TYPE].has_minima) store(s.minimum, scales + 2 * PANEL + 2 * row);
+    (pack_part<TYPE, I>(block, s, row, quants, scales), ...);
+}
+
+template <int TYPE> void pack_panel_of(const uint8_t *rows, int n_rows, int n_blocks, uint8_t *panel) {
+    constexpr int QUANTS = parts(TYPE) * quant_bytes(TYPE);
+    uint8_t *scales = panel + size_t(n_blocks) * QUANTS;
+    for (int b = 0; b < n_blocks; b++)
+        for (int row = 0; row < n_rows; row++)
+            pack_block<TYPE>(rows + (size_t(row) * n_blocks + b) * FORMATS[TYPE].bytes, row, panel + size_t(b) * QUANTS,
+                             scales + size_t(b) * scale_bytes(TYPE), std::make_integer_sequence<int, parts(TYPE)>());
+}
+
+using PackPanel = void (*)(const uint8_t *rows, int n_rows, int n_blocks, uint8_t *panel);
+template <int... TYPE> constexpr std::array<PackPanel, N_TYPES> all_packs(std::integer_sequence<int, TYPE...>) {
+    return {{pack_panel_of<TYPE>...}};
+}
+constexpr std::array<PackPanel, N_TYPES> PACKS = all_packs(std::make_integer_sequence<int, N_TYPES>());
+
+// And back: 32 quants out of the planes of a panel's row.
+Quants unpack_quants(int bits, const uint8_t *from) {
     uint32_t words[8];
     for (int j = 0; j < 8; j++) {
-        if (bits == 8) words[j] = load_32(from + PLANE * j);
-        else if (bits < 4) words[j] = (load_32(from + PLANE * (j / 4)) >> (j % 4 * 2)) & 0x03030303u;
-        else words[j] = (load_32(from + PLANE * (j % 4)) >> (j / 4 * 4)) & 0x0f0f0f0fu;
-        if (bits == 6) words[j] |= ((load_32(from + PLANE * (4 + j / 4)) >> (j % 4 * 2)) & 0x03030303u) << 4;
-        else if (bits % 2) words[j] |= ((load_32(from + PLANE * (bits - 1)) >> j) & 0x01010101u) << (bits - 1);
+        if (bits == 8) words[j] = load<uint32_t>(from + PLANE * j);
+        else if (bits < 4) words[j] = load<uint32_t>(from + PLANE * (j / 4)) >> (j % 4 * 2) & 0x03030303u;
+        else words[j] = load<uint32_t>(from + PLANE * (j % 4)) >> (j / 4 * 4) & 0x0f0f0f0fu;
+        if (bits == 6) words[j] |= (load<uint32_t>(from + PLANE * (4 + j / 4)) >> (j % 4 * 2) & 0x03030303u) << 4;
+        else if (bits % 2) words[j] |= (load<uint32_t>(from + PLANE * (bits - 1)) >> j & 0x01010101u) << (bits - 1);
     }
-    std::memcpy(quants, words, sizeof words);
+    Quants q;
+    std::memcpy(&q, words, sizeof q);
+    return q;
+}
+
+// The values of 32 quants, which are part i of a block.
+void widen_part(int type, const Quants &q, const BlockScales &scales, int i, float *out) {
+    const Format &format = FORMATS[type];
+    uint8_t quants[BLOCK];
+    std::memcpy(quants, &q, BLOCK);
+    for (int at = 0; at < BLOCK; at += format.group) {
+        const uint8_t *smalls = scales.smalls[i];
+        float s = from_f16(scales.scale), m = format.has_minima ? from_f16(scales.minimum) : 0;
+        if (type == Q2_K) {
+            const uint8_t both = smalls[at / format.group];
+            s *= both & 15, m *= both >> 4;
+        } else if (format.smalls) {
+            s *= int8_t(smalls[at / format.group]);
+            if (format.has_minima) m *= smalls[1];
+        }
+        for (int k = at; k < at + format.group; k++) {
+            const int value = format.has_levels  ? IQ4_LEVELS[quants[k]]
+                              : format.bits == 8 ? int8_t(quants[k])
+                                                 : quants[k] - format.offset;
+            out[k] = format.has_minima ? s * float(value) + m : s * float(value);
+        }
+    }
 }
 
 } // namespace
 
-void take_apart(int type, const uint8_t *block, Block &out) {
-    FORMATS[type].values == BLOCK ? take_apart_32(type, block, out) : take_apart_k(type, block, out);
+void pack_panel(int type, const uint8_t *rows, int n_rows, int n_blocks, uint8_t *panel) {
+    PACKS[type](rows, n_rows, n_blocks, panel);
 }
 
-void pack_block(int type, const Block &block, int row, uint8_t *quants, uint8_t *scales) {
-    std::memcpy(scales + 2 * row, &block.scale, 2);
-    if (FORMATS[type].has_minima) std::memcpy(scales + 2 * PANEL + 2 * row, &block.minimum, 2);
-    for (int i = 0; i < parts(type); i++) {
-        pack_quants(FORMATS[type].bits, block.quants + i * BLOCK, quants + i * quant_bytes(type) + 4 * row);
-        for (int k = 0; k < FORMATS[type].smalls; k++)
-            scales[head_bytes(type) + i * small_bytes(type) + k * PANEL + row] = block.smalls[i][k];
-    }
+void widen_block(int type, const uint8_t *block, float *out) {
+    const BlockScales scales = load_scales(type, block);
+    for (int i = 0; i < parts(type); i++) widen_part(type, load_quants(type, block, i), scales, i, out + i * BLOCK);
 }
 
-void unpack_block(int type, const uint8_t *quants, const uint8_t *scales, int row, Block &out) {
-    out.scale = load_16(scales + 2 * row);
-    if (FORMATS[type].has_minima) out.minimum = load_16(scales + 2 * PANEL + 2 * row);
-    for (int i = 0; i < parts(type); i++) {
-        unpack_quants(FORMATS[type].bits, quants + i * quant_bytes(type) + 4 * row, out.quants + i * BLOCK);
-        for (int k = 0; k < FORMATS[type].smalls; k++)
-            out.smalls[i][k] = scales[head_bytes(type) + i * small_bytes(type) + k * PANEL + row];
-    }
-}
-
-void widen_block(int type, const Block &block, float *out) {
-    const Format &format = FORMATS[type];
-    const float scale = from_f16(block.scale), minimum = format.has_minima ? from_f16(block.minimum) : 0;
-    for (int at = 0; at < format.values; at += format.group) {
-        const uint8_t *smalls = block.smalls[at / BLOCK], *quants = block.quants + at;
-        float s = scale, m = minimum;
-        if (type == Q2_K) {
-            const uint8_t both = smalls[at % BLOCK / format.group];
-            s *= both & 15, m *= both >> 4;
-        } else if (format.smalls) {
-            s *= int8_t(smalls[at % BLOCK / format.group]);
-            if (format.has_minima) m *= smalls[1];
-        }
-        for (int i = 0; i < format.group; i++) {
-            const int value = format.has_levels  ? IQ4_LEVELS[quants[i]]
-                              : format.bits == 8 ? int8_t(quants[i])
-                                                 : quants[i] - format.offset;
-            out[at + i] = format.has_minima ? s * float(value) + m : s * float(value);
+void widen_row(int type, const uint8_t *panel, int n_blocks, int row, float *out) {
+    const uint8_t *quants = panel + 4 * row, *scales = panel + size_t(n_blocks) * parts(type) * quant_bytes(type);
+    for (int b = 0; b < n_blocks; b++, scales += scale_bytes(type)) {
+        BlockScales s = {load<uint16_t>(scales + 2 * row), 0, {}};
+        if (FORMATS[type].has_minima) s.minimum = load<uint16_t>(scales + 2 * PANEL + 2 * row);
+        for (int i = 0; i < parts(type); i++, quants += quant_bytes(type), out += BLOCK) {
+            for (int k = 0; k < FORMATS[type].smalls; k++)
+                s.smalls[i][k] = scales[head_bytes(type) + i * small_bytes(type) + k * PANEL + row];
+            widen_part(type, unpack_quants(FORMATS[type].bits, quants), s, i, out);
         }
     }
 }

@@ -71,17 +71,10 @@ constexpr size_t panel_bytes(int type, int n_parts) {
     return size_t(n_parts) * quant_bytes(type) + size_t(n_parts / parts(type)) * scale_bytes(type);
 }
 
-// A block of GGUF's row taken apart: bytes of quants (of 8 bits as they are, else unsigned), in the order of the values.
-struct Block {
-    uint16_t scale, minimum; // float16; the minimum is added
-    uint8_t smalls[8][2];    // of 32 values each, as a panel has them
-    uint8_t quants[256];
-};
-void take_apart(int type, const uint8_t *block, Block &out);
-// The block as part of row `row` of a panel, whose quants and scales begin there.
-void pack_block(int type, const Block &block, int row, uint8_t *quants, uint8_t *scales);
-void unpack_block(int type, const uint8_t *quants, const uint8_t *scales, int row, Block &out);
-// The values (FORMATS[type].values,) of a block.
-void widen_block(int type, const Block &block, float *out);
+// At most PANEL rows of n_blocks blocks, one row behind the other, as a panel.
+void pack_panel(int type, const uint8_t *rows, int n_rows, int n_blocks, uint8_t *panel);
+// The values (FORMATS[type].values,) of a block; those of a whole row of a panel.
+void widen_block(int type, const uint8_t *block, float *out);
+void widen_row(int type, const uint8_t *panel, int n_blocks, int row, float *out);
 
 } // namespace m7b

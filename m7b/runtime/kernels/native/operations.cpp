@@ -333,44 +333,29 @@ void quantize(int type, Array x, int n_rows, int n_in, const float *importance, 
 }
 
 void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels, int n_threads) {
-    const int n_parts = n_in / BLOCK, n_blocks = n_in / FORMATS[type].values, bytes = FORMATS[type].bytes;
-    const size_t size = panel_bytes(type, n_parts);
+    const int n_blocks = n_in / FORMATS[type].values, bytes = FORMATS[type].bytes;
+    const size_t size = panel_bytes(type, n_in / BLOCK);
     parallel(n_threads, n_panels(n_rows), [&](int p) {
-        uint8_t *panel = panels + p * size, *scales = panel + size_t(n_parts) * quant_bytes(type);
         const int n = std::min(PANEL, n_rows - p * PANEL);
-        if (n < PANEL) std::memset(panel, 0, size);
-        Block block;
-        for (int b = 0; b < n_blocks; b++)
-            for (int row = 0; row < n; row++) {
-                take_apart(type, blocks + ((size_t(p) * PANEL + row) * n_blocks + b) * bytes, block);
-                pack_block(type, block, row, panel + size_t(b) * parts(type) * quant_bytes(type),
-                           scales + size_t(b) * scale_bytes(type));
-            }
+        if (n < PANEL) std::memset(panels + p * size, 0, size);
+        pack_panel(type, blocks + size_t(p) * PANEL * n_blocks * bytes, n, n_blocks, panels + p * size);
     });
 }
 
 void widen(int type, const uint8_t *blocks, size_t n_blocks, float *values, int n_threads) {
     constexpr size_t PIECE = 64; // blocks
     parallel(n_threads, int((n_blocks + PIECE - 1) / PIECE), [&](int item) {
-        Block block;
-        for (size_t b = item * PIECE; b < std::min(n_blocks, (item + 1) * PIECE); b++) {
-            take_apart(type, blocks + b * FORMATS[type].bytes, block);
-            widen_block(type, block, values + b * FORMATS[type].values);
-        }
+        for (size_t b = item * PIECE; b < std::min(n_blocks, (item + 1) * PIECE); b++)
+            widen_block(type, blocks + b * FORMATS[type].bytes, values + b * FORMATS[type].values);
     });
 }
 
 void look_up(int type, const uint8_t *panels, int n_in, const int64_t *rows, int n, Array y, int n_threads) {
-    const size_t size = panel_bytes(type, n_in / BLOCK), quants_of_block = size_t(parts(type)) * quant_bytes(type);
+    const size_t size = panel_bytes(type, n_in / BLOCK);
     parallel(n > 8 ? n_threads : 1, n, [&](int i) {
         static thread_local std::vector<float> values;
         values.resize(n_in);
-        const uint8_t *panel = panels + rows[i] / PANEL * size, *scales = panel + size_t(n_in / BLOCK) * quant_bytes(type);
-        Block block;
-        for (int b = 0; b < n_in / FORMATS[type].values; b++) {
-            unpack_block(type, panel + b * quants_of_block, scales + size_t(b) * scale_bytes(type), int(rows[i] % PANEL), block);
-            widen_block(type, block, &values[size_t(b) * FORMATS[type].values]);
-        }
+        widen_row(type, panels + rows[i] / PANEL * size, n_in / FORMATS[type].values, int(rows[i] % PANEL), values.data());
         store_floats(values.data(), n_in, y, size_t(i) * n_in);
     });
 }
