@@ -92,7 +92,9 @@ def test_every_token_is_judged_once_and_with_enough_before_it(n, ctx_size, strid
 
 def test_perplexity_agrees_with_transformers_to_four_digits(files, ids, their_original):
     expected = their_losses(their_original, ids)
-    ours = drained(losses(engine(files / "bf16.gguf", ctx_size=CTX_SIZE, prefill_chunk=512), ids, CTX_SIZE, STRIDE))
+    ours = drained(
+        losses(engine(files / "bf16.gguf", ctx_size=CTX_SIZE, prefill_chunk=512), ids, CTX_SIZE, STRIDE)
+    )
     found = perplexity(ours)
     assert found.n_tokens == len(ids) - 1
     assert f"{found.value:.4g}" == f"{math.exp(expected.mean()):.4g}"
@@ -116,7 +118,10 @@ def test_the_distance_is_that_which_transformers_computes(files, ids, their_orig
 
 
 def test_a_model_is_at_no_distance_from_itself(files, ids, tmp_path):
-    running, record = engine(files / "q8_0.gguf", ctx_size=CTX_SIZE, prefill_chunk=512), Record(tmp_path / "record")
+    running, record = (
+        engine(files / "q8_0.gguf", ctx_size=CTX_SIZE, prefill_chunk=512),
+        Record(tmp_path / "record"),
+    )
     drained(record.take(running, ids[:400], CTX_SIZE, STRIDE))
     same, distance = drained(record.compare(running, ids[:400], CTX_SIZE, STRIDE))
     assert same == record.losses

@@ -50,8 +50,13 @@ class Blocks:
         """The values (out, in) that the blocks stand for, computed in float32."""
         if not kernels.instruction_set():
             return dequantize_by_gguf(self.type, self.data).to(dtype)
-        rows = (kernels.dequantize(BlockType[self.type], part) for part in torch.split(self.data, _ROWS))
-        return torch.cat([part.to(dtype) for part in rows])
+        type = BlockType[self.type]
+        values = torch.empty(
+            self.data.shape[0], self.data.shape[1] // type.n_bytes * type.n_values, dtype=dtype
+        )
+        for rows, to in zip(torch.split(self.data, _ROWS), torch.split(values, _ROWS), strict=True):
+            to.copy_(kernels.dequantize(type, rows))
+        return values
 
 
 def dequantize_by_gguf(type: str, rows: torch.Tensor) -> torch.Tensor:

@@ -212,7 +212,7 @@ def _blocks(name: str, tensor: StoredTensor, offset: int, config: ModelConfig) -
 
 
 def _map(tensor: StoredTensor, offset: int) -> np.ndarray:
-    """The bytes of `tensor` where the system keeps the file: nobody copies them, and they go with the array."""
+    """The bytes of `tensor` where the system keeps the file, which nobody copies."""
     try:
         return np.memmap(tensor.file, dtype=np.uint8, mode="c", offset=offset, shape=(tensor.n_bytes,))
     except ValueError:  # the file is shorter than that
