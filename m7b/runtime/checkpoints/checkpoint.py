@@ -51,9 +51,10 @@ class Blocks:
         if not kernels.instruction_set():
             return dequantize_by_gguf(self.type, self.data).to(dtype)
         type = BlockType[self.type]
-        values = torch.empty(
-            self.data.shape[0], self.data.shape[1] // type.n_bytes * type.n_values, dtype=dtype
-        )
+        if dtype == torch.float32:
+            return kernels.dequantize(type, self.data)
+        n_rows, n_bytes = self.data.shape
+        values = torch.empty(n_rows, n_bytes // type.n_bytes * type.n_values, dtype=dtype)
         for rows, to in zip(torch.split(self.data, _ROWS), torch.split(values, _ROWS), strict=True):
             to.copy_(kernels.dequantize(type, rows))
         return values
