@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from m7b.runtime.model.config import ModelConfig
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+_STORED = "blocks"
 _CONTEXTS = (4096, 8192, 16384, 32768)
 
 
@@ -61,6 +62,8 @@ def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict
         files = open_model(choice, window=window)
         name, checkpoint, config = files.name, files.checkpoint, files.config
     weights = {dtype: config.n_params * size for dtype, size in _ITEM_BYTES.items()}
+    if checkpoint and checkpoint.list_quantized():
+        weights = {_STORED: checkpoint.n_bytes, **weights}
     n_slots = config.cache_slots(config.max_seq_len, prefill_chunk)
     available = psutil.virtual_memory().available
     return {
@@ -82,8 +85,9 @@ def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict
         "memory": {
             "available_bytes": available,
             "fits": {
-                dtype: weights[dtype] + n_slots * config.cache_bytes_per_token(size) <= available
-                for dtype, size in _ITEM_BYTES.items()
+                dtype: n_bytes + n_slots * config.cache_bytes_per_token(_ITEM_BYTES.get(dtype, 2))
+                <= available
+                for dtype, n_bytes in weights.items()
             },
         },
     }
