@@ -181,7 +181,7 @@ constexpr std::array<LinearTiles, N_TYPES> LINEAR_TILES = all_tiles(std::make_in
 const Kernels &amx_kernels() {
     static const Kernels kernels = [] {
         Kernels k = avx512vnni_kernels;
-        k.name = "amx", k.linear_tiles = LINEAR_TILES.data();
+        k.name = "amx", k.linears = avx512vnni_linears_ahead, k.linear_tiles = LINEAR_TILES.data();
         return k;
     }();
     return kernels;

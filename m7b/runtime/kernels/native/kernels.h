@@ -103,6 +103,7 @@ extern const Kernels portable_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512vnni_kernels;
+extern const Linears *const avx512vnni_linears_ahead; // its linears, where asking ahead helps one token too
 #endif
 #if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
 #if __has_include(<amxint8intrin.h>)

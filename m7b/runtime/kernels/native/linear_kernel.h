@@ -36,7 +36,7 @@ inline void add_part(const Weights<TYPE> &weights, ScalesAt at, const Tile &toke
 // them is unrolled, or gcc reads two blocks of a panel crosswise: 39 GB/s of INT8 instead of 48.) Where products take
 // as long as memory, neither waits for the other if what comes AHEAD is asked for meanwhile.
 constexpr int AHEAD = 8; // parts
-template <int TYPE, int P, int N>
+template <int TYPE, int P, int N, bool ASKS_AHEAD>
 void multiply(const uint8_t *panels, size_t distance, int n_parts, const Tile &tile, float *out) {
     V sums[P][N][PARTS];
     M7B_UNROLL_TOKENS
@@ -50,7 +50,7 @@ void multiply(const uint8_t *panels, size_t distance, int n_parts, const Tile &t
         for (int p = 0; p < P; p++) {
             const uint8_t *panel = panels + p * distance, *scales = panel + size_t(n_parts) * quant_bytes(TYPE);
             const uint8_t *quants = panel + size_t(b) * quant_bytes(TYPE);
-            for (int i = 0; N > 1 && i < quant_bytes(TYPE); i += 64)
+            for (int i = 0; ASKS_AHEAD && i < quant_bytes(TYPE); i += 64)
                 __builtin_prefetch(quants + AHEAD * quant_bytes(TYPE) + i);
             add_part<TYPE, N>(Weights<TYPE>(quants), {scales + head_at(TYPE, b), scales + small_at(TYPE, b)},
                               tokens, sums[p]);
@@ -63,18 +63,20 @@ void multiply(const uint8_t *panels, size_t distance, int n_parts, const Tile &t
             for (int part = 0; part < PARTS; part++) v_store(out + (p * N + i) * PANEL + LANES * part, sums[p][i][part]);
 }
 
-template <int TYPE, int N> constexpr Linear linear() {
-    if constexpr (N > 0 && tile_size(N) == N) return multiply<TYPE, at_once(N), N>;
+template <int TYPE, int N, bool ONE_ASKS_AHEAD> constexpr Linear linear() {
+    if constexpr (N > 0 && tile_size(N) == N) return multiply<TYPE, at_once(N), N, N != 1 || ONE_ASKS_AHEAD>;
     return nullptr;
 }
-template <int TYPE, int... N> constexpr Linears linears(std::integer_sequence<int, N...>) {
-    return {{linear<TYPE, N>()...}};
+template <int TYPE, bool ONE_ASKS_AHEAD, int... N> constexpr Linears linears(std::integer_sequence<int, N...>) {
+    return {{linear<TYPE, N, ONE_ASKS_AHEAD>()...}};
 }
-constexpr std::make_integer_sequence<int, MAX_TOKENS + 1> SIZES{};
-template <int... TYPE> constexpr std::array<Linears, N_TYPES> all_linears(std::integer_sequence<int, TYPE...>) {
-    return {{linears<TYPE>(SIZES)...}};
+using AllLinears = std::array<Linears, N_TYPES>;
+template <bool ONE_ASKS_AHEAD, int... TYPE> constexpr AllLinears all_linears(std::integer_sequence<int, TYPE...>) {
+    return {{linears<TYPE, ONE_ASKS_AHEAD>(std::make_integer_sequence<int, MAX_TOKENS + 1>())...}};
 }
-constexpr std::array<Linears, N_TYPES> LINEARS = all_linears(std::make_integer_sequence<int, N_TYPES>());
+// Of every block type; whether one token asks ahead too depends on the processor.
+template <bool ONE_ASKS_AHEAD>
+constexpr AllLinears LINEARS = all_linears<ONE_ASKS_AHEAD>(std::make_integer_sequence<int, N_TYPES>());
 
 } // namespace
 } // namespace m7b
