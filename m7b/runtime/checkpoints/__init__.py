@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from m7b.errors import CheckpointNotFound, UnsupportedCheckpoint
+from m7b.parts import gather_splits
 from m7b.runtime.checkpoints import gguf, hf, native
 from m7b.runtime.checkpoints.checkpoint import Blocks, Checkpoint, Format, StoredTensor
 
@@ -32,12 +33,13 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         if module.sniff(path):
             return module.open_checkpoint(path, window_given=window_given)
     if path.is_dir():
-        files = [child for child in sorted(path.iterdir()) if gguf.sniff(child)]
-        if len(files) == 1:
-            return gguf.open_checkpoint(files[0], window_given=window_given)
-        if files:
+        files = [child.name for child in sorted(path.iterdir()) if gguf.sniff(child)]
+        models = list(gather_splits(files).values())
+        if len(models) == 1:
+            return gguf.open_checkpoint(path / models[0][0], window_given=window_given)
+        if models:
             raise UnsupportedCheckpoint(
-                f"{path}: holds {len(files)} GGUF files", hint=f"name one of them, such as {files[0]}"
+                f"{path}: holds {len(models)} GGUF files", hint=f"name one of them, such as {path / files[0]}"
             )
         raise UnsupportedCheckpoint(
             f"{path}: no checkpoint in this folder",

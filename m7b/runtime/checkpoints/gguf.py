@@ -1,4 +1,4 @@
-"""GGUF files of arch `llama`: metadata and tensors in one file, weights as numbers or as blocks."""
+"""GGUF files of arch `llama`: metadata and tensors in one file or its parts, weights as numbers or blocks."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +25,8 @@ from m7b.runtime.checkpoints.fields import (
     Fields,
     find_head_dim,
 )
-from m7b.runtime.checkpoints.gguf_header import MAGIC, Header, HeaderError, read_header
+from m7b.runtime.checkpoints.gguf_header import MAGIC, Header
+from m7b.runtime.checkpoints.gguf_parts import read_parts
 from m7b.runtime.kernels import BlockType
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.rope import canonical_rows
@@ -82,20 +83,18 @@ def sniff(path: Path) -> bool:
 def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     """Read the metadata and the tensor headers of the file at `path`; no weights.
 
-    A file without a window in its metadata means full attention; `window_given` silences the note
-    about files that lost theirs.
+    Any part of a split stands for all of it. A file without a window in its metadata means full attention;
+    `window_given` silences the note about files that lost theirs.
 
     Raises:
         DamagedCheckpoint: the file is cut short or contradicts itself.
         UnsupportedCheckpoint: it is not a plain Llama model, or of a type that is not read.
     """
-    try:
-        header = read_header(path)
-    except (HeaderError, OSError) as error:
-        raise DamagedCheckpoint(f"{path}: not a whole GGUF file: {error}", hint="fetch it again") from None
+    parts = read_parts(path)
+    path, header = parts[0]
     fields = Fields(path, header.metadata)
     _refuse_unsupported(fields)
-    stored = {tensor.source_name: (tensor, offset) for tensor, offset in _tensors(path, header)}
+    stored = {tensor.source_name: (tensor, offset) for part in parts for tensor, offset in _tensors(*part)}
     tensors = {name: tensor for name, (tensor, _) in stored.items()}
     config = _config(fields, tensors)
     found = match_tensors(path, config, tensors, _DTYPES, NAMES)
@@ -149,13 +148,14 @@ def _rare_type(type_id: int) -> tuple[str, int, int]:
 
 def _refuse_overlap(places: Iterable[tuple[StoredTensor, int]]) -> None:
     """Refuse a small file that passes for a large model by using its bytes twice."""
-    free = 0
-    for tensor, start in sorted(places, key=lambda place: place[1]):
+    file, free = Path(), 0
+    for tensor, start in sorted(places, key=lambda place: (place[0].file, place[1])):
+        free = free if tensor.file == file else 0
         if start < free:
             raise DamagedCheckpoint(
                 f"{tensor.file}: {tensor.source_name} begins at byte {start}, inside another tensor"
             )
-        free = start + tensor.n_bytes
+        file, free = tensor.file, start + tensor.n_bytes
 
 
 def _refuse_unsupported(fields: Fields) -> None:
