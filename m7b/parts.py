@@ -23,6 +23,12 @@ def list_part_names(name: str) -> list[str]:
     return [f"{stem}-{one:05}-of-{count:05}.gguf" for one in range(1, count + 1)]
 
 
+def name_whole(name: str) -> str:
+    """The name that the file had before it was split: `a-00002-of-00002.gguf` was `a.gguf`."""
+    match = _PART.fullmatch(name)
+    return f"{match[1]}.gguf" if match else name
+
+
 def gather_splits(names: Iterable[str]) -> dict[str, list[str]]:
     """Group the files `names` by the first name of their split; a file that was not split is a group."""
     groups: dict[str, list[str]] = {}

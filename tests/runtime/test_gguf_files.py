@@ -8,7 +8,7 @@ import torch
 from gguf import GGUFReader, GGUFWriter
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
-from m7b.parts import gather_splits, list_part_names
+from m7b.parts import gather_splits, list_part_names, name_whole
 from m7b.runtime.checkpoints import open_checkpoint
 from tests.support.checkpoints import engine, llama_cpp_logits, logits, mistral, write_gguf
 
@@ -59,6 +59,10 @@ def rewrite(part: Path, **changes: int) -> None:
 )
 def test_the_names_of_the_other_parts_follow_from_one(name, parts):
     assert list_part_names(name) == parts
+
+
+def test_a_part_knows_what_the_file_was_called():
+    assert [name_whole(name) for name in ("b/a-00002-of-00003.gguf", "a.gguf")] == ["b/a.gguf", "a.gguf"]
 
 
 def test_files_are_grouped_by_their_split():

