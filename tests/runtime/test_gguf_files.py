@@ -1,4 +1,4 @@
-"""GGUF files as they lie about: in parts. The oracle is llama.cpp."""
+"""GGUF files as they lie about: in parts, with other keys, with more than needed. The oracle is llama.cpp."""
 
 import shutil
 from pathlib import Path
@@ -168,3 +168,48 @@ def test_a_count_of_parts_that_is_none_is_refused(tmp_path, count):
     writer.close()
     with pytest.raises(DamagedCheckpoint, match=r"split\.count"):
         open_checkpoint(tmp_path / "bad.gguf")
+
+
+# ---- keys and tensors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arch", "extra", "keys"),
+    [
+        ("llama", {}, {}),
+        ("mistral3", {}, {}),
+        ("mistral3", {}, {"mistral3.attention.temperature_scale": 0.0}),
+        ("llama", {"rope_freqs.weight": torch.ones(2)}, {}),
+        ("llama", {}, {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0}),
+        ("llama", {}, {"llama.rope.scaling.type": "linear"}),
+        ("llama", {}, {"llama.rope.scaling.factor": 0.0}),
+        ("llama", {}, {"llama.rope.scaling.type": "none"}),
+    ],
+)
+def test_a_file_that_changes_nothing_runs_as_llama_cpp_runs_it(tmp_path, arch, extra, keys):
+    """Of `mistral3` too the rows that RoPE turns together are neighbours, as in Mistral's own files."""
+    file = write_gguf(MODEL, tmp_path / "model.gguf", arch=arch, extra=extra, **NO_VOCABULARY, **keys)
+    assert torch.allclose(logits(engine(file), IDS), llama_cpp_logits(file, IDS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arch", "extra", "keys"),
+    [
+        ("llama", {"rope_freqs.weight": torch.tensor([1.0, 8.0])}, {}),
+        ("mistral3", {}, {"mistral3.rope.scaling.type": "yarn", "mistral3.rope.scaling.factor": 16.0}),
+        ("llama", {}, {"llama.rope.scaling.factor": 4.0, "llama.rope.scaling.type": "linear"}),
+    ],
+)
+def test_what_changes_the_logits_in_llama_cpp_is_refused(tmp_path, arch, extra, keys):
+    plain = write_gguf(MODEL, tmp_path / "plain.gguf", **NO_VOCABULARY)
+    file = write_gguf(MODEL, tmp_path / "model.gguf", arch=arch, extra=extra, **NO_VOCABULARY, **keys)
+    assert not torch.allclose(llama_cpp_logits(file, IDS), llama_cpp_logits(plain, IDS), atol=1e-3)
+    with pytest.raises(UnsupportedCheckpoint, match=next(iter({**extra, **keys}))):
+        open_checkpoint(file)
+
+
+def test_rows_past_the_vocabulary_are_kept(tmp_path):
+    """Found: "token_embd.weight is 64x32, the configuration says 60x32"."""
+    whole = write_gguf(MODEL, tmp_path / "whole.gguf")
+    padded = write_gguf(MODEL, tmp_path / "padded.gguf", **{"llama.vocab_size": 60})
+    assert torch.equal(logits(engine(padded), IDS), logits(engine(whole), IDS))

@@ -194,8 +194,6 @@ LIES = {
     "value-not-utf8": (raw(0, 1, pair("k", "v").replace(b"v", b"\xc0")), ["UTF-8"]),
     "key-twice": (raw(0, 2, pair("k", 1) + pair("k", 2)), ["twice"]),
     "tensor-twice": (raw(2, 0, entry("t", (1,)) * 2), ["twice"]),
-    "version-1": (raw(0, 0, version=1), ["version 1"]),
-    "big-endian": (raw(0, 0, version=3 << 24), ["version"]),
     "magic-alone": (b"GGUF", [4]),
 }
 
@@ -205,6 +203,42 @@ def test_gguf_header_that_lies_is_refused(tmp_path, lie):
     data, words = LIES[lie]
     (tmp_path / "model.gguf").write_bytes(data)
     assert_refused(tmp_path / "model.gguf", *words)
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        (0, ["version 0"]),
+        (1, ["version 1", "newer file"]),
+        (4, ["version 4", "newer m7b"]),
+        (3 << 24, ["version 3", "big-endian", "gguf-convert-endian"]),
+        (1 << 24, ["version 1", "big-endian"]),
+        (2**32 - 1, ["version"]),
+    ],
+)
+def test_gguf_of_another_version_or_byte_order_is_named(tmp_path, version, words):
+    (tmp_path / "model.gguf").write_bytes(raw(0, 0, version=version))
+    assert_refused(tmp_path / "model.gguf", *words, kind=UnsupportedCheckpoint)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"lmgg" + bytes(60), ["ggml", "fetch the model as GGUF"]),
+        (b"fmgg\x01\0\0\0", ["ggmf"]),
+        (b"tjgg\x03\0\0\0", ["ggjt"]),
+        (b"algg\x01\0\0\0", ["LoRA adapter", "ggla"]),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ["Git LFS pointer", "git lfs pull"]),
+        (b"<!DOCTYPE html><html></html>", ["web page"]),
+        (b"<html>", ["web page"]),
+        (b"", ["not a GGUF file"]),
+        (b"PK\3\4", ["not a GGUF file", "folder"]),
+    ],
+    ids=lambda value: ascii(value[:8]) if isinstance(value, bytes) else "",
+)
+def test_a_file_that_is_often_taken_for_gguf_is_named(tmp_path, data, words):
+    (tmp_path / "model.gguf").write_bytes(data)
+    assert_refused(tmp_path / "model.gguf", *words, kind=UnsupportedCheckpoint)
 
 
 @pytest.mark.parametrize(
@@ -268,10 +302,12 @@ def test_tokenizer_json_whose_merge_makes_no_token_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "pairs",
     [
-        {"general.architecture": "mixtral"},
-        {"general.architecture": ...},
+        *({"general.architecture": name} for name in ("qwen2", "gemma3", "mistral4", 5, ["llama"], ...)),
+        *({"general.type": kind} for kind in ("adapter", "imatrix", "mmproj")),
         {"llama.expert_count": 8},
         {"llama.rope.scaling.type": "yarn"},
+        {"llama.attention.temperature_scale": 0.1},
+        {"llama.attention.scale": 0.5},
         {"llama.rope.scaling.factor": 4.0},
         {"llama.rope.scale_linear": 4.0},
     ],
@@ -279,7 +315,19 @@ def test_tokenizer_json_whose_merge_makes_no_token_is_refused(tmp_path):
 )
 def test_gguf_models_with_another_forward_pass_are_refused(tmp_path, pairs):
     """llama.cpp takes a scaling factor without a type as linear scaling."""
-    assert_refused(gguf(tmp_path / "model.gguf", pairs), kind=UnsupportedCheckpoint)
+    (key, value), *_ = pairs.items()
+    word = {"adapter": "LoRA", "imatrix": "importance", "mmproj": "vision"}.get(str(value), key)
+    assert_refused(gguf(tmp_path / "model.gguf", pairs), word, kind=UnsupportedCheckpoint)
+
+
+@pytest.mark.parametrize(
+    ("dims", "type_id", "kind"),
+    [((2,), 0, UnsupportedCheckpoint), ((1,), 0, DamagedCheckpoint), ((2,), 1, DamagedCheckpoint)],
+)
+def test_gguf_factors_of_rope_that_are_not_1_or_do_not_fit_are_refused(tmp_path, dims, type_id, kind):
+    """They lie where the embeddings do: numbers other than 1."""
+    file = gguf(tmp_path / "model.gguf", entries={"rope_freqs.weight": (dims, type_id, 0)})
+    assert_refused(file, "rope_freqs.weight", kind=kind)
 
 
 @pytest.mark.parametrize(

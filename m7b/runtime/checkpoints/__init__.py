@@ -6,6 +6,7 @@ from m7b.errors import CheckpointNotFound, UnsupportedCheckpoint
 from m7b.parts import gather_splits
 from m7b.runtime.checkpoints import gguf, hf, native
 from m7b.runtime.checkpoints.checkpoint import Blocks, Checkpoint, Format, StoredTensor
+from m7b.runtime.checkpoints.gguf_header import name_lookalike
 
 __all__ = ["Blocks", "Checkpoint", "Format", "StoredTensor", "open_checkpoint"]
 
@@ -46,7 +47,8 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
             hint="it needs config.json with safetensors or pytorch_model*.bin, "
             "params.json with consolidated.*, or a GGUF file",
         )
-    raise UnsupportedCheckpoint(
-        f"{path}: not a GGUF file",
-        hint="other formats are opened by their folder, with the configuration inside",
+    what, hint = name_lookalike(path) or (
+        "not a GGUF file",
+        "other formats are opened by their folder, with the configuration inside",
     )
+    raise UnsupportedCheckpoint(f"{path}: {what}", hint=hint)

@@ -6,9 +6,9 @@ The first part has the metadata of the model. Each has three keys of its own: `s
 
 from pathlib import Path
 
-from m7b.errors import DamagedCheckpoint
+from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
 from m7b.parts import list_part_names
-from m7b.runtime.checkpoints.gguf_header import Header, HeaderError, read_header
+from m7b.runtime.checkpoints.gguf_header import Header, HeaderError, VersionError, read_header
 
 
 def read_parts(path: Path) -> list[tuple[Path, Header]]:
@@ -18,6 +18,7 @@ def read_parts(path: Path) -> list[tuple[Path, Header]]:
 
     Raises:
         DamagedCheckpoint: a part is missing, cut short, or of another split.
+        UnsupportedCheckpoint: a part is of another version of GGUF.
     """
     header = _read_whole(path)
     count = _read_count(path, header)
@@ -77,6 +78,8 @@ def _check_tensors(parts: list[tuple[Path, Header]]) -> None:
 def _read_whole(path: Path) -> Header:
     try:
         return read_header(path)
+    except VersionError as error:
+        raise UnsupportedCheckpoint(f"{path}: {error}", hint=error.hint) from None
     except (HeaderError, OSError) as error:
         raise DamagedCheckpoint(f"{path}: not a whole GGUF file: {error}", hint="fetch it again") from None
 
