@@ -20,7 +20,7 @@ _SMALL = {
     "hf": (
         *("config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"),
         *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
-        *("added_tokens.json", "vocab.json", "merges.txt"),
+        *("added_tokens.json", "vocab.json", "merges.txt", "quantize_config.json", "quant_config.json"),
     ),
     "native": ("params.json", "tokenizer.model", "tokenizer.model.v*"),
     "gguf": (),
@@ -32,6 +32,7 @@ _WEIGHTS = {
         ("model.safetensors",),
         ("pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
         ("pytorch_model.bin",),
+        ("gptq_model-*.safetensors",),
     ),
     "native": (("consolidated.safetensors",), ("consolidated.*.pth",)),
     "gguf": (("*.gguf",),),

@@ -42,6 +42,10 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
             raise UnsupportedCheckpoint(
                 f"{path}: holds {len(models)} GGUF files", hint=f"name one of them, such as {path / files[0]}"
             )
+        if (path / "adapter_config.json").is_file():
+            raise UnsupportedCheckpoint(
+                f"{path}: an adapter, not a model", hint="merge it into its base model, with peft for example"
+            )
         raise UnsupportedCheckpoint(
             f"{path}: no checkpoint in this folder",
             hint="it needs config.json with safetensors or pytorch_model*.bin, "

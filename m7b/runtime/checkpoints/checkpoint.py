@@ -27,7 +27,10 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor as its file describes it: `shape` is (out, in) for a linear, `dtype` the file's word."""
+    """One tensor as its file describes it: `shape` is (out, in) for a linear, `dtype` the file's word.
+
+    Of a weight that is read as blocks, `dtype` and `n_bytes` are those of its blocks.
+    """
 
     source_name: str
     file: Path
