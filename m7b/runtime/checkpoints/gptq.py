@@ -185,16 +185,18 @@ def _read_groups(layer: _Layer) -> Groups:
     words = torch_files.read(layer.qweight).view(torch.int32)
     zero_words = torch_files.read(layer.qzeros).view(torch.int32)
     if layer.convention.is_awq:
-        quants, zeros = _unpack_awq(words).T, _unpack_awq(zero_words)
+        quants, zeros = _unpack_awq(words), _unpack_awq(zero_words)
     else:
         # A word is added to as a whole: a zero of 0 had borrowed from its neighbour.
-        zeros = unpack(zero_words + _ONES if layer.convention.has_one_less else zero_words)
+        zeros = unpack(zero_words + _ONES if layer.convention.has_one_less else zero_words).T
         quants = unpack(words.T)
-    scales = check_finite(torch_files.read(layer.scales), layer.scales)
+    scales = check_finite(torch_files.read(layer.scales), layer.scales).T
     offsets = check_finite(-scales * zeros, layer.scales)
-    return Groups(quants.contiguous(), scales.T, offsets.T, layer.columns, layer.is_shuffled)
+    return Groups(quants, scales, offsets, layer.columns, layer.is_shuffled)
 
 
 def _unpack_awq(words: Tensor) -> Tensor:
-    values = unpack(words)
-    return values.view(len(values), -1, 8)[..., _AWQ_PLACES].flatten(1)
+    """Eight rows a word, in AWQ's order: (n, m) of 32 bits become (8 m, n) uint8."""
+    columns = words.T.contiguous()
+    rows = [(columns >> 4 * place & 15).to(torch.uint8) for place in _AWQ_PLACES]
+    return torch.stack(rows, dim=1).flatten(0, 1)
