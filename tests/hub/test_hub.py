@@ -334,6 +334,17 @@ def test_all_parts_of_a_split_are_one_checkpoint(home, include):
     assert not blobs(home)
 
 
+def test_the_address_of_one_part_fetches_all(home):
+    with serving_hub(REPO, {**SPLIT, "b.gguf": b"GGUF"}) as hub:
+        address = f"https://huggingface.co/{REPO}/blob/main/Q4/a.Q4_0-00002-of-00003.gguf?download=true"
+        refused = m7b(home, hub, "download", address, "--include", "*")
+        assert refused.returncode == 2
+        assert "--include" in refused.stderr
+        assert m7b(home, hub, "download", address).returncode == 0
+    assert fetched(home) == SPLIT
+    assert records(home)[0]["name"] == REPO
+
+
 def test_splits_are_offered_as_one_file_each(home):
     with serving_hub(REPO, {**SPLIT, "b.gguf": b"GGUF"}) as hub:
         done = m7b(home, hub, "download", REPO)
