@@ -520,6 +520,11 @@ def test_prune_removes_what_never_ended(home):
     assert "nothing to prune" in m7b(home, None, "prune").stderr
 
 
+def test_the_settings_of_old_four_bit_folders_come_with_their_weights():
+    names = ["README.md", "config.json", "gptq_model-4bit-128g.safetensors", "quantize_config.json"]
+    assert choose_files(names, REPO, None, None) == ("hf", [names[2], names[1], names[3]])
+
+
 def test_every_layout_leaves_out_the_copies_of_the_others():
     names = [*SHARDS, "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "x.gguf"]
     chosen = [choose_files(names, REPO, format, None)[1] for format in ("hf", "native", "gguf")]

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from m7b.errors import UnsupportedCheckpoint
+from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
 from m7b.runtime import kernels
 from m7b.runtime.checkpoints import open_checkpoint
 from m7b.runtime.checkpoints.checkpoint import translate_name
@@ -235,11 +235,28 @@ def test_what_does_not_fit_is_refused_by_its_name(tmp_path, key, value, words):
     assert [word for word in [*words, "config.json", "m7b reads"] if word not in str(caught.value)] == []
 
 
-def test_a_folder_with_an_adapter_is_said_to_be_one(tmp_path):
-    write_hf(mistral(**SHAPE), tmp_path / "model")
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    (adapter / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(UnsupportedCheckpoint, match="an adapter, not a model"):
-        open_checkpoint(adapter)
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("adapter_config.json", '{"peft_type": "LORA"}', "an adapter, not a model; merge it"),
+        ("config.json", '{"quantization_config": {"quant_method": "exl2"}}', "quantization_config is exl2"),
+        ("qmodel.pt", "", "quantized by HQQ"),
+        ("weights.npz", "", "MLX folder of before safetensors"),
+        ("config.json", "{}", "no checkpoint in this folder"),
+    ],
+)
+def test_a_folder_without_weights_that_are_read_is_said_to_be_what_it_is(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "output.safetensors").write_bytes(b"")
+    with pytest.raises(UnsupportedCheckpoint, match=words):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_are_a_git_lfs_pointer_are_said_to_be_one(tmp_path, file):
+    """Found: "not a whole safetensors file: header too large; fetch it again"."""
+    write_hf(mistral(**SHAPE), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DamagedCheckpoint, match="Git LFS pointer, not the file itself; run git lfs pull"):
+        open_checkpoint(tmp_path)

@@ -6,7 +6,9 @@ from m7b.errors import CheckpointNotFound, UnsupportedCheckpoint
 from m7b.parts import gather_splits
 from m7b.runtime.checkpoints import gguf, hf, native
 from m7b.runtime.checkpoints.checkpoint import Blocks, Checkpoint, Format, StoredTensor
-from m7b.runtime.checkpoints.gguf_header import name_lookalike
+from m7b.runtime.checkpoints.fields import Fields, read_json
+from m7b.runtime.checkpoints.lookalikes import name_file, name_folder
+from m7b.runtime.checkpoints.methods import find_method
 
 __all__ = ["Blocks", "Checkpoint", "Format", "StoredTensor", "open_checkpoint"]
 
@@ -42,16 +44,15 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
             raise UnsupportedCheckpoint(
                 f"{path}: holds {len(models)} GGUF files", hint=f"name one of them, such as {path / files[0]}"
             )
-        if (path / "adapter_config.json").is_file():
-            raise UnsupportedCheckpoint(
-                f"{path}: an adapter, not a model", hint="merge it into its base model, with peft for example"
-            )
-        raise UnsupportedCheckpoint(
-            f"{path}: no checkpoint in this folder",
-            hint="it needs config.json with safetensors or pytorch_model*.bin, "
+        if (config := path / "config.json").is_file():
+            find_method(Fields(config, read_json(config)))  # one that is not read has weights of other names
+        what, hint = name_folder(path) or (
+            "no checkpoint in this folder",
+            "it needs config.json with safetensors or pytorch_model*.bin, "
             "params.json with consolidated.*, or a GGUF file",
         )
-    what, hint = name_lookalike(path) or (
+        raise UnsupportedCheckpoint(f"{path}: {what}", hint=hint)
+    what, hint = name_file(path) or (
         "not a GGUF file",
         "other formats are opened by their folder, with the configuration inside",
     )

@@ -32,20 +32,6 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 
 
-# What llama.cpp wrote before GGUF, by the bytes that it begins with.
-_OLD_FORMATS = {
-    b"lmgg": "a model in the old format ggml",
-    b"fmgg": "a model in the old format ggmf",
-    b"tjgg": "a model in the old format ggjt",
-    b"algg": "a LoRA adapter in the old format ggla",
-}
-_NO_FILES = {
-    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "run git lfs pull in its folder"),
-    b"<!doctype html": ("a web page, not a model", "fetch the file itself, not the page about it"),
-    b"<html": ("a web page, not a model", "fetch the file itself, not the page about it"),
-}
-
-
 class HeaderError(ValueError):
     """The bytes are not a GGUF header."""
 
@@ -92,18 +78,6 @@ def read_header(path: Path) -> Header:
             raise HeaderError("the file is empty") from None
         with data:
             return _parse(_Cursor(data))
-
-
-def name_lookalike(path: Path) -> tuple[str, str] | None:
-    """What a file is that is often taken for a GGUF file, with the way out; None for any other file."""
-    with path.open("rb") as file:
-        first = file.read(32)
-    if found := _OLD_FORMATS.get(first[:4]):
-        return (
-            f"{found}, which llama.cpp reads no more",
-            "fetch the model as GGUF, or convert the original again",
-        )
-    return next((found for start, found in _NO_FILES.items() if first.lower().startswith(start)), None)
 
 
 class _Cursor:

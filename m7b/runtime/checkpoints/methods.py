@@ -29,7 +29,7 @@ def gather(fields: Fields, inventory: Mapping[str, StoredTensor]) -> Quantized:
         UnsupportedCheckpoint: it is quantized in a way that m7b does not read.
         DamagedCheckpoint: its files contradict each other.
     """
-    found = _find_method(fields)
+    found = find_method(fields)
     if found is None:
         packed = next((name for name in inventory if name.endswith(".qweight")), None)
         if packed is not None:
@@ -42,7 +42,7 @@ def gather(fields: Fields, inventory: Mapping[str, StoredTensor]) -> Quantized:
     return _READERS[method](settings, inventory)
 
 
-def _find_method(fields: Fields) -> tuple[str, Fields] | None:
+def find_method(fields: Fields) -> tuple[str, Fields] | None:
     """The method and its settings, None where nothing says that the weights are quantized."""
     for key in ("quantization_config", "quantization"):
         settings = fields.raw(key)
