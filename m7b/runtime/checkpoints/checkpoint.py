@@ -29,7 +29,7 @@ class Format(StrEnum):
 class StoredTensor:
     """One tensor as its file describes it: `shape` is (out, in) for a linear, `dtype` the file's word.
 
-    Of a weight that is read as blocks, `dtype` and `n_bytes` are those of its blocks.
+    Of a weight that becomes blocks, `dtype` is theirs.
     """
 
     source_name: str

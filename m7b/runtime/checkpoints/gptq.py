@@ -8,6 +8,7 @@ Two conventions are told by the configuration alone: GPTQ stores zero - 1, `gptq
 stand the quants of rows 0 2 4 6 1 3 5 7.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +21,14 @@ from m7b.runtime.checkpoints import torch_files
 from m7b.runtime.checkpoints.checkpoint import Blocks, StoredTensor
 from m7b.runtime.checkpoints.fields import Fields
 from m7b.runtime.checkpoints.groups import (
+    BLOCKS,
     FLOATS,
+    SHUFFLED,
     WORDS,
     Groups,
     check_finite,
     check_group,
     check_part,
-    describe,
     unpack,
 )
 from m7b.runtime.checkpoints.quantized import Quantized
@@ -34,10 +36,6 @@ from m7b.runtime.checkpoints.quantized import Quantized
 _PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 _ONES = 0x11111111  # 1 for each of eight zeros
 _AWQ_PLACES = [0, 4, 1, 5, 2, 6, 3, 7]  # where rows 0 to 7 stand in a word
-_SHUFFLED = (
-    "the columns of its groups are shuffled (GPTQ with desc_act): {} matrices are kept in 8 bits, "
-    "twice as large; a folder with desc_act false keeps its 4 bits"
-)
 _HINT = "m7b reads GPTQ of 4 bits, and AWQ of 4 bits in the version gemm: take such a folder, or a GGUF file"
 
 
@@ -53,7 +51,10 @@ class _Convention:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """The tensors of one weight (out, in), checked. `columns` (in,) has the group of each column."""
+    """The tensors of one weight (out, in), checked. `columns` (in,) has the group of each column.
+
+    Where `is_shuffled`, neighbours are of several groups, and make no blocks.
+    """
 
     qweight: StoredTensor
     qzeros: StoredTensor
@@ -105,7 +106,6 @@ def _gather(convention: _Convention, inventory: Mapping[str, StoredTensor]) -> Q
     tensors = dict(inventory)
     readers: dict[str, Callable[[], Tensor]] = {}
     block_readers: dict[str, Callable[[], Blocks]] = {}
-    n_shuffled = 0
     for key in inventory:
         if not key.endswith(".qweight"):
             continue
@@ -115,13 +115,13 @@ def _gather(convention: _Convention, inventory: Mapping[str, StoredTensor]) -> Q
         weight = f"{name}.weight"
         if weight in inventory:
             raise DamagedCheckpoint(f"{inventory[key].file}: {weight} is there both plain and quantized")
-        tensors[weight] = describe(layer.qweight, weight, _shape(layer), is_shuffled=layer.is_shuffled)
+        tensors[weight] = _describe(layer, weight)
         readers[weight] = partial(_read_numbers, layer)
-        block_readers[weight] = partial(_read_blocks, layer)
-        n_shuffled += layer.is_shuffled
+        if not layer.is_shuffled:
+            block_readers[weight] = partial(_read_blocks, layer)
         if (bias := parts["bias"]) is not None and torch_files.read(bias).any():
             tensors[bias.source_name] = bias  # one that is not 0 is more than this architecture has
-    return Quantized(tensors, readers, block_readers, note=_SHUFFLED.format(n_shuffled) if n_shuffled else "")
+    return Quantized(tensors, readers, block_readers)
 
 
 def _check_layer(
@@ -155,9 +155,12 @@ def _count_in_out(qweight: StoredTensor, convention: _Convention) -> tuple[int, 
     return (first, 8 * second) if convention.is_awq else (8 * first, second)
 
 
-def _shape(layer: _Layer) -> tuple[int, int]:
+def _describe(layer: _Layer, name: str) -> StoredTensor:
+    """The weight as an inventory has it."""
     n_in, n_out = _count_in_out(layer.qweight, layer.convention)
-    return n_out, n_in
+    n_words = math.prod(layer.qweight.shape) + math.prod(layer.qzeros.shape)
+    dtype = SHUFFLED if layer.is_shuffled else BLOCKS
+    return StoredTensor(name, layer.qweight.file, (n_out, n_in), dtype, 4 * n_words + layer.scales.n_bytes)
 
 
 def _read_order(g_idx: StoredTensor | None, qweight: StoredTensor, n_in: int, n_groups: int) -> Tensor:
@@ -192,7 +195,7 @@ def _read_groups(layer: _Layer) -> Groups:
         quants = unpack(words.T)
     scales = check_finite(torch_files.read(layer.scales), layer.scales).T
     offsets = check_finite(-scales * zeros, layer.scales)
-    return Groups(quants, scales, offsets, layer.columns, layer.is_shuffled)
+    return Groups(quants, scales, offsets, layer.columns)
 
 
 def _unpack_awq(words: Tensor) -> Tensor:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
-from m7b.runtime.checkpoints.checkpoint import BLOCK_BYTES, Blocks, StoredTensor
+from m7b.runtime.checkpoints.checkpoint import Blocks, StoredTensor
 from m7b.runtime.checkpoints.fields import MAX_DIM
 
-DTYPES = dict.fromkeys(("Q4_1", "Q8_0"), torch.bfloat16)
+BLOCKS, SHUFFLED = "Q4_1", "GPTQ with desc_act"
+DTYPES = dict.fromkeys((BLOCKS, SHUFFLED), torch.bfloat16)
 """What the weights count as in an inventory, and the dtype to run them in."""
 
 BLOCK = 32
-"""The values in a block of Q4_1 or Q8_0."""
+"""The values in a block of Q4_1."""
 FLOATS = ("F16", "BF16", "F32")
 """What scales and offsets are stored in."""
 WORDS = ("I32", "U32", "torch.int32", "torch.uint32")
@@ -29,14 +30,13 @@ _ROWS = 256  # of a weight that are worked on at a time, while they are in the c
 class Groups:
     """A weight: `quants` (out, in) uint8 from 0 to 15, `scales` and `offsets` (out, groups) float32.
 
-    Column i has the scale of the group `columns[i]`. Where `is_shuffled`, neighbours have not the same.
+    Column i has the scale of the group `columns[i]`.
     """
 
     quants: Tensor
     scales: Tensor
     offsets: Tensor
     columns: Tensor
-    is_shuffled: bool = False
 
     def numbers(self) -> Tensor:
         """The values (out, in) float32; of GPTQ and AWQ without rounding."""
@@ -48,21 +48,13 @@ class Groups:
         return values
 
     def blocks(self) -> Blocks:
-        """In blocks of Q4_1, or where `is_shuffled`, rounded once more to Q8_0."""
-        if self.is_shuffled:
-            return round_to_q8_0(self.numbers())
+        """In blocks of Q4_1; neighbours are of one group."""
         n_rows = len(self.quants)
         quants = self.quants.view(n_rows, -1, BLOCK)
         first, last = torch.split(quants, BLOCK // 2, dim=-1)
         groups = self.columns[::BLOCK]
         ends = [_as_bytes(values[:, groups]) for values in (self.scales, self.offsets)]
-        return Blocks("Q4_1", torch.cat((*ends, first | last << 4), dim=-1).view(n_rows, -1))
-
-
-def describe(source: StoredTensor, name: str, shape: tuple[int, int], *, is_shuffled: bool) -> StoredTensor:
-    """The weight that `source` packs, as an inventory has it: of the type and the bytes of its blocks."""
-    type_ = "Q8_0" if is_shuffled else "Q4_1"
-    return StoredTensor(name, source.file, shape, type_, shape[0] * shape[1] // BLOCK * BLOCK_BYTES[type_])
+        return Blocks(BLOCKS, torch.cat((*ends, first | last << 4), dim=-1).view(n_rows, -1))
 
 
 def unpack(words: Tensor) -> Tensor:
@@ -122,19 +114,6 @@ def check_finite(values: Tensor, source: StoredTensor) -> Tensor:
             hint="fetch the checkpoint again",
         )
     return values.to(torch.float32)
-
-
-def round_to_q8_0(weight: Tensor) -> Blocks:
-    """Round to blocks of Q8_0: a scale in float16 for 32 values, the largest of which is 127."""
-    n_rows, n_columns = weight.shape
-    data = torch.empty(n_rows, n_columns // BLOCK, BLOCK_BYTES["Q8_0"], dtype=torch.uint8)
-    for rows, to in zip(torch.split(weight, _ROWS), torch.split(data, _ROWS), strict=True):
-        values = rows.view(len(rows), -1, BLOCK)
-        scales = values.abs().amax(dim=-1) / 127
-        inverse = torch.where(scales > 0, 1 / scales, 0)
-        to[..., :2] = _as_bytes(scales)
-        to[..., 2:] = (values * inverse[..., None]).round().to(torch.int8).view(torch.uint8)
-    return Blocks("Q8_0", data.view(n_rows, -1))
 
 
 def _as_bytes(values: Tensor) -> Tensor:

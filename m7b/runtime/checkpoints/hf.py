@@ -69,12 +69,15 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     config = _config(fields, tied="lm_head.weight" not in quantized.tensors, window_given=window_given)
     found = match_tensors(path, config, quantized.tensors, _DTYPES, NAMES)
 
+    block_readers = quantized.block_readers
+
     def read(name: str) -> torch.Tensor:
         reader = quantized.readers.get(found[name].source_name)
         return reader() if reader else torch_files.read(found[name])
 
     def read_blocks(name: str) -> Blocks:
-        return quantized.block_readers[found[name].source_name]()
+        assert block_readers is not None
+        return block_readers[found[name].source_name]()
 
     return Checkpoint(
         path=path,
@@ -86,8 +89,7 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         tokenizer=tokenizer_source(path, config.vocab_size),
         stop_ids=_stop_ids(path, fields),
         chat_template=chat_template(path),
-        note=quantized.note,
-        read_blocks=read_blocks if quantized.block_readers else None,
+        read_blocks=read_blocks if block_readers is not None else None,
         quant=quantized.quant,
     )
 

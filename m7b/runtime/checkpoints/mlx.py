@@ -5,6 +5,7 @@ The embeddings and the output are quantized too. A layer can have settings of it
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,13 +16,13 @@ from m7b.runtime.checkpoints import torch_files
 from m7b.runtime.checkpoints.checkpoint import Blocks, StoredTensor
 from m7b.runtime.checkpoints.fields import Fields
 from m7b.runtime.checkpoints.groups import (
+    BLOCKS,
     FLOATS,
     WORDS,
     Groups,
     check_finite,
     check_group,
     check_part,
-    describe,
     unpack,
 )
 from m7b.runtime.checkpoints.quantized import Quantized
@@ -51,8 +52,11 @@ def gather_mlx(settings: Fields, inventory: Mapping[str, StoredTensor]) -> Quant
         group = _find_group(settings, layer)
         scales, biases = tensors.pop(key), tensors.pop(f"{layer}.biases", None)
         read = _check_layer(weight, group, scales, biases)
-        n_out, n_in = weight.shape[0], 8 * weight.shape[1]
-        tensors[weight.source_name] = describe(weight, weight.source_name, (n_out, n_in), is_shuffled=False)
+        n_out, n_words = weight.shape
+        n_bytes = 4 * n_out * n_words + 2 * scales.n_bytes
+        tensors[weight.source_name] = replace(
+            weight, shape=(n_out, 8 * n_words), dtype=BLOCKS, n_bytes=n_bytes
+        )
         readers[weight.source_name] = partial(_read_numbers, read)
         block_readers[weight.source_name] = partial(_read_blocks, read)
     return Quantized(tensors, readers, block_readers)

@@ -1,7 +1,7 @@
 """What the readers of quantized folders give: an inventory in which each weight is one tensor again."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -12,11 +12,10 @@ from m7b.runtime.checkpoints.checkpoint import Blocks, StoredTensor
 class Quantized:
     """The `tensors` of a folder, and how to read those that are quantized: as numbers, some as blocks too.
 
-    `quant` is the quantization of bitsandbytes, if that made it. `note` is for the user.
+    Without `block_readers` there are no blocks at all. `quant` is the quantization of bitsandbytes, if any.
     """
 
     tensors: dict[str, StoredTensor]
     readers: Mapping[str, Callable[[], Tensor]]
-    block_readers: Mapping[str, Callable[[], Blocks]] = field(default_factory=dict)
+    block_readers: Mapping[str, Callable[[], Blocks]] | None = None
     quant: str | None = None
-    note: str = ""
