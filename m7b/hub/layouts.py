@@ -5,6 +5,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from m7b.errors import CheckpointNotFound, UsageError
+from m7b.parts import gather_splits, list_part_names
 
 
 class DownloadFormat(StrEnum):
@@ -19,7 +20,7 @@ _SMALL = {
     "hf": (
         *("config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"),
         *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
-        *("added_tokens.json", "vocab.json", "merges.txt"),
+        *("added_tokens.json", "vocab.json", "merges.txt", "quantize_config.json", "quant_config.json"),
     ),
     "native": ("params.json", "tokenizer.model", "tokenizer.model.v*"),
     "gguf": (),
@@ -31,6 +32,7 @@ _WEIGHTS = {
         ("model.safetensors",),
         ("pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
         ("pytorch_model.bin",),
+        ("gptq_model-*.safetensors",),
     ),
     "native": (("consolidated.safetensors",), ("consolidated.*.pth",)),
     "gguf": (("*.gguf",),),
@@ -49,7 +51,7 @@ def choose_files(
         include: a pattern for the names of weight files, in small letters or capitals.
 
     Raises:
-        CheckpointNotFound: there are no weights in that format, or with None in any.
+        CheckpointNotFound: there are no weights in that format, or with None in any; or a part is missing.
         UsageError: no weight file fits the pattern, or several GGUF files do.
     """
     for one in DownloadFormat if format is None else (format,):
@@ -58,11 +60,8 @@ def choose_files(
             continue
         if include is not None:
             chosen = _filter_included(chosen, repo_id, include)
-        if one == "gguf" and len(chosen) > 1:
-            raise UsageError(
-                f"{repo_id} has {len(chosen)} GGUF files: {', '.join(chosen[:12])}",
-                hint=f"choose one with --include, such as --include '{chosen[0]}'",
-            )
+        if one == "gguf":
+            chosen = _choose_gguf(chosen, names, repo_id)
         return one, [*chosen, *_match_names(names, _SMALL[one])]
     wanted = " or ".join(DownloadFormat) if format is None else format
     raise CheckpointNotFound(
@@ -78,6 +77,35 @@ def detect_format(names: Sequence[str]) -> str | None:
 def find_weights(names: Sequence[str], format: str) -> list[str]:
     """Find the weight files of one layout in a format, none where there is none."""
     return next((found for patterns in _WEIGHTS[format] if (found := _match_names(names, patterns))), [])
+
+
+def _choose_gguf(chosen: list[str], names: Sequence[str], repo_id: str) -> list[str]:
+    """The one GGUF file among those that were `chosen`: all its parts, in order, where it was split.
+
+    Raises:
+        CheckpointNotFound: the repository lacks a part.
+        UsageError: several files were chosen.
+    """
+    first, *others = gather_splits(chosen)
+    if others:
+        shown = ", ".join(_describe_split(one) for one in [first, *others][:12])
+        raise UsageError(
+            f"{repo_id} has {len(others) + 1} GGUF files: {shown}",
+            hint=f"choose one with --include, such as --include '{first}'",
+        )
+    parts = list_part_names(first)
+    for number, part in enumerate(parts, start=1):
+        if part not in names:
+            raise CheckpointNotFound(
+                f"{repo_id} lacks part {number} of {len(parts)}: {part}",
+                hint="all parts of a split are needed: choose another file, or another place",
+            )
+    return parts
+
+
+def _describe_split(first: str) -> str:
+    n_parts = len(list_part_names(first))
+    return first if n_parts == 1 else f"{first} ({n_parts} parts)"
 
 
 def _match_names(names: Sequence[str], patterns: Iterable[str]) -> list[str]:

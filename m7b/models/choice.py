@@ -7,6 +7,7 @@ from typing import Self
 
 from m7b import hub
 from m7b.errors import CheckpointNotFound, UsageError
+from m7b.parts import name_whole
 from m7b.paths import parse_path
 from m7b.variants import VARIANTS
 
@@ -76,7 +77,7 @@ class ModelChoice:
         if name := self.shelf_name:
             return name, hub.locate(name)
         assert self.path is not None
-        return self.path.resolve().name, self.path
+        return name_whole(self.path.resolve().name), self.path
 
 
 def chat_releases() -> list[str]:

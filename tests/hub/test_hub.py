@@ -310,6 +310,57 @@ def test_of_several_gguf_files_one_has_to_be_chosen(home):
     assert records(home)[0]["path"].endswith("a.Q8_0.gguf")
 
 
+SPLIT = {f"Q4/a.Q4_0-0000{n}-of-00003.gguf": b"GGUF%d" % n for n in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("include", [[], ["--include", "*Q4_0*"], ["--include", "*-00002-of-*"]])
+def test_all_parts_of_a_split_are_one_checkpoint(home, include):
+    """Found: one part was fetched, recorded as whole, and lacked most of its tensors."""
+    others = {"b.Q8_0-00001-of-00002.gguf": b"x", "b.Q8_0-00002-of-00002.gguf": b"y"} if include[:1] else {}
+    include = ["--include", "Q4/" + include[1]] if include else []
+    with serving_hub(REPO, {**SPLIT, **others}) as hub:
+        done = m7b(home, hub, "download", REPO, *include)
+        assert done.returncode == 0, done.stderr
+        assert fetched(home) == SPLIT
+        (record,) = records(home)
+        assert record["path"].endswith("Q4/a.Q4_0-00001-of-00003.gguf")
+        Path(record["folder"], "Q4/a.Q4_0-00003-of-00003.gguf").resolve().write_bytes(b"damaged")
+        hub.sent.clear()
+        assert "00003-of-00003" in m7b(home, None, "verify", REPO).stdout
+        assert m7b(home, hub, "verify", REPO, "--repair").returncode == 0
+        assert set(hub.sent) == {"Q4/a.Q4_0-00003-of-00003.gguf"}
+    assert fetched(home) == SPLIT
+    assert m7b(home, None, "rm", REPO, "-y").returncode == 0
+    assert not blobs(home)
+
+
+def test_the_address_of_one_part_fetches_all(home):
+    with serving_hub(REPO, {**SPLIT, "b.gguf": b"GGUF"}) as hub:
+        address = f"https://huggingface.co/{REPO}/blob/main/Q4/a.Q4_0-00002-of-00003.gguf?download=true"
+        refused = m7b(home, hub, "download", address, "--include", "*")
+        assert refused.returncode == 2
+        assert "--include" in refused.stderr
+        assert m7b(home, hub, "download", address).returncode == 0
+    assert fetched(home) == SPLIT
+    assert records(home)[0]["name"] == REPO
+
+
+def test_splits_are_offered_as_one_file_each(home):
+    with serving_hub(REPO, {**SPLIT, "b.gguf": b"GGUF"}) as hub:
+        done = m7b(home, hub, "download", REPO)
+    assert done.returncode == 2
+    assert "2 GGUF files: Q4/a.Q4_0-00001-of-00003.gguf (3 parts), b.gguf" in done.stderr
+
+
+def test_a_split_that_lacks_a_part_on_the_hub_is_refused_by_its_name(home):
+    files = {name: data for name, data in SPLIT.items() if "-00002-" not in name}
+    with serving_hub(REPO, files) as hub:
+        done = m7b(home, hub, "download", REPO)
+        assert not hub.sent
+    assert done.returncode == 3
+    assert "part 2 of 3: Q4/a.Q4_0-00002-of-00003.gguf" in done.stderr
+
+
 def test_killed_at_any_moment_it_goes_on_where_it_stopped(home):
     """A kill can cost what the server had sent and the client had not written."""
     draw, n_kills = random.Random(7), N_KILLS
@@ -467,6 +518,11 @@ def test_prune_removes_what_never_ended(home):
     assert m7b(home, None, "prune", "-y").returncode == 0
     assert not any("part" in blob.name for blob in blobs(home))
     assert "nothing to prune" in m7b(home, None, "prune").stderr
+
+
+def test_the_settings_of_old_four_bit_folders_come_with_their_weights():
+    names = ["README.md", "config.json", "gptq_model-4bit-128g.safetensors", "quantize_config.json"]
+    assert choose_files(names, REPO, None, None) == ("hf", [names[2], names[1], names[3]])
 
 
 def test_every_layout_leaves_out_the_copies_of_the_others():

@@ -332,3 +332,26 @@ def test_a_page_of_text_has_an_end(monkeypatch):
     monkeypatch.setattr(http, "_MOST_CHUNKS", 1)
     with serving(b"x" * (1 << 20)) as server:
         assert len(http.fetch_text(server.url, retries=hub.Retries())) <= 1 << 18
+
+
+@pytest.mark.parametrize("given", ["model-00002-of-00003.gguf", "."])
+@pytest.mark.parametrize("copies", [[], ["--copy"]])
+def test_a_split_that_is_here_is_one_checkpoint(tmp_path, given, copies):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    write_gguf(mistral(), folder / "model.gguf", n_part_tensors=8)
+    name = "model" if given != "." else "here"
+    assert call("download", "--source", folder / given, *copies).code == 0
+    (entry,) = entries()
+    assert (entry["name"], len(entry["files"])) == (name, 3)
+    assert entry["path"].endswith("model-00001-of-00003.gguf")
+    assert call("info", "-m", entry["path"], "--json").answer["checkpoint"]["bytes"] > 50_000
+    assert call("verify", name).code == 0
+
+
+def test_a_split_of_which_a_part_is_gone_is_not_recorded(tmp_path):
+    write_gguf(mistral(), tmp_path / "model.gguf", n_part_tensors=8)
+    (tmp_path / "model-00003-of-00003.gguf").unlink()
+    ran = call("download", "--source", tmp_path / "model-00001-of-00003.gguf")
+    assert_refused(ran, 3, "part 3 of 3", "model-00003-of-00003.gguf")
+    assert entries() == []

@@ -349,7 +349,6 @@ def test_stop_ids_are_those_of_generation_config_else_of_config(tmp_path, genera
         {"mlp_bias": True},
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
-        {"quantization_config": {"quant_method": "gptq"}},
     ],
     ids=lambda changes: "-".join(changes),
 )

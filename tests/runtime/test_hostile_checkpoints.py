@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from m7b.errors import DamagedCheckpoint, M7bError, UnsupportedCheckpoint
 from m7b.runtime.checkpoints import open_checkpoint
 from m7b.tokenizer import load_tokenizer
 from tests.support.checkpoints import _gguf_name, mistral, native_tensors, write_hf, write_native
+from tests.support.four_bit import write_awq, write_gptq, write_mlx
 from tests.support.memory import peak_of
 
 MODEL = mistral(
@@ -194,8 +195,6 @@ LIES = {
     "value-not-utf8": (raw(0, 1, pair("k", "v").replace(b"v", b"\xc0")), ["UTF-8"]),
     "key-twice": (raw(0, 2, pair("k", 1) + pair("k", 2)), ["twice"]),
     "tensor-twice": (raw(2, 0, entry("t", (1,)) * 2), ["twice"]),
-    "version-1": (raw(0, 0, version=1), ["version 1"]),
-    "big-endian": (raw(0, 0, version=3 << 24), ["version"]),
     "magic-alone": (b"GGUF", [4]),
 }
 
@@ -205,6 +204,42 @@ def test_gguf_header_that_lies_is_refused(tmp_path, lie):
     data, words = LIES[lie]
     (tmp_path / "model.gguf").write_bytes(data)
     assert_refused(tmp_path / "model.gguf", *words)
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        (0, ["version 0"]),
+        (1, ["version 1", "newer file"]),
+        (4, ["version 4", "newer m7b"]),
+        (3 << 24, ["version 3", "big-endian", "gguf-convert-endian"]),
+        (1 << 24, ["version 1", "big-endian"]),
+        (2**32 - 1, ["version"]),
+    ],
+)
+def test_gguf_of_another_version_or_byte_order_is_named(tmp_path, version, words):
+    (tmp_path / "model.gguf").write_bytes(raw(0, 0, version=version))
+    assert_refused(tmp_path / "model.gguf", *words, kind=UnsupportedCheckpoint)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"lmgg" + bytes(60), ["ggml", "fetch the model as GGUF"]),
+        (b"fmgg\x01\0\0\0", ["ggmf"]),
+        (b"tjgg\x03\0\0\0", ["ggjt"]),
+        (b"algg\x01\0\0\0", ["LoRA adapter", "ggla"]),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ["Git LFS pointer", "git lfs pull"]),
+        (b"<!DOCTYPE html><html></html>", ["web page"]),
+        (b"<html>", ["web page"]),
+        (b"", ["not a GGUF file"]),
+        (b"PK\3\4", ["not a GGUF file", "folder"]),
+    ],
+    ids=lambda value: ascii(value[:8]) if isinstance(value, bytes) else "",
+)
+def test_a_file_that_is_often_taken_for_gguf_is_named(tmp_path, data, words):
+    (tmp_path / "model.gguf").write_bytes(data)
+    assert_refused(tmp_path / "model.gguf", *words, kind=UnsupportedCheckpoint)
 
 
 @pytest.mark.parametrize(
@@ -268,10 +303,12 @@ def test_tokenizer_json_whose_merge_makes_no_token_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "pairs",
     [
-        {"general.architecture": "mixtral"},
-        {"general.architecture": ...},
+        *({"general.architecture": name} for name in ("qwen2", "gemma3", "mistral4", 5, ["llama"], ...)),
+        *({"general.type": kind} for kind in ("adapter", "imatrix", "mmproj")),
         {"llama.expert_count": 8},
         {"llama.rope.scaling.type": "yarn"},
+        {"llama.attention.temperature_scale": 0.1},
+        {"llama.attention.scale": 0.5},
         {"llama.rope.scaling.factor": 4.0},
         {"llama.rope.scale_linear": 4.0},
     ],
@@ -279,7 +316,19 @@ def test_tokenizer_json_whose_merge_makes_no_token_is_refused(tmp_path):
 )
 def test_gguf_models_with_another_forward_pass_are_refused(tmp_path, pairs):
     """llama.cpp takes a scaling factor without a type as linear scaling."""
-    assert_refused(gguf(tmp_path / "model.gguf", pairs), kind=UnsupportedCheckpoint)
+    (key, value), *_ = pairs.items()
+    word = {"adapter": "LoRA", "imatrix": "importance", "mmproj": "vision"}.get(str(value), key)
+    assert_refused(gguf(tmp_path / "model.gguf", pairs), word, kind=UnsupportedCheckpoint)
+
+
+@pytest.mark.parametrize(
+    ("dims", "type_id", "kind"),
+    [((2,), 0, UnsupportedCheckpoint), ((1,), 0, DamagedCheckpoint), ((2,), 1, DamagedCheckpoint)],
+)
+def test_gguf_factors_of_rope_that_are_not_1_or_do_not_fit_are_refused(tmp_path, dims, type_id, kind):
+    """They lie where the embeddings do: numbers other than 1."""
+    file = gguf(tmp_path / "model.gguf", entries={"rope_freqs.weight": (dims, type_id, 0)})
+    assert_refused(file, "rope_freqs.weight", kind=kind)
 
 
 @pytest.mark.parametrize(
@@ -454,6 +503,154 @@ def test_index_without_a_weight_map_is_refused(tmp_path, index):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert_refused(folder, "model.safetensors.index.json", "weight_map")
 
+
+# ---- four bits of other programs -------------------------------------------------------------------------
+
+FOUR_BIT_MODEL = mistral(
+    hidden_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    intermediate_size=32,
+    vocab_size=8,
+)
+LAYER = "model.layers.0.self_attn.q_proj"
+WRITERS = {"gptq": write_gptq, "awq": write_awq, "mlx": write_mlx}
+
+
+def damage(folder: Path, changes: dict) -> Path:
+    """Change tensors of the query's layer: a value, a function of the old one, or `...` for gone."""
+    tensors = load_file(folder / "model.safetensors")
+    for part, change in changes.items():
+        name = f"{LAYER}.{part}"
+        old = tensors.pop(name, None)
+        if change is not ...:
+            tensors[name] = (change(old) if callable(change) else change).contiguous()
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def change_settings(folder: Path, **changes: object) -> Path:
+    """Change the settings of the quantization in config.json, `...` for gone."""
+    config = json.loads((folder / "config.json").read_text())
+    key = "quantization" if "quantization" in config else "quantization_config"
+    settings = {name: value for name, value in (config[key] | changes).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(config | {key: settings}))
+    return folder
+
+
+PACKED = ["qweight", "qzeros", "scales"]
+OF_MLX = ["weight", "scales", "biases"]
+DAMAGES = {
+    **{f"{kind}-no-{part}": (kind, {part: ...}, [part]) for kind in ("gptq", "awq") for part in PACKED[1:]},
+    **{f"gptq-rows-{part}": ("gptq", {part: lambda old: old[:-1]}, [part]) for part in PACKED},
+    **{f"awq-columns-{part}": ("awq", {part: lambda old: old[:, :-1]}, [part]) for part in PACKED},
+    **{f"gptq-flat-{part}": ("gptq", {part: lambda old: old.flatten()}, [part]) for part in PACKED},
+    **{f"gptq-double-{part}": ("gptq", {part: lambda old: old.double()}, [part]) for part in PACKED},
+    **{f"awq-int8-{part}": ("awq", {part: lambda old: old.to(torch.int8)}, [part]) for part in PACKED},
+    "gptq-empty": ("gptq", {"qweight": torch.zeros(8, 0, dtype=torch.int32)}, ["qweight"]),
+    "awq-empty": ("awq", {"qweight": torch.zeros(0, 8, dtype=torch.int32)}, ["qweight"]),
+    "gptq-odd-rows": ("gptq", {"qweight": lambda old: old[:, :-1]}, ["qweight", "63"]),
+    "gptq-plain-too": ("gptq", {"weight": torch.zeros(64, 64)}, ["both plain and quantized"]),
+    "gptq-bias": ("gptq", {"bias": torch.ones(64)}, ["bias", "more than"]),
+    "gptq-short-order": ("gptq", {"g_idx": lambda old: old[:-1]}, ["g_idx"]),
+    "gptq-float-order": ("gptq", {"g_idx": lambda old: old.float()}, ["g_idx"]),
+    "gptq-negative-order": ("gptq", {"g_idx": lambda old: old - 1}, ["g_idx", "-1"]),
+    "gptq-order-past-end": ("gptq", {"g_idx": lambda old: old + 1}, ["g_idx", "to 2", "there are 2"]),
+    "gptq-huge-order": ("gptq", {"g_idx": lambda old: old + (1 << 30)}, ["g_idx", 1 << 30]),
+    **{f"mlx-no-{part}": ("mlx", {part: ...}, [part]) for part in ("weight", "biases")},
+    **{f"mlx-rows-{part}": ("mlx", {part: lambda old: old[:-1]}, [part]) for part in OF_MLX},
+    **{f"mlx-columns-{part}": ("mlx", {part: lambda old: old[:, :-1]}, ["groups"]) for part in OF_MLX[:1]},
+    **{f"mlx-columns-{part}": ("mlx", {part: lambda old: old[:, :-1]}, [part]) for part in OF_MLX[1:]},
+    **{f"mlx-flat-{part}": ("mlx", {part: lambda old: old.flatten()}, [part]) for part in OF_MLX},
+    **{f"mlx-int8-{part}": ("mlx", {part: torch.zeros(64, 8, dtype=torch.int8)}, [part]) for part in OF_MLX},
+    "mlx-no-scales": ("mlx", {"scales": ..., "biases": ...}, ["64x8"]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_four_bit_layers_that_cannot_be_are_refused(tmp_path, name):
+    kind, changes, words = DAMAGES[name]
+    folder = damage(WRITERS[kind](FOUR_BIT_MODEL, tmp_path / "model").path, changes)
+    with pytest.raises((DamagedCheckpoint, UnsupportedCheckpoint)) as caught:
+        open_checkpoint(folder)
+    text = str(caught.value)
+    assert [word for word in (folder, *words) if str(word) not in text] == [], text
+    assert text.isprintable()
+    assert len(text) < 800
+
+
+def test_shuffled_columns_without_their_order_are_refused(tmp_path):
+    folder = write_gptq(FOUR_BIT_MODEL, tmp_path / "model", shuffled=True, has_order=False).path
+    assert_refused(folder, "has no g_idx")
+
+
+def test_packed_weights_without_settings_are_refused(tmp_path):
+    """Found: "7 of 12 tensors are missing; fetch the checkpoint again"."""
+    folder = write_gptq(FOUR_BIT_MODEL, tmp_path / "model").path
+    edit_json(folder / "config.json", quantization_config=...)
+    assert_refused(folder, "config.json", "qweight is quantized, and no file says how")
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 60_000.0])
+@pytest.mark.parametrize(
+    ("kind", "part"), [("gptq", "scales"), ("awq", "scales"), ("mlx", "scales"), ("mlx", "biases")]
+)
+def test_scales_that_are_not_finite_are_refused_when_they_are_read(tmp_path, kind, part, value):
+    """60,000 is finite in float16, and 8 times it is not: an offset of GPTQ or AWQ."""
+
+    def change(old: torch.Tensor) -> torch.Tensor:
+        old = old.float()
+        old[0, 0] = value
+        return old
+
+    folder = WRITERS[kind](FOUR_BIT_MODEL, tmp_path / "model").path
+    checkpoint, name = open_checkpoint(damage(folder, {part: change})), "layers.0.attention.wq.weight"
+    for read in (checkpoint.read, checkpoint.read_blocks):
+        if kind == "mlx" and value == 60_000:
+            assert read(name) is not None
+        else:
+            with pytest.raises(DamagedCheckpoint, match=f"{LAYER}.{part} are not finite"):
+                read(name)
+
+
+@pytest.mark.parametrize("group", [0, -2, 16, 48, 2**40, HUGE, "32", None, True, 32.0, [32], {}, NAN, ...])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_group_sizes_that_cannot_be_are_refused(tmp_path, kind, group):
+    folder = change_settings(WRITERS[kind](FOUR_BIT_MODEL, tmp_path / "model").path, group_size=group)
+    assert_refused(folder, "has groups of", kind=UnsupportedCheckpoint)
+
+
+@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_group_size_other_than_that_of_the_scales_is_refused(tmp_path, kind, group):
+    folder = WRITERS[kind](FOUR_BIT_MODEL, tmp_path / "model", group=96 - group).path
+    change_settings(folder, group_size=group)
+    with pytest.raises((UnsupportedCheckpoint, DamagedCheckpoint), match=r"groups|g_idx|qzeros|scales"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"bits":', b'{"bits": 4}', b'{"bits": [[[]]]}'])
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])
+def test_settings_of_old_folders_that_cannot_be_are_refused(tmp_path, name, data):
+    folder = write_gptq(FOUR_BIT_MODEL, tmp_path / "model").path
+    edit_json(folder / "config.json", quantization_config=...)
+    (folder / name).write_bytes(data)
+    with pytest.raises((UnsupportedCheckpoint, DamagedCheckpoint), match=f"{name}|groups of None"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("key", ["bits", "group_size", "quant_method", "checkpoint_format"])
+def test_settings_nested_to_any_depth_are_refused(tmp_path, key):
+    folder = write_gptq(FOUR_BIT_MODEL, tmp_path / "model", **{key: "X"}).path
+    config = (folder / "config.json").read_text()
+    for depth in [*range(800, 1000), 5000]:
+        (folder / "config.json").write_text(config.replace('"X"', "[" * depth + "]" * depth))
+        with pytest.raises((DamagedCheckpoint, UnsupportedCheckpoint), match=r"config\.json|groups of"):
+            open_checkpoint(folder)
+
+
+# ---- tensors ---------------------------------------------------------------------------------------------
 
 NORM = "model.layers.0.input_layernorm.weight"
 QUERY = "model.layers.0.self_attn.q_proj.weight"

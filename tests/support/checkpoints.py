@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -117,12 +118,23 @@ def write_native(model: MistralForCausalLM, folder: Path, *, pickle: bool = Fals
     return folder
 
 
-def write_gguf(model: MistralForCausalLM, file: Path, **metadata: Any) -> Path:
-    """Save as llama.cpp's converter does: arch llama, interleaved rows, float32; the gguf package writes."""
+def write_gguf(
+    model: MistralForCausalLM,
+    file: Path,
+    *,
+    arch: str = "llama",
+    n_part_tensors: int = 0,
+    extra: dict[str, torch.Tensor] | None = None,
+    **metadata: Any,
+) -> Path:
+    """Save as llama.cpp's converter does: interleaved rows, float32; the gguf package writes.
+
+    With `n_part_tensors` it writes parts of so many tensors beside `file`, whose name they end differently.
+    """
     from gguf import GGUFWriter
 
     config = model.config
-    writer = GGUFWriter(file, "llama")
+    writer = GGUFWriter(file, arch, split_max_tensors=n_part_tensors)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -135,9 +147,11 @@ def write_gguf(model: MistralForCausalLM, file: Path, **metadata: Any) -> Path:
     if config.sliding_window:
         writer.add_sliding_window(config.sliding_window)
     for key, value in metadata.items():
-        writer.add_string(key, value)
-    for name, weight in native_tensors(model).items():
-        writer.add_tensor(_gguf_name(name), weight.float().numpy())
+        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+        add(key, value)
+    tensors = {_gguf_name(name): weight for name, weight in native_tensors(model).items()}
+    for name, weight in (tensors | (extra or {})).items():
+        writer.add_tensor(name, weight.float().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -176,6 +190,23 @@ def read(engine: Engine, ids: list[int], *, is_prompt: bool = False) -> torch.Te
 def rewind(engine: Engine, length: int) -> None:
     """Drop all but the first `length` tokens of the main row."""
     engine.rows.rewind(engine.rows.main, length)
+
+
+def llama_cpp_logits(file: Path, ids: list[int]) -> torch.Tensor:
+    """Logits (T, V) of llama.cpp for a GGUF file of float32, its cache in float32 too."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    loaded = llama_cpp.Llama(
+        str(file),
+        n_ctx=64,
+        n_threads=1,
+        n_threads_batch=1,
+        logits_all=True,
+        verbose=False,
+        type_k=0,
+        type_v=0,
+    )
+    loaded.eval(ids)
+    return torch.from_numpy(loaded.scores[: len(ids)].copy())
 
 
 @torch.inference_mode()

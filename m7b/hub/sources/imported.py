@@ -13,6 +13,7 @@ from m7b.hub.progress import FileProgress, Retries
 from m7b.hub.shelf import File, make_key
 from m7b.hub.transfer import tarball
 from m7b.hub.transfer.members import list_members
+from m7b.parts import list_part_names
 from m7b.paths import checkpoints_folder
 
 _BLOCK = 1 << 24
@@ -42,7 +43,7 @@ class PathSource:
         if self._is_tar:
             files, names = [place], [member.name for member in list_members(place, place.parent)]
         else:
-            files = [place] if place.is_file() else sorted(file for file in place.iterdir() if file.is_file())
+            files = self._list_files(place)
             names = [file.name for file in files]
         format, chosen = layouts.choose_files(names, str(self.place), layouts.detect_format(names), None)
         if not self._is_tar:
@@ -79,14 +80,23 @@ class PathSource:
         names = [file.name for file in plan.files]
         return replace(plan, files=(yield from checksums.checksum_files(plan.folder, names)))
 
+    @staticmethod
+    def _list_files(place: Path) -> list[Path]:
+        """The files of a folder; of a file all the parts that are here, where it is one of a split."""
+        if place.is_dir():
+            return sorted(file for file in place.iterdir() if file.is_file())
+        parts = (place.with_name(name) for name in list_part_names(place.name))
+        return [part for part in parts if part.is_file()]
+
     @property
     def _is_tar(self) -> bool:
         return self.place.is_file() and tarfile.is_tarfile(self.place)
 
     def _copy(self, plan: DownloadPlan) -> Generator[FileProgress, None, None]:
         place, done = Path(plan.origin), 0
+        folder = place if place.is_dir() else place.parent
         for file in plan.files:
-            source = place / file.name if place.is_dir() else place
+            source = folder / file.name
             with source.open("rb") as reader, (plan.work / file.name).open("wb") as writer:
                 while block := reader.read(_BLOCK):
                     writer.write(block)

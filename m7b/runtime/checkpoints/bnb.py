@@ -8,16 +8,17 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
+from m7b.errors import DamagedCheckpoint
 from m7b.runtime.checkpoints import torch_files
 from m7b.runtime.checkpoints.checkpoint import StoredTensor
 from m7b.runtime.checkpoints.fields import Fields
+from m7b.runtime.checkpoints.quantized import Quantized
 
 DTYPES = dict.fromkeys(("NF4", "FP4", "INT8"), torch.bfloat16)
 """What the weights count as in an inventory, and the dtype to run them in."""
@@ -27,40 +28,14 @@ _MAX_STATE_BYTES = 4096
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
-@dataclass(frozen=True, slots=True)
-class Quantized:
-    """An inventory in which each quantized weight is one tensor, and how to read those."""
-
-    quant: str
-    tensors: dict[str, StoredTensor]
-    readers: Mapping[str, Callable[[], Tensor]]
-
-
-def quantization_config(config: Fields) -> dict[str, Any] | None:
-    """What config.json says of bitsandbytes, None where it does not.
-
-    Raises:
-        UnsupportedCheckpoint: something else has quantized the weights.
-    """
-    settings = config.raw("quantization_config")
-    if settings is None:
-        return None
-    if not isinstance(settings, dict) or settings.get("quant_method", "bitsandbytes") != "bitsandbytes":
-        raise UnsupportedCheckpoint(
-            f"{config.file}: quantization_config is {str(settings)[:60]}",
-            hint="m7b reads those of bitsandbytes",
-        )
-    return settings
-
-
-def gather(settings: dict[str, Any], inventory: Mapping[str, StoredTensor]) -> Quantized:
-    """What a folder with such a configuration holds.
+def gather_bnb(settings: Fields, inventory: Mapping[str, StoredTensor]) -> Quantized:
+    """What a folder of bitsandbytes holds; `settings` are its quantization_config.
 
     Raises:
         DamagedCheckpoint: sizes contradict each other.
     """
     tensors, readers = dict(inventory), dict[str, Callable[[], Tensor]]()
-    quant = "int8" if settings.get("load_in_8bit") else ""
+    quant = "int8" if settings.raw("load_in_8bit") else ""
     for key in inventory:
         if match := _STATE.fullmatch(key):
             name, quant = match.groups()
@@ -74,7 +49,7 @@ def gather(settings: dict[str, Any], inventory: Mapping[str, StoredTensor]) -> Q
             tensors[f"{layer}weight"], readers[f"{layer}weight"] = _int8(
                 inventory.get(f"{layer}weight"), inventory[key]
             )
-    return Quantized(quant, tensors, readers)
+    return Quantized(tensors, readers, quant=quant)
 
 
 def _four_bit(

@@ -27,7 +27,10 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor as its file describes it: `shape` is (out, in) for a linear, `dtype` the file's word."""
+    """One tensor as its file describes it: `shape` is (out, in) for a linear, `dtype` the file's word.
+
+    Of a weight that becomes blocks, `dtype` is theirs.
+    """
 
     source_name: str
     file: Path

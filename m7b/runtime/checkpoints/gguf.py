@@ -1,4 +1,4 @@
-"""GGUF files of arch `llama`: metadata and tensors in one file, weights as numbers or as blocks."""
+"""GGUF files of Mistral and Llama models: metadata and tensors in one, weights as numbers or as blocks."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +25,8 @@ from m7b.runtime.checkpoints.fields import (
     Fields,
     find_head_dim,
 )
-from m7b.runtime.checkpoints.gguf_header import MAGIC, Header, HeaderError, read_header
+from m7b.runtime.checkpoints.gguf_header import MAGIC, Header
+from m7b.runtime.checkpoints.gguf_parts import read_parts
 from m7b.runtime.kernels import BlockType
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.rope import canonical_rows
@@ -46,6 +47,23 @@ NAMES = {
     "feed_forward.w2": "ffn_down",
 }
 """The parts of canonical names, as GGUF calls them."""
+
+_ARCHITECTURES = ("llama", "mistral3")  # with the same rows and the same arithmetic
+_OTHER_TYPES = {
+    "adapter": "a LoRA adapter",
+    "imatrix": "an importance matrix for a quantizer",
+    "mmproj": "the vision part of a model",
+}
+# Keys that would change the logits, with the values that do not. (llama.cpp takes a factor of 0 as 1.)
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "rope.scaling.type": (None, "none", "linear"),
+    "rope.scaling.factor": (None, 0.0, 1.0),
+    "rope.scale_linear": (None, 1.0),
+    "attention.temperature_scale": (None, 0.0),
+    "attention.scale": (None, 0.0),
+    "expert_count": (None, 0),
+}
+_ROPE_FACTORS = "rope_freqs.weight"
 
 # Each tensor type that is read, with the dtype that holds it without loss or, quantized, well enough.
 _NUMBERS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -82,22 +100,23 @@ def sniff(path: Path) -> bool:
 def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     """Read the metadata and the tensor headers of the file at `path`; no weights.
 
-    A file without a window in its metadata means full attention; `window_given` silences the note
-    about files that lost theirs.
+    Any part of a split stands for all of it. A file without a window in its metadata means full attention;
+    `window_given` silences the note about files that lost theirs.
 
     Raises:
         DamagedCheckpoint: the file is cut short or contradicts itself.
         UnsupportedCheckpoint: it is not a plain Llama model, or of a type that is not read.
     """
-    try:
-        header = read_header(path)
-    except (HeaderError, OSError) as error:
-        raise DamagedCheckpoint(f"{path}: not a whole GGUF file: {error}", hint="fetch it again") from None
+    parts = read_parts(path)
+    path, header = parts[0]
     fields = Fields(path, header.metadata)
-    _refuse_unsupported(fields)
-    stored = {tensor.source_name: (tensor, offset) for tensor, offset in _tensors(path, header)}
+    architecture = _find_architecture(fields)
+    _refuse_unsupported(fields, architecture)
+    stored = {tensor.source_name: (tensor, offset) for part in parts for tensor, offset in _tensors(*part)}
     tensors = {name: tensor for name, (tensor, _) in stored.items()}
-    config = _config(fields, tensors)
+    config = _config(fields, architecture, tensors)
+    if tensors.pop(_ROPE_FACTORS, None):
+        _refuse_rope_factors(*stored[_ROPE_FACTORS], config)
     found = match_tensors(path, config, tensors, _DTYPES, NAMES)
     _refuse_overlap(stored.values())
     return Checkpoint(
@@ -149,54 +168,83 @@ def _rare_type(type_id: int) -> tuple[str, int, int]:
 
 def _refuse_overlap(places: Iterable[tuple[StoredTensor, int]]) -> None:
     """Refuse a small file that passes for a large model by using its bytes twice."""
-    free = 0
-    for tensor, start in sorted(places, key=lambda place: place[1]):
+    file, free = Path(), 0
+    for tensor, start in sorted(places, key=lambda place: (place[0].file, place[1])):
+        free = free if tensor.file == file else 0
         if start < free:
             raise DamagedCheckpoint(
                 f"{tensor.file}: {tensor.source_name} begins at byte {start}, inside another tensor"
             )
-        free = start + tensor.n_bytes
+        file, free = tensor.file, start + tensor.n_bytes
 
 
-def _refuse_unsupported(fields: Fields) -> None:
-    architecture = fields.raw("general.architecture")
-    if architecture != "llama":
+def _find_architecture(fields: Fields) -> str:
+    """The architecture of the model; its keys begin with it.
+
+    Raises:
+        UnsupportedCheckpoint: it is another, or the file holds something else than a model.
+    """
+    kind, architecture = fields.raw("general.type"), fields.raw("general.architecture")
+    if isinstance(kind, str) and kind in _OTHER_TYPES:
         raise UnsupportedCheckpoint(
-            f"{fields.file}: general.architecture is {architecture!r}",
-            hint="m7b runs 'llama', as Mistral 7B is written",
+            f"{fields.file}: {_OTHER_TYPES[kind]}, not a model", hint="name the GGUF file of the model itself"
         )
-    unscaled = {"scaling.type": (None, "none"), "scaling.factor": (None, 1.0), "scale_linear": (None, 1.0)}
-    for key, allowed in unscaled.items():
-        if (value := fields.raw(f"llama.rope.{key}")) not in allowed:
+    if architecture not in _ARCHITECTURES:
+        raise UnsupportedCheckpoint(
+            f"{fields.file}: general.architecture is {str(architecture)[:60]!r}",
+            hint=f"m7b runs {' and '.join(map(repr, _ARCHITECTURES))}, as Mistral 7B is written; "
+            "llama.cpp runs others",
+        )
+    return str(architecture)
+
+
+def _refuse_unsupported(fields: Fields, architecture: str) -> None:
+    """Refuse what would change the forward pass."""
+    for key, allowed in _PLAIN.items():
+        if (value := fields.raw(f"{architecture}.{key}")) not in allowed:
             raise UnsupportedCheckpoint(
-                f"{fields.file}: llama.rope.{key} is {value!r}", hint="m7b runs unscaled RoPE only"
+                f"{fields.file}: {architecture}.{key} is {str(value)[:60]!r}",
+                hint="m7b runs dense models with unscaled RoPE and attention only",
             )
-    if fields.raw("llama.expert_count"):
-        raise UnsupportedCheckpoint(f"{fields.file}: a mixture of experts", hint="m7b runs dense models only")
 
 
-def _config(fields: Fields, stored: Mapping[str, StoredTensor]) -> ModelConfig:
-    dim = fields.integer("llama.embedding_length", MAX_DIM)
-    n_heads = fields.integer("llama.attention.head_count", MAX_DIM)
-    n_kv_heads = fields.integer("llama.attention.head_count_kv", MAX_DIM, default=n_heads)
-    head_dim = find_head_dim(fields, "llama.attention.key_length", dim, n_heads, n_kv_heads)
-    if fields.integer("llama.rope.dimension_count", MAX_DIM, default=head_dim) != head_dim:
-        raise fields.bad("llama.rope.dimension_count", f"the head size, {head_dim}")
+def _refuse_rope_factors(tensor: StoredTensor, offset: int, config: ModelConfig) -> None:
+    """Refuse a divisor other than 1 for a frequency of RoPE, which llama.cpp would heed."""
+    if tensor.dtype != "F32" or tensor.shape != (config.head_dim // 2,):
+        raise DamagedCheckpoint(
+            f"{tensor.file}: {tensor.source_name} is {tensor.shape} of {tensor.dtype}, "
+            f"{config.head_dim // 2} of F32 belong to a head of {config.head_dim}"
+        )
+    if not (_dequantize(tensor, offset) == 1).all():
+        raise UnsupportedCheckpoint(
+            f"{tensor.file}: {tensor.source_name} scales RoPE, as Llama 3.1 does",
+            hint="m7b runs dense models with unscaled RoPE and attention only",
+        )
+
+
+def _config(fields: Fields, architecture: str, stored: Mapping[str, StoredTensor]) -> ModelConfig:
+    dim = fields.integer(f"{architecture}.embedding_length", MAX_DIM)
+    n_heads = fields.integer(f"{architecture}.attention.head_count", MAX_DIM)
+    n_kv_heads = fields.integer(f"{architecture}.attention.head_count_kv", MAX_DIM, default=n_heads)
+    head_dim = find_head_dim(fields, f"{architecture}.attention.key_length", dim, n_heads, n_kv_heads)
+    if fields.integer(f"{architecture}.rope.dimension_count", MAX_DIM, default=head_dim) != head_dim:
+        raise fields.bad(f"{architecture}.rope.dimension_count", f"the head size, {head_dim}")
     embeddings = stored.get("token_embd.weight")
+    n_rows = embeddings.shape[0] if embeddings else 0
     return ModelConfig(
         dim=dim,
-        n_layers=fields.integer("llama.block_count", MAX_LAYERS),
+        n_layers=fields.integer(f"{architecture}.block_count", MAX_LAYERS),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        hidden_dim=fields.integer("llama.feed_forward_length", MAX_DIM),
-        vocab_size=fields.integer(
-            "llama.vocab_size", MAX_VOCAB, default=embeddings.shape[0] if embeddings else 0
-        ),
-        norm_eps=_shortest(fields.number("llama.attention.layer_norm_rms_epsilon", 1.0)),
-        rope_theta=_shortest(fields.number("llama.rope.freq_base", 1e12, default=1e4)),  # GGUF's own default
-        sliding_window=fields.optional_integer("llama.attention.sliding_window", MAX_POSITIONS),
-        max_seq_len=fields.integer("llama.context_length", MAX_POSITIONS),
+        hidden_dim=fields.integer(f"{architecture}.feed_forward_length", MAX_DIM),
+        # Rows past the vocabulary only fill the matrix up.
+        vocab_size=max(n_rows, fields.integer(f"{architecture}.vocab_size", MAX_VOCAB, default=n_rows)),
+        norm_eps=_shortest(fields.number(f"{architecture}.attention.layer_norm_rms_epsilon", 1.0)),
+        # GGUF has a default of its own.
+        rope_theta=_shortest(fields.number(f"{architecture}.rope.freq_base", 1e12, default=1e4)),
+        sliding_window=fields.optional_integer(f"{architecture}.attention.sliding_window", MAX_POSITIONS),
+        max_seq_len=fields.integer(f"{architecture}.context_length", MAX_POSITIONS),
         tied_embeddings="output.weight" not in stored,
     )
 

@@ -36,6 +36,14 @@ class HeaderError(ValueError):
     """The bytes are not a GGUF header."""
 
 
+class VersionError(HeaderError):
+    """The header is in a layout that is not read; `hint` is the way out."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
     """A tensor as the file declares it: `dims` innermost first, `offset` from the start of the data."""
@@ -59,6 +67,7 @@ def read_header(path: Path) -> Header:
     """Read the header of the GGUF file at `path`.
 
     Raises:
+        VersionError: it is of another version or byte order.
         HeaderError: it is cut short, lies about a length, repeats a name or has a type unknown here.
         OSError: it cannot be read.
     """
@@ -111,9 +120,7 @@ def _parse(cursor: _Cursor) -> Header:
     try:
         if cursor.take(4) != MAGIC:
             raise HeaderError("it does not begin with GGUF")
-        version = cursor.number("<I")
-        if version not in _VERSIONS:
-            raise HeaderError(f"version {version} is not one of {_VERSIONS}")
+        _check_version(cursor.number("<I"))
         n_tensors, n_entries = cursor.number("<Q"), cursor.number("<Q")
         metadata = _unique(cursor.each(n_entries, 13, lambda: (cursor.read_string(), _value(cursor))))
         tensors = cursor.each(n_tensors, 24, lambda: _tensor(cursor))
@@ -124,6 +131,20 @@ def _parse(cursor: _Cursor) -> Header:
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise HeaderError(f"general.alignment is {alignment}, not a power of two")
     return Header(metadata, tensors, -(-cursor.at // alignment) * alignment)
+
+
+def _check_version(version: int) -> None:
+    if version and version & 0xFFFF == 0:
+        raise VersionError(
+            f"GGUF version {version >> 24} in big-endian byte order",
+            "fetch the little-endian file, or convert it with gguf-convert-endian of the package gguf",
+        )
+    if version not in _VERSIONS:
+        raise VersionError(
+            f"GGUF version {version}",
+            f"m7b reads {' and '.join(map(str, _VERSIONS))}: "
+            + ("fetch a newer file" if version < _VERSIONS[0] else "a newer m7b may read it"),
+        )
 
 
 def _value(cursor: _Cursor) -> Any:

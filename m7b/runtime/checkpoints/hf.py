@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
-from m7b.runtime.checkpoints import bnb, torch_files
-from m7b.runtime.checkpoints.checkpoint import Checkpoint, Format, match_tensors
+from m7b.runtime.checkpoints import bnb, groups, torch_files
+from m7b.runtime.checkpoints.checkpoint import Blocks, Checkpoint, Format, match_tensors
 from m7b.runtime.checkpoints.fields import (
     MAX_DIM,
     MAX_LAYERS,
@@ -19,6 +19,7 @@ from m7b.runtime.checkpoints.fields import (
     read_json,
 )
 from m7b.runtime.checkpoints.folder import chat_template, tokenizer_source
+from m7b.runtime.checkpoints.methods import gather
 from m7b.runtime.model.config import ModelConfig
 
 NAMES = {
@@ -41,6 +42,9 @@ _IGNORED = re.compile(
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 )  # a constant that old files carry
 
+# Each dtype that is read, with the one that it runs in.
+_DTYPES = torch_files.DTYPES | bnb.DTYPES | groups.DTYPES
+
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -61,27 +65,32 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     fields = Fields(path / "config.json", read_json(path / "config.json"))
     inventory = torch_files.inventory(_weight_files(path))
     stored = {name: tensor for name, tensor in inventory.items() if not _IGNORED.fullmatch(name)}
-    settings = bnb.quantization_config(fields)
-    quantized = bnb.gather(settings, stored) if settings is not None else None
-    stored = quantized.tensors if quantized else stored
-    config = _config(fields, tied="lm_head.weight" not in stored, window_given=window_given)
-    found = match_tensors(path, config, stored, torch_files.DTYPES | bnb.DTYPES, NAMES)
+    quantized = gather(fields, stored)
+    config = _config(fields, tied="lm_head.weight" not in quantized.tensors, window_given=window_given)
+    found = match_tensors(path, config, quantized.tensors, _DTYPES, NAMES)
+
+    block_readers = quantized.block_readers
 
     def read(name: str) -> torch.Tensor:
-        reader = quantized.readers.get(found[name].source_name) if quantized else None
+        reader = quantized.readers.get(found[name].source_name)
         return reader() if reader else torch_files.read(found[name])
+
+    def read_blocks(name: str) -> Blocks:
+        assert block_readers is not None
+        return block_readers[found[name].source_name]()
 
     return Checkpoint(
         path=path,
         format=Format.HF,
         config=config,
-        dtype=torch_files.DTYPES[found["tok_embeddings.weight"].dtype],
+        dtype=_DTYPES[found["tok_embeddings.weight"].dtype],
         tensors=found,
         read=read,
         tokenizer=tokenizer_source(path, config.vocab_size),
         stop_ids=_stop_ids(path, fields),
         chat_template=chat_template(path),
-        quant=quantized.quant if quantized else None,
+        read_blocks=read_blocks if block_readers is not None else None,
+        quant=quantized.quant,
     )
 
 
@@ -126,7 +135,6 @@ def _config(fields: Fields, *, tied: bool, window_given: bool) -> ModelConfig:
 
 def _refuse_unsupported(fields: Fields) -> None:
     """Refuse what would change the forward pass."""
-    bnb.quantization_config(fields)
     plain: dict[str, tuple[Any, ...]] = {
         "hidden_act": (None, "silu"),
         "attention_bias": (None, False),
@@ -173,7 +181,8 @@ def _weights_entry(path: Path) -> Path | None:
         for entry in (path / f"{name}.index.json", path / name):
             if entry.is_file():
                 return entry
-    return None
+    lone = sorted(path.glob("gptq_model-*.safetensors"))  # as AutoGPTQ first named its one file
+    return lone[0] if len(lone) == 1 else None
 
 
 def _weight_files(path: Path) -> list[Path]:

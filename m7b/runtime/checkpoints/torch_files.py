@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint
 from m7b.runtime.checkpoints.checkpoint import StoredTensor
+from m7b.runtime.checkpoints.lookalikes import name_file
 
 DTYPES = {
     "F32": torch.float32,
@@ -36,6 +37,8 @@ def inventory(files: Iterable[Path]) -> dict[str, StoredTensor]:
     for file in files:
         if not os.access(file, os.R_OK):
             raise CheckpointNotFound(f"{file}: not readable", hint="check its permissions")
+        if found := name_file(file):
+            raise DamagedCheckpoint(f"{file}: {found[0]}", hint=found[1])
         for tensor in _safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file):
             twin = tensors.setdefault(tensor.source_name, tensor)
             if twin is not tensor:
