@@ -28,13 +28,15 @@ constexpr int BYTES = PANEL * BLOCK; // quants of a block of a panel, once they 
 template <int SET> struct Registers {
     enum { SUMS = 0 + SET, HIGH_SUMS = 2 + SET, TOKENS = 4 + SET, WEIGHTS = 6 + SET };
 };
-// For two groups of 16 values, HIGH_SUMS are those of the second, and tiles hold half as much.
-template <int TYPE> constexpr bool HAS_TWO_SUMS = TYPE == Q8_0 || n_groups(TYPE) == 2;
-template <int TYPE> struct alignas(64) TileConfig {
-    static constexpr int WORDS = 8 / n_groups(TYPE);
+// For two groups of 16 values, HIGH_SUMS are those of the second, and each group has a register of weights, with zeros
+// where the other has its own: so both are multiplied by the same tokens.
+template <int TYPE> constexpr bool HAS_TWO_GROUPS = n_groups(TYPE) == 2;
+template <int TYPE> constexpr bool HAS_TWO_SUMS = TYPE == Q8_0 || HAS_TWO_GROUPS<TYPE>;
+template <int TYPE> constexpr int UNPACKED_BYTES = HAS_TWO_GROUPS<TYPE> ? BYTES + BYTES / 2 : BYTES; // of a part
+struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, unused[14] = {};
-    uint16_t bytes_a_row[16] = {64, 64, 64, 64, 4 * WORDS, 4 * WORDS, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, WORDS, WORDS};
+    uint16_t bytes_a_row[16] = {64, 64, 64, 64, 32, 32, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 8, 8};
 };
 
 // In assembly, for gcc's intrinsics (12 at least) do not tell the compiler which memory they read.
@@ -53,37 +55,44 @@ template <int SUMS, int TOKENS, int WEIGHTS> inline void tile_multiply_unsigned(
 }
 
 // The tiles are this thread's while it lives; other code in the thread may want others afterwards.
-template <int TYPE> struct TilesInUse {
+struct TilesInUse {
     TilesInUse() {
-        static const TileConfig<TYPE> config;
+        static const TileConfig config;
         __asm__ volatile("ldtilecfg %0" : : "m"(config));
     }
     ~TilesInUse() { __asm__ volatile("tilerelease"); }
 };
 
-// The quants of 16 rows to signed bytes.
+// The quants of 16 rows to signed bytes; of two groups, with half as many zeros between them.
 template <int TYPE> void unpack(const uint8_t *quants, int n_parts, int8_t *bytes) {
     const __m512i offset = _mm512_set1_epi8(FORMATS[TYPE].offset);
-    for (int b = 0; b < n_parts; b++, quants += quant_bytes(TYPE), bytes += BYTES) {
+    for (int b = 0; b < n_parts; b++, quants += quant_bytes(TYPE), bytes += UNPACKED_BYTES<TYPE>) {
         __m512i words[8];
         load_words<TYPE, 0, 8>(quants, words);
-        for (int j = 0; j < 8; j++) _mm512_store_si512(bytes + 64 * j, _mm512_sub_epi8(words[j], offset));
+        for (int j = 0; j < 8; j++) {
+            const int at = HAS_TWO_GROUPS<TYPE> && j >= 4 ? j + 4 : j;
+            _mm512_store_si512(bytes + 64 * at, _mm512_sub_epi8(words[j], offset));
+            if (HAS_TWO_GROUPS<TYPE> && j >= 4) _mm512_store_si512(bytes + 64 * j, _mm512_setzero_si512());
+        }
     }
 }
 
 // The products of one part, into the sums of a set; for Q8_0 those of low bytes, then those of high ones.
 template <int TYPE, int SET> inline void multiply(const int8_t *quants, const int8_t *tokens) {
     using R = Registers<SET>;
-    tile_load<R::WEIGHTS>(quants, 64);
     tile_load<R::TOKENS>(tokens, BLOCK * activation_bytes(TYPE));
     tile_zero<R::SUMS>();
-    if constexpr (n_groups(TYPE) == 2) {
-        tile_multiply<R::SUMS, R::TOKENS, R::WEIGHTS>();
-        tile_load<R::WEIGHTS>(quants + BYTES / 2, 64);
-        tile_load<R::TOKENS>(tokens + BLOCK / 2, BLOCK);
+    if constexpr (HAS_TWO_GROUPS<TYPE>) {
+        constexpr int FIRST = Registers<0>::WEIGHTS, SECOND = Registers<1>::WEIGHTS;
         tile_zero<R::HIGH_SUMS>();
-        tile_multiply<R::HIGH_SUMS, R::TOKENS, R::WEIGHTS>();
-    } else if constexpr (TYPE == Q8_0) {
+        tile_load<FIRST>(quants, 64);
+        tile_load<SECOND>(quants + BYTES / 2, 64);
+        tile_multiply<R::SUMS, R::TOKENS, FIRST>();
+        tile_multiply<R::HIGH_SUMS, R::TOKENS, SECOND>();
+        return;
+    }
+    tile_load<R::WEIGHTS>(quants, 64);
+    if constexpr (TYPE == Q8_0) {
         tile_multiply_unsigned<R::SUMS, R::TOKENS, R::WEIGHTS>();
         tile_load<R::TOKENS>(tokens + BLOCK, BLOCK * activation_bytes(TYPE));
         tile_zero<R::HIGH_SUMS>();
@@ -106,7 +115,7 @@ inline void store_part(const int8_t *quants, int b, int n_parts, const Tile &til
     using R = Registers<SET>;
     tile_store<R::SUMS>(dots.low[b % (LAG + 2)]);
     if constexpr (HAS_TWO_SUMS<TYPE>) tile_store<R::HIGH_SUMS>(dots.high[b % (LAG + 2)]);
-    if (b + 2 < n_parts) multiply<TYPE, SET>(quants + size_t(b + 2) * BYTES, tile.quants + size_t(b + 2) * token_bytes);
+    if (b + 2 < n_parts) multiply<TYPE, SET>(quants + size_t(b + 2) * UNPACKED_BYTES<TYPE>, tile.quants + size_t(b + 2) * token_bytes);
 }
 
 // Adds what was stored of part `b` under its scales.
@@ -135,7 +144,7 @@ void add_parts(const int8_t *quants, const uint8_t *scales, int first, int n_par
     M7B_UNROLL_TOKENS // or the compiler keeps the sums in memory
     for (int i = 0; i < N; i++) sums[i] = begins ? v_zero() : v_load(out + PANEL * i);
     multiply<TYPE, 0>(quants, tile.quants);
-    if (n_parts > 1) multiply<TYPE, 1>(quants + BYTES, tile.quants + N * BLOCK * activation_bytes(TYPE));
+    if (n_parts > 1) multiply<TYPE, 1>(quants + UNPACKED_BYTES<TYPE>, tile.quants + N * BLOCK * activation_bytes(TYPE));
     for (int b = 0; b < n_parts + LAG; b++) {
         if (b < n_parts) {
             if (b % 2) store_part<TYPE, 1>(quants, b, n_parts, tile, dots);
@@ -153,9 +162,9 @@ void add_parts(const int8_t *quants, const uint8_t *scales, int first, int n_par
 template <int TYPE>
 void linear_tiles(const uint8_t *panels, int n_panels, int n_parts, const Tile &tokens, int n_tiles, float *out) {
     constexpr bool unpacks = quant_bytes(TYPE) < BYTES;
-    alignas(64) int8_t unpacked[unpacks ? DEPTH * BYTES : 1];
+    alignas(64) int8_t unpacked[unpacks ? DEPTH * UNPACKED_BYTES<TYPE> : 1];
     const size_t size = panel_bytes(TYPE, n_parts);
-    const TilesInUse<TYPE> in_use;
+    const TilesInUse in_use;
     for (int begin = 0; begin < n_parts; begin += DEPTH)
         for (int p = 0; p < n_panels; p++) {
             const int n = DEPTH < n_parts - begin ? DEPTH : n_parts - begin;

@@ -5,22 +5,23 @@
 namespace m7b {
 namespace {
 
-// The scales of LANES rows for 32 values. `small` are those of their two groups where there are two, not yet multiplied
-// by `scale`: sums of products under them are whole numbers below 2^24, which float32 holds.
+// The scales and minima of LANES rows for 32 values, or for the two groups of them.
 template <int TYPE> struct Scales {
-    V scale, small[2], minima[2];
+    V scale[2], minima[2];
 
     Scales(const uint8_t *heads, const uint8_t *smalls) {
-        scale = v_load_f16(heads);
+        scale[0] = v_load_f16(heads);
         if constexpr (FORMATS[TYPE].has_minima) minima[0] = v_load_f16(heads + 2 * PANEL);
         if constexpr (TYPE == Q2_K) {
-            for (int i = 0; i < 2; i++) small[i] = v_load_nibble<0>(smalls + i * PANEL);
+            scale[1] = v_mul(scale[0], v_load_nibble<0>(smalls + PANEL));
+            scale[0] = v_mul(scale[0], v_load_nibble<0>(smalls));
             minima[1] = v_mul(minima[0], v_load_nibble<4>(smalls + PANEL));
             minima[0] = v_mul(minima[0], v_load_nibble<4>(smalls));
         } else if constexpr (n_groups(TYPE) == 2) {
-            for (int i = 0; i < 2; i++) small[i] = v_load_i8(smalls + i * PANEL);
+            scale[1] = v_mul(scale[0], v_load_i8(smalls + PANEL));
+            scale[0] = v_mul(scale[0], v_load_i8(smalls));
         } else if constexpr (FORMATS[TYPE].smalls > 0) {
-            scale = v_mul(scale, v_load_i8(smalls));
+            scale[0] = v_mul(scale[0], v_load_i8(smalls));
             if constexpr (FORMATS[TYPE].has_minima) minima[0] = v_mul(minima[0], v_load_i8(smalls + PANEL));
         }
     }
@@ -31,9 +32,9 @@ template <int TYPE> struct Scales {
 template <int TYPE>
 inline void add_scaled(const V *dots, const Scales<TYPE> &scales, const Tile &tokens, size_t i, V &sum) {
     constexpr bool has_two = n_groups(TYPE) == 2;
-    const V scale = v_mul(scales.scale, v_set(tokens.scales[i]));
-    if constexpr (has_two) sum = v_fma(v_fma(scales.small[1], dots[1], v_mul(scales.small[0], dots[0])), scale, sum);
-    else sum = v_fma(dots[0], scale, sum);
+    const V token_scale = v_set(tokens.scales[i]);
+    if constexpr (has_two) sum = v_fma(v_fma(scales.scale[1], dots[1], v_mul(scales.scale[0], dots[0])), token_scale, sum);
+    else sum = v_fma(dots[0], v_mul(scales.scale[0], token_scale), sum);
     if constexpr (!FORMATS[TYPE].has_minima) return;
     if constexpr (has_two)
         for (int g = 0; g < 2; g++) sum = v_fma(scales.minima[g], v_set(tokens.half_sums[2 * i + g]), sum);
