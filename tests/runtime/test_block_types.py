@@ -5,13 +5,15 @@ import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 
-from m7b.errors import UnsupportedCheckpoint
+from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
+from m7b.generation import SamplingParams, Step
 from m7b.runtime import kernels
 from m7b.runtime.backends.cpu import FusedTransformer
 from m7b.runtime.checkpoints import open_checkpoint
 from m7b.runtime.kernels import BlockType
 from m7b.runtime.linears.blocks import BlockEmbedding, BlockLinear
 from tests.support import llama
+from tests.support.blocks import set_heads
 from tests.support.checkpoints import engine, logits, mistral, write_gguf
 
 pytestmark = pytest.mark.skipif(kernels.instruction_set() is None, reason="the kernels were not built")
@@ -91,8 +93,8 @@ def test_rows_that_are_no_multiple_of_256_run_in_the_types_that_take_their_place
     assert_as_exact_as_llama_cpp(file)
 
 
-def rewrite(source, file, type_):
-    """`source` with random bits of `type_` for blocks, under scales that keep numbers small."""
+def rewrite(source, file, type_, heads=0.001):
+    """`source` with random bits of `type_` for blocks, under scales of `heads`; None: random too."""
     reader, writer = GGUFReader(source), GGUFWriter(file, "llama")
     for field in reader.fields.values():
         if not field.name.startswith(("GGUF.", "general.architecture")):
@@ -101,8 +103,8 @@ def rewrite(source, file, type_):
     for tensor in reader.tensors:
         data = np.array(tensor.data, dtype=np.float32)
         if data.ndim == 2:
-            data, raw = _draw(type_, data.shape, draw), type_
-            writer.add_tensor(tensor.name, data, raw_dtype=raw)
+            blocks = _draw(type_, data.shape, draw, heads)
+            writer.add_tensor(tensor.name, blocks, raw_dtype=type_)
         else:
             writer.add_tensor(tensor.name, data)
     writer.write_header_to_file()
@@ -112,15 +114,20 @@ def rewrite(source, file, type_):
     return file
 
 
-def _draw(type_, shape, draw):
+def _draw(type_, shape, draw, heads):
     n_values, n_bytes = GGML_QUANT_SIZES[type_]
     blocks = draw.integers(0, 256, (shape[0], shape[1] // n_values, n_bytes), dtype=np.uint8)
-    half = np.frombuffer(np.float16(0.001).tobytes(), np.uint8)
+    if heads is None:
+        return blocks.reshape(shape[0], -1)
+    half = np.frombuffer(np.float16(heads).tobytes(), np.uint8)
+    known = {type.ggml_id: type for type in BlockType}
     match type_.name:
+        case _ if type_.value in known:
+            set_heads(known[type_.value], torch.from_numpy(blocks), heads)
         case "MXFP4":
             blocks[..., 0] = 117  # 2^(117 - 127) / 2
         case "IQ1_M":  # the float16 is in the high nibbles of the last eight bytes
-            bits = int(np.float16(0.001).view(np.uint16))
+            bits = int(np.float16(heads).view(np.uint16))
             for i in range(4):
                 at = n_bytes - 8 + 2 * i + 1
                 blocks[..., at] = (blocks[..., at] & 15) | (bits >> 4 * i & 15) << 4
@@ -154,4 +161,31 @@ def test_a_type_that_nobody_can_read_is_refused_by_name(source, tmp_path):
     file = tmp_path / "odd.gguf"
     file.write_bytes(data)
     with pytest.raises(UnsupportedCheckpoint, match="I64"):
+        open_checkpoint(file)
+
+
+@pytest.mark.parametrize("heads", [0.001, None, float("nan"), float("inf"), 65504.0], ids=str)
+@pytest.mark.parametrize("type", list(BlockType), ids=lambda type: type.name)
+def test_blocks_of_hostile_scales_are_refused_or_run(source, tmp_path, type, heads):
+    """Whatever the bits are, nothing dies and no answer is made of what is no number."""
+    file = rewrite(source, tmp_path / "hostile.gguf", GGMLQuantizationType(type.ggml_id), heads)
+    running = engine(file, dtype=None)
+    params = SamplingParams(max_tokens=4, temperature=0)
+    try:
+        tokens = [step.token for step in running.generate(IDS, params) if isinstance(step, Step)]
+    except DamagedCheckpoint:  # the logits are not numbers
+        assert heads != 0.001
+    else:
+        assert len(tokens) == 4
+
+
+@pytest.mark.parametrize("type", list(BlockType), ids=lambda type: type.name)
+def test_rows_that_blocks_cannot_fill_are_refused(source, tmp_path, type):
+    file = rewrite(source, tmp_path / "whole.gguf", GGMLQuantizationType(type.ggml_id))
+    data = bytearray(file.read_bytes())
+    name = b"blk.0.ffn_down.weight"
+    place = data.index(name) + len(name) + 4
+    data[place : place + 8] = (500).to_bytes(8, "little")
+    file.write_bytes(data)
+    with pytest.raises(DamagedCheckpoint, match=f"blocks of {type.n_values} cannot fill"):
         open_checkpoint(file)
