@@ -195,14 +195,19 @@ def test_searched_scales_leave_less_error_than_those_that_span_the_values(kind):
     assert error(found).sum() < 0.97 * error(plain).sum()
 
 
-def test_the_search_of_the_kernel_is_that_of_torch(monkeypatch):
+def test_the_search_in_torch_is_nearly_as_good_as_that_of_the_kernels(monkeypatch):
     weight = torch.randn(40, 320)
     weight[3] = 0
     importance = torch.rand(320)
-    native = best_blocks(BlockType.Q4_0, weight, importance)
+
+    def error(blocks):
+        missed = Blocks("Q4_0", blocks).dequantize(torch.float32) - weight
+        return (missed.square() * importance).sum()
+
+    native = error(best_blocks(BlockType.Q4_0, weight, importance))
     monkeypatch.setattr(kernels, "_native", None)
     twin = best_blocks(BlockType.Q4_0, weight, importance)
-    assert (native == twin).float().mean() > 0.99  # sums of another order pick another of two equal scales
+    assert error(twin) < 1.02 * native
     assert not Blocks("Q4_0", twin).dequantize(torch.float32)[3].any()
 
 

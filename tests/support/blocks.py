@@ -1,5 +1,8 @@
 """Blocks of every type, drawn at random: every pattern of bits is a block, but for the float16s in it."""
 
+import ctypes
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -36,3 +39,17 @@ def set_heads(type: BlockType, blocks: Tensor, heads: Tensor | float) -> None:
     for at in _HEADS[type]:
         values = torch.as_tensor(heads).expand(*blocks.shape[:2], 1).half().contiguous()
         blocks[:, :, at : at + 2] = values.view(torch.uint8)
+
+
+def quantize_by_llama_cpp(type: BlockType, weight: Tensor, importance: Tensor | None = None) -> Tensor:
+    """The blocks (out, bytes) uint8 that llama.cpp's own quantizer makes of `weight` (out, in) float32."""
+    import llama_cpp
+
+    library = ctypes.CDLL(str(next((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-base.*"))))
+    size, address = ctypes.c_int64, ctypes.c_void_p
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, address, address, size, size, size, address]
+    n_out, n_in = weight.shape
+    blocks = torch.empty(n_out, n_in // type.n_values * type.n_bytes, dtype=torch.uint8)
+    weights = importance.data_ptr() if importance is not None else None
+    library.ggml_quantize_chunk(type.ggml_id, weight.data_ptr(), blocks.data_ptr(), 0, n_out, n_in, weights)
+    return blocks

@@ -105,6 +105,97 @@ void take_apart_k(int type, const uint8_t *block, Block &out) {
     }
 }
 
+void store_16(uint16_t value, uint8_t *to) { std::memcpy(to, &value, 2); }
+
+// What add_bits, set_nibbles, add_fifth_bits, set_small_pairs and set_small_scales read.
+void put_bits(const uint8_t *quants, int from, int bits, int shift, uint8_t *to) {
+    const uint8_t mask = uint8_t((1 << bits) - 1);
+    for (int i = 0; i < BLOCK; i++) to[i] = uint8_t(to[i] | ((quants[i] >> from) & mask) << shift);
+}
+
+void put_nibbles(const uint8_t *quants, uint8_t *to) {
+    for (int i = 0; i < 16; i++) to[i] = uint8_t((quants[i] & 15) | (quants[16 + i] & 15) << 4);
+}
+
+void put_fifth_bits(const uint8_t *quants, uint8_t *to) {
+    for (int i = 0; i < BLOCK; i++) to[i / 8] = uint8_t(to[i / 8] | (quants[i] >> 4) << (i % 8));
+}
+
+void put_small_pairs(const uint8_t (*smalls)[2], uint8_t *to) {
+    for (int i = 0; i < 4; i++) {
+        to[i] = uint8_t(smalls[i][0] | (smalls[4 + i][0] >> 4) << 6);
+        to[4 + i] = uint8_t(smalls[i][1] | (smalls[4 + i][1] >> 4) << 6);
+        to[8 + i] = uint8_t((smalls[4 + i][0] & 15) | (smalls[4 + i][1] & 15) << 4);
+    }
+}
+
+void put_small_scales(const uint8_t (*smalls)[2], uint8_t *to) {
+    for (int i = 0; i < 16; i++) {
+        const int small = uint8_t(smalls[i / 2][i % 2] + 32);
+        to[i % 8] = uint8_t(to[i % 8] | (small & 15) << (i / 8 * 4));
+        to[8 + i % 4] = uint8_t(to[8 + i % 4] | (small >> 4) << (i / 4 * 2));
+    }
+}
+
+void put_together_32(int type, const Block &block, uint8_t *out) {
+    store_16(block.scale, out), out += 2;
+    if (FORMATS[type].has_minima) store_16(block.minimum, out), out += 2;
+    if (FORMATS[type].bits == 8) {
+        std::memcpy(out, block.quants, BLOCK);
+    } else if (FORMATS[type].bits == 5) {
+        put_fifth_bits(block.quants, out);
+        put_nibbles(block.quants, out + 4);
+    } else {
+        put_nibbles(block.quants, out);
+    }
+}
+
+void put_together_k(int type, const Block &block, uint8_t *out) {
+    uint8_t *const end = out + FORMATS[type].bytes;
+    switch (type) {
+    case Q2_K:
+        for (int i = 0; i < 16; i++) out[i] = block.smalls[i / 2][i % 2];
+        for (int i = 0; i < 8; i++) put_bits(block.quants + i * BLOCK, 0, 2, i % 4 * 2, out + 16 + i / 4 * 32);
+        store_16(block.scale, end - 4), store_16(block.minimum ^ 0x8000u, end - 2);
+        break;
+    case Q3_K:
+        for (int i = 0; i < 8; i++) {
+            put_bits(block.quants + i * BLOCK, 0, 2, i % 4 * 2, out + 32 + i / 4 * 32);
+            put_bits(block.quants + i * BLOCK, 2, 1, i, out);
+        }
+        put_small_scales(block.smalls, out + 96);
+        store_16(block.scale, end - 2);
+        break;
+    case Q4_K:
+    case Q5_K:
+        store_16(block.scale, out), store_16(block.minimum ^ 0x8000u, out + 2);
+        put_small_pairs(block.smalls, out + 4);
+        for (int i = 0; i < 8; i++) {
+            put_bits(block.quants + i * BLOCK, 0, 4, i % 2 * 4, end - 128 + i / 2 * 32);
+            if (type == Q5_K) put_bits(block.quants + i * BLOCK, 4, 1, i, out + 16);
+        }
+        break;
+    case Q6_K:
+        for (int i = 0; i < 8; i++) {
+            put_bits(block.quants + i * BLOCK, 0, 4, i % 4 / 2 * 4, out + i / 4 * 64 + i % 2 * 32);
+            put_bits(block.quants + i * BLOCK, 4, 2, i % 4 * 2, out + 128 + i / 4 * 32);
+        }
+        std::memcpy(out + 192, block.smalls, 16);
+        store_16(block.scale, end - 2);
+        break;
+    case IQ4_XS:
+        store_16(block.scale, out);
+        for (int i = 0, high = 0; i < 8; i++) {
+            const int small = uint8_t(block.smalls[i][0] + 32);
+            out[4 + i / 2] = uint8_t(out[4 + i / 2] | (small & 15) << (i % 2 * 4));
+            high |= (small >> 4) << (2 * i);
+            store_16(uint16_t(high), out + 2);
+            put_nibbles(block.quants + i * BLOCK, out + 8 + 16 * i);
+        }
+        break;
+    }
+}
+
 uint32_t load_32(const uint8_t *from) {
     uint32_t value;
     std::memcpy(&value, from, 4);
@@ -157,6 +248,11 @@ void unpack_quants(int bits, const uint8_t *from, uint8_t *quants) {
 
 void take_apart(int type, const uint8_t *block, Block &out) {
     FORMATS[type].values == BLOCK ? take_apart_32(type, block, out) : take_apart_k(type, block, out);
+}
+
+void put_together(int type, const Block &block, uint8_t *out) {
+    std::memset(out, 0, FORMATS[type].bytes);
+    FORMATS[type].values == BLOCK ? put_together_32(type, block, out) : put_together_k(type, block, out);
 }
 
 void pack_block(int type, const Block &block, int row, uint8_t *quants, uint8_t *scales) {

@@ -78,6 +78,8 @@ struct Block {
     uint8_t quants[256];
 };
 void take_apart(int type, const uint8_t *block, Block &out);
+// And back.
+void put_together(int type, const Block &block, uint8_t *out);
 // The block as part of row `row` of a panel, whose quants and scales begin there.
 void pack_block(int type, const Block &block, int row, uint8_t *quants, uint8_t *scales);
 void unpack_block(int type, const uint8_t *quants, const uint8_t *scales, int row, Block &out);
