@@ -1,11 +1,14 @@
 """Blocks of every type, drawn at random: every pattern of bits is a block, but for the float16s in it."""
 
 import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from m7b.runtime.checkpoints.checkpoint import translate_name
+from m7b.runtime.checkpoints.gguf import NAMES
 from m7b.runtime.kernels import BlockType
 
 # Where the float16s of a block are: its scale, and its minimum. (ggml-common.h)
@@ -53,3 +56,22 @@ def quantize_by_llama_cpp(type: BlockType, weight: Tensor, importance: Tensor | 
     weights = importance.data_ptr() if importance is not None else None
     library.ggml_quantize_chunk(type.ggml_id, weight.data_ptr(), blocks.data_ptr(), 0, n_out, n_in, weights)
     return blocks
+
+
+def quantize_file_by_llama_cpp(
+    source: Path, out: Path, target: str, importance: Mapping[str, Tensor] | None = None
+) -> None:
+    """Let llama.cpp quantize a GGUF file; `importance` is by canonical names."""
+    import llama_cpp
+    from gguf import LlamaFileType
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.nthread, params.ftype = 1, LlamaFileType[f"MOSTLY_{target.upper()}"]
+    entries = (llama_cpp.llama_model_imatrix_data * (len(importance or {}) + 1))()  # the last is empty
+    columns = {name: values.contiguous() for name, values in (importance or {}).items()}
+    for entry, (name, values) in zip(entries, columns.items(), strict=False):
+        entry.name, entry.size = translate_name(name, NAMES).encode(), values.numel()
+        entry.data = ctypes.cast(values.data_ptr(), ctypes.POINTER(ctypes.c_float))
+    if importance:
+        params.imatrix = entries
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), params) == 0
