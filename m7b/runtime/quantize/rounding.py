@@ -18,13 +18,18 @@ def best_blocks(type: BlockType, weight: Tensor, importance: Tensor | None = Non
     """
     if type is BlockType.Q8_0:
         return in_blocks(weight, type).data
-    importance = torch.ones(weight.shape[1]) if importance is None else importance.to(torch.float32)
-    importance = importance / importance.mean()  # sums of products of tiny numbers would be 0
+    importance = _spread(torch.ones(weight.shape[1]) if importance is None else importance.to(torch.float32))
     if kernels.instruction_set():
         wide = weight if weight.dtype != torch.float16 else weight.to(torch.float32)
-        return kernels.quantize(type, wide, importance.contiguous())
+        return kernels.quantize(type, wide, importance)
     assert type is BlockType.Q4_0, "others are refused where there are no kernels"
     return torch.cat([_search(rows, importance) for rows in torch.split(weight.to(torch.float32), _ROWS)])
+
+
+def _spread(importance: Tensor) -> Tensor:
+    """Around 1, and none of them 0: a column that was silent in one text need not be in another."""
+    mean = importance.mean()
+    return (importance / mean if mean > 0 else torch.ones_like(importance)) + 1e-3
 
 
 def _search(weight: Tensor, importance: Tensor) -> Tensor:
