@@ -22,7 +22,7 @@ from m7b.generation import QuantizeTarget, SamplingParams, Step
 from m7b.runtime import kernels
 from m7b.runtime.checkpoints import Blocks, open_checkpoint
 from m7b.runtime.kernels import BlockType
-from m7b.runtime.quantize import Settings, quantize
+from m7b.runtime.quantize import Settings, bnb_folder, quantize
 from m7b.runtime.quantize.recipe import choose_types
 from m7b.runtime.quantize.rounding import best_blocks
 from m7b.tokenizer import OfficialVocabulary, TokenizerJson, load_tokenizer, official_file, to_gguf
@@ -140,6 +140,23 @@ def test_transformers_loads_a_folder_and_gives_our_logits(tmp_path, target, tied
     assert open_checkpoint(out).config == open_checkpoint(tmp_path / "source").config
 
 
+def test_a_folder_is_one_file_or_several_with_an_index_where_it_is_large(source, tmp_path, monkeypatch):
+    written(source, tmp_path / "one", "nf4")
+    monkeypatch.setattr(bnb_folder, "MAX_FILE_BYTES", 3_000_000)  # the embedding and the output are larger
+    written(source, tmp_path / "several", "nf4")
+    assert [file.name for file in (tmp_path / "one").glob("model*")] == ["model.safetensors"]
+    shards = sorted(file.name for file in (tmp_path / "several").glob("model-*"))
+    assert shards == [f"model-{n:05}-of-00003.safetensors" for n in (1, 2, 3)]
+    index = json.loads((tmp_path / "several" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(shards)
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    several = {name: load_file(tmp_path / "several" / name) for name in shards}
+    assert one.keys() == index["weight_map"].keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, several[index["weight_map"][name]][name])
+    assert open_checkpoint(tmp_path / "several").config == open_checkpoint(tmp_path / "one").config
+
+
 def test_double_quantized_scales_are_read_back(source, tmp_path):
     written(source, tmp_path / "out", "nf4", double_quant=True)
     single = written(source, tmp_path / "single", "nf4")
@@ -147,7 +164,7 @@ def test_double_quantized_scales_are_read_back(source, tmp_path):
     exact = open_checkpoint(source).read(name).float()
     found = open_checkpoint(tmp_path / "out").read(name).float()
     assert (found - exact).norm() / exact.norm() == pytest.approx(single[name], rel=0.05)
-    file = next((tmp_path / "out").glob("*-00002-*"))
+    file = tmp_path / "out" / "model.safetensors"
     assert b"nested_absmax" in file.read_bytes()
 
 
@@ -182,7 +199,7 @@ def test_scales_that_do_not_fit_their_weight_are_refused_before_anything_reads_t
     source, tmp_path, key, change, told
 ):
     written(source, tmp_path / "out", "nf4")
-    file = next((tmp_path / "out").glob("*-00002-*"))
+    file = tmp_path / "out" / "model.safetensors"
     tensors, name = load_file(file), "model.layers.0.self_attn.q_proj.weight"
     key = f"{name}.{key}" if key else name
     if isinstance(change, str):
@@ -446,7 +463,7 @@ RUN = """
 import sys, time
 from pathlib import Path
 from m7b.runtime.checkpoints import open_checkpoint
-from m7b.runtime.quantize import Settings, quantize
+from m7b.runtime.quantize import Settings, bnb_folder, quantize
 from m7b.generation import QuantizeTarget
 from m7b.tokenizer import load_tokenizer
 checkpoint = open_checkpoint(Path(sys.argv[1]))
