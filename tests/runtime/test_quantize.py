@@ -157,6 +157,11 @@ def test_a_folder_is_one_file_or_several_with_an_index_where_it_is_large(source,
     assert open_checkpoint(tmp_path / "several").config == open_checkpoint(tmp_path / "one").config
 
 
+def test_bitsandbytes_does_not_speak_on_stderr(source, tmp_path):
+    command = [sys.executable, "-c", RUN, str(source), str(tmp_path / "out"), "nf4"]
+    assert "kernels" not in subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
 def test_double_quantized_scales_are_read_back(source, tmp_path):
     written(source, tmp_path / "out", "nf4", double_quant=True)
     single = written(source, tmp_path / "single", "nf4")
