@@ -207,8 +207,15 @@ class EngineOptions:
 
 
 class QuantizeTarget(StrEnum):
-    """What `m7b quantize` turns weights into: the first four are one GGUF file, the others a folder."""
+    """What `m7b quantize` turns weights into: the last three are a folder, the others one GGUF file."""
 
+    Q4_K_M = "q4_k_m"
+    Q4_K_S = "q4_k_s"
+    Q5_K_M = "q5_k_m"
+    Q6_K = "q6_k"
+    Q3_K_M = "q3_k_m"
+    IQ4_NL = "iq4_nl"
+    IQ4_XS = "iq4_xs"
     Q4_0 = "q4_0"
     Q8_0 = "q8_0"
     F16 = "f16"
@@ -220,7 +227,13 @@ class QuantizeTarget(StrEnum):
     @property
     def is_gguf(self) -> bool:
         """Whether the result is one GGUF file."""
-        return self in (QuantizeTarget.Q4_0, QuantizeTarget.Q8_0, QuantizeTarget.F16, QuantizeTarget.BF16)
+        return self not in (QuantizeTarget.NF4, QuantizeTarget.FP4, QuantizeTarget.INT8)
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether scales are searched for, so that it matters which columns do."""
+        exact = (QuantizeTarget.Q8_0, QuantizeTarget.F16, QuantizeTarget.BF16)
+        return self.is_gguf and self not in exact
 
 
 class FinishReason(StrEnum):

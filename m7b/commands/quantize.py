@@ -18,6 +18,8 @@ from m7b.texts import ENGLISH, english_text
 if TYPE_CHECKING:
     from m7b.runtime.quantize import Importance
 
+_FILES_OF_OTHERS = {".safetensors", ".bin", ".pt", ".pth"}
+
 
 def quantize(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A variant, a folder or a GGUF file.")],
@@ -41,7 +43,25 @@ def quantize(
         typer.Option(
             "--calibrate",
             metavar="FILE",
-            help="A text that tells which columns of a weight matter, for q4_0.",
+            help="A text that tells which columns of a weight matter, for GGUF files of few bits.",
+            show_default=False,
+        ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--imatrix",
+            metavar="FILE",
+            help="llama.cpp's importance matrix, which tells the same as --calibrate.",
+            show_default=False,
+        ),
+    ] = None,
+    save_imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-imatrix",
+            metavar="FILE",
+            help="Where to keep what --calibrate found, for --imatrix and for llama.cpp.",
             show_default=False,
         ),
     ] = None,
@@ -61,8 +81,8 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint, and report what it saved and what it cost.
 
-    q4_0, q8_0, f16 and bf16 become one GGUF file, which llama.cpp reads too; nf4, fp4 and int8 a Hugging Face
-    folder, which transformers reads too. The report is printed and kept beside the result.
+    nf4, fp4 and int8 become a Hugging Face folder, which transformers reads too; all others one GGUF file,
+    which llama.cpp reads too. The report is printed and kept beside the result.
 
     Examples:
 
@@ -74,17 +94,27 @@ def quantize(
     from m7b.runtime.loader import DTYPES
     from m7b.runtime.quantize import Settings
     from m7b.runtime.quantize import quantize as write
+    from m7b.runtime.quantize.imatrix import read_imatrix
 
     destination = parse_path(out)
     text = read_text(eval_file) if eval_file else Text(ENGLISH, english_text())
-    _check_options(to, double_quant, compute_dtype, calibrate)
+    _check_options(to, double_quant, compute_dtype, calibrate or imatrix)
+    _check_name(destination, to)
+    if (calibrate and imatrix) or (save_imatrix and not calibrate):
+        raise UsageError("--imatrix takes the place of --calibrate, and --save-imatrix needs it")
+    if save_imatrix and save_imatrix.exists() and not force:
+        raise UsageError(f"{save_imatrix} is already there", hint="--force replaces it")
     choice = ModelChoice.from_name(source)
     files = open_model(choice)
     checkpoint, tokenizer = files.checkpoint, read_tokenizer(files.checkpoint)
     for message in filter(None, (checkpoint.note, _rounded_twice(checkpoint.find_requantized(to)))):
         note(message)
     status = Status()
-    importance = _importance(choice, calibrate, status) if calibrate else None
+    importance = None
+    if calibrate:
+        importance = _calibrate(choice, calibrate, save_imatrix, status)
+    elif imatrix:
+        importance = read_imatrix(imatrix, checkpoint.config)
     settings = Settings(to, double_quant, DTYPES[compute_dtype or DType.BFLOAT16], importance)
     progress, errors, written = WriteStatus(status, destination.name), {}, 0
     try:
@@ -110,8 +140,25 @@ def quantize(
     Output().write("\n" + format_report(report, destination))
 
 
+def _check_name(out: Path, to: QuantizeTarget) -> None:
+    """Refuse a name that belongs to another format than what is written.
+
+    Raises:
+        UsageError: it does.
+    """
+    if to.is_gguf and out.suffix in _FILES_OF_OTHERS:
+        raise UsageError(
+            f"{to} is written as a GGUF file, and {out} is named as another", hint=f"-o {out.stem}.gguf"
+        )
+    if not to.is_gguf and out.suffix in {".gguf", *_FILES_OF_OTHERS}:
+        raise UsageError(
+            f"{to} is written as a folder, and {out} is named as a file",
+            hint=f"-o {out.stem}, or --to q4_k_m",
+        )
+
+
 def _check_options(
-    to: QuantizeTarget, double_quant: bool, compute_dtype: DType | None, calibrate: Path | None
+    to: QuantizeTarget, double_quant: bool, compute_dtype: DType | None, columns: Path | None
 ) -> None:
     """Refuse options that the target would not heed.
 
@@ -121,7 +168,11 @@ def _check_options(
     for option, is_given, targets in (
         ("--double-quant", double_quant, ("nf4", "fp4")),
         ("--compute-dtype", compute_dtype, ("nf4", "fp4", "int8")),
-        ("--calibrate", calibrate, ("q4_0",)),
+        (
+            "--calibrate or --imatrix",
+            columns,
+            tuple(target for target in QuantizeTarget if target.is_searched),
+        ),
     ):
         if is_given and to not in targets:
             raise UsageError(f"{option} means nothing to {to}", hint=f"it is for {', '.join(targets)}")
@@ -131,14 +182,18 @@ def _rounded_twice(stored: str) -> str:
     return f"weights stored as {stored} are rounded a second time" if stored else ""
 
 
-def _importance(choice: ModelChoice, file: Path, status: Status) -> "Importance":
-    """Which columns matter to the model when it reads `file`."""
+def _calibrate(choice: ModelChoice, file: Path, keep: Path | None, status: Status) -> "Importance":
+    """Which columns matter to the model when it reads `file`; kept in another if that is wanted."""
+    from m7b.runtime.quantize.imatrix import Reading, write_imatrix
     from m7b.runtime.quantize.importance import column_importance
 
     text, model = read_text(file), load_model(choice)
     ctx_size, ids = usual_ctx_size(model), text.ids(model.tokenizer)
     try:
         reading = column_importance(model.engine, ids, ctx_size)
-        return read_with_progress(reading, model.name, len(ids), status)
+        found = read_with_progress(reading, model.name, len(ids), status)
     finally:
         status.clear()
+    if keep:
+        write_imatrix(keep, found, Reading(text.name, len(ids), ctx_size))
+    return found

@@ -27,6 +27,7 @@ PACKAGES = (
     "transformers",
     "accelerate",
     "bitsandbytes",
+    "kernels",
     "safetensors",
     "tokenizers",
     "mistral-common",

@@ -151,6 +151,16 @@ def test_a_sound_machine_gets_no_warning(sound):
             "--force-reinstall",
             id="no kernels",
         ),
+        pytest.param(
+            {
+                "cpu_features": ("avx2", "fma", "avx512_bf16"),
+                "versions": {"bitsandbytes": "0.48"},
+            },
+            {},
+            "nf4 and fp4 run on the kernel that bitsandbytes brings",
+            "pip install kernels",
+            id="no kernel from the hub of bitsandbytes",
+        ),
         pytest.param({}, {"OMP_WAIT_POLICY": "ACTIVE"}, "spin", "unset OMP_WAIT_POLICY", id="spinning"),
         pytest.param(
             {"threads": 16},

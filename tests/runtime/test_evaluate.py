@@ -196,9 +196,7 @@ def test_importance_is_the_mean_square_of_what_a_linear_is_given(tmp_path, optio
     hook.remove()
     mean = torch.cat(given).float().square().mean(0)
     assert torch.cat(given).shape[0] == 50
-    torch.testing.assert_close(
-        found["layers.1.feed_forward.w2.weight"], mean + 1e-3 * mean.mean(), rtol=1e-4, atol=1e-6
-    )
+    torch.testing.assert_close(found["layers.1.feed_forward.w2.weight"], mean, rtol=1e-4, atol=1e-6)
     assert len(found) == 2 * 7 + 1
 
 

@@ -15,7 +15,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from m7b.runtime import kernels
 from m7b.runtime.kernels import BlockType, RingSpan, RingSpans
-from tests.support.blocks import draw_blocks, set_heads
+from tests.support.blocks import draw_blocks, quantize_by_llama_cpp, set_heads
 
 pytestmark = pytest.mark.skipif(kernels.instruction_set() is None, reason="the kernels were not built")
 CHOSEN = kernels.instruction_set()
@@ -28,6 +28,7 @@ if CHOSEN:
     kernels._native.use(CHOSEN)  # asking chose the last, which other tests would run on
 TYPES = list(BlockType)
 ROUNDED = [BlockType.Q4_0, BlockType.Q4_1, BlockType.Q8_0, BlockType.INT8]
+SEARCHED = [type for type in TYPES if type not in (BlockType.Q8_0, BlockType.INT8)]
 SHAPES = [(16, 1), (1, 1), (17, 2), (33, 3), (96, 18), (250, 48)]  # rows, and blocks in one
 
 
@@ -84,6 +85,44 @@ def test_quantized_blocks_are_those_of_the_gguf_package(type, kind):
     w = weights(kind, 24, 320)
     expected = quants.quantize(w.numpy(), GGMLQuantizationType[type.stored])
     assert torch.equal(kernels.quantize(type, w), torch.from_numpy(expected))
+
+
+def weighted_error(type, blocks, w, importance):
+    return ((dequantized(type, blocks) - w).square() * importance).sum().item()
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighted"])
+@pytest.mark.parametrize("type", SEARCHED, ids=lambda type: type.name)
+def test_searched_blocks_leave_less_error_than_those_of_llama_cpp(type, kind):
+    pytest.importorskip("llama_cpp")
+    w = torch.distributions.StudentT(5.0).sample((16, 512)) / 50
+    importance = torch.ones(512) if kind == "plain" else torch.rand(512).square() + 0.01
+    theirs = quantize_by_llama_cpp(type, w, None if kind == "plain" else importance)
+    found = weighted_error(type, kernels.quantize(type, w, importance), w, importance)
+    assert found < 0.985 * weighted_error(type, theirs, w, importance)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["one large value a block", "scales from 1e-4 to 1e4", "blocks of zeros", "all negative"],
+)
+@pytest.mark.parametrize("type", SEARCHED, ids=lambda type: type.name)
+def test_searched_blocks_follow_values_of_any_kind(type, kind):
+    pytest.importorskip("llama_cpp")
+    w = weights(kind, 10, 512)
+    theirs = dequantized(type, quantize_by_llama_cpp(type, w)) - w
+    found = dequantized(type, kernels.quantize(type, w, torch.ones(512))) - w
+    each = found.norm(dim=1) / theirs.norm(dim=1)
+    assert each.mean() < 1.001  # the same where all but one value become 0
+    assert each.max() < 2
+
+
+@pytest.mark.parametrize("type", SEARCHED, ids=lambda type: type.name)
+def test_values_that_a_type_can_hold_are_found_again(type):
+    """Of the blocks that are drawn only the values matter: different bits may stand for the same ones."""
+    w = dequantized(type, kernels.quantize(type, torch.randn(4, 512), torch.ones(512))).float()
+    again = dequantized(type, kernels.quantize(type, w, torch.ones(512)))
+    assert relative_error(again, w.double()) < 0.01
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)

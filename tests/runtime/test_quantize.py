@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf import GGMLQuantizationType, quants
+from gguf import GGMLQuantizationType, GGUFReader, LlamaFileType, quants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -22,16 +22,35 @@ from m7b.generation import QuantizeTarget, SamplingParams, Step
 from m7b.runtime import kernels
 from m7b.runtime.checkpoints import Blocks, open_checkpoint
 from m7b.runtime.kernels import BlockType
-from m7b.runtime.quantize import Settings, quantize
+from m7b.runtime.quantize import Settings, bnb_folder, quantize
+from m7b.runtime.quantize.recipe import choose_types
 from m7b.runtime.quantize.rounding import best_blocks
 from m7b.tokenizer import OfficialVocabulary, TokenizerJson, load_tokenizer, official_file, to_gguf
 from m7b.variants import TokenizerVersion
-from tests.support.checkpoints import engine, logits, mistral, oracle_logits, write_hf
+from tests.support.blocks import quantize_file_by_llama_cpp
+from tests.support.checkpoints import engine, logits, mistral, oracle_logits, write_gguf, write_hf
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_attention_heads": 4}
 IDS = [1, *((37 * i) % 32000 + 300 for i in range(40))]
 GGUF = [target for target in QuantizeTarget if target.is_gguf]
+MIXES = [target for target in GGUF if target.is_searched and target != "q4_0"]
 FOLDERS = [target for target in QuantizeTarget if not target.is_gguf]
+
+
+# Rows of 64 and 128 are no whole blocks of 256: q3_k_m falls back to Q4_0, and q6_k to Q8_0.
+LARGEST_ERROR = {
+    "q3_k_m": 0.09,
+    "q4_0": 0.09,
+    "iq4_nl": 0.08,
+    "iq4_xs": 0.08,
+    "q4_k_s": 0.045,
+    "q4_k_m": 0.045,
+    "q5_k_m": 0.038,
+    "q6_k": 0.01,
+    "q8_0": 0.01,
+    "f16": 1e-3,
+    "bf16": 1e-9,
+}
 
 
 def made(folder, window=None, tied=False):
@@ -83,7 +102,7 @@ def test_a_gguf_file_holds_the_configuration_the_window_and_the_weights(source, 
         exact, found = before.read(name).float(), after.read(name).float()
         missed = ((found - exact).norm() / exact.norm()).item()
         assert missed == pytest.approx(errors[name], rel=1e-3, abs=1e-7)
-        assert missed < {"q4_0": 0.12, "q8_0": 0.01, "f16": 1e-3, "bf16": 1e-9}[target]
+        assert missed < LARGEST_ERROR[target]
 
 
 @pytest.mark.parametrize("target", ["q4_0", "q8_0"])
@@ -121,6 +140,28 @@ def test_transformers_loads_a_folder_and_gives_our_logits(tmp_path, target, tied
     assert open_checkpoint(out).config == open_checkpoint(tmp_path / "source").config
 
 
+def test_a_folder_is_one_file_or_several_with_an_index_where_it_is_large(source, tmp_path, monkeypatch):
+    written(source, tmp_path / "one", "nf4")
+    monkeypatch.setattr(bnb_folder, "MAX_FILE_BYTES", 3_000_000)  # the embedding and the output are larger
+    written(source, tmp_path / "several", "nf4")
+    assert [file.name for file in (tmp_path / "one").glob("model*")] == ["model.safetensors"]
+    shards = sorted(file.name for file in (tmp_path / "several").glob("model-*"))
+    assert shards == [f"model-{n:05}-of-00003.safetensors" for n in (1, 2, 3)]
+    index = json.loads((tmp_path / "several" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(shards)
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    several = {name: load_file(tmp_path / "several" / name) for name in shards}
+    assert one.keys() == index["weight_map"].keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, several[index["weight_map"][name]][name])
+    assert open_checkpoint(tmp_path / "several").config == open_checkpoint(tmp_path / "one").config
+
+
+def test_bitsandbytes_does_not_speak_on_stderr(source, tmp_path):
+    command = [sys.executable, "-c", RUN, str(source), str(tmp_path / "out"), "nf4"]
+    assert "kernels" not in subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
 def test_double_quantized_scales_are_read_back(source, tmp_path):
     written(source, tmp_path / "out", "nf4", double_quant=True)
     single = written(source, tmp_path / "single", "nf4")
@@ -128,7 +169,7 @@ def test_double_quantized_scales_are_read_back(source, tmp_path):
     exact = open_checkpoint(source).read(name).float()
     found = open_checkpoint(tmp_path / "out").read(name).float()
     assert (found - exact).norm() / exact.norm() == pytest.approx(single[name], rel=0.05)
-    file = next((tmp_path / "out").glob("*-00002-*"))
+    file = tmp_path / "out" / "model.safetensors"
     assert b"nested_absmax" in file.read_bytes()
 
 
@@ -163,7 +204,7 @@ def test_scales_that_do_not_fit_their_weight_are_refused_before_anything_reads_t
     source, tmp_path, key, change, told
 ):
     written(source, tmp_path / "out", "nf4")
-    file = next((tmp_path / "out").glob("*-00002-*"))
+    file = tmp_path / "out" / "model.safetensors"
     tensors, name = load_file(file), "model.layers.0.self_attn.q_proj.weight"
     key = f"{name}.{key}" if key else name
     if isinstance(change, str):
@@ -174,6 +215,37 @@ def test_scales_that_do_not_fit_their_weight_are_refused_before_anything_reads_t
     save_file(tensors, file)
     with pytest.raises(DamagedCheckpoint, match=told):
         open_checkpoint(tmp_path / "out")
+
+
+@pytest.fixture(scope="module", params=["whole blocks", "rows of 64"])
+def deep(request, tmp_path_factory):
+    """A model of 16 layers, some of which a mix treats better than others, and of 4 queries to a key."""
+    dim = 256 if request.param == "whole blocks" else 64
+    shape = {"hidden_size": dim, "intermediate_size": 2 * dim, "head_dim": dim // 8, "vocab_size": 512}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 16}
+    return write_gguf(mistral(**shape, **heads), tmp_path_factory.mktemp("deep") / "f32.gguf")
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighted"])
+@pytest.mark.parametrize("target", MIXES)
+def test_the_types_of_a_mix_are_those_of_llama_cpp(deep, tmp_path, target, kind):
+    pytest.importorskip("llama_cpp")
+    config = open_checkpoint(deep).config
+    importance = {
+        name: torch.ones(shape[1]) for name, shape in config.tensor_shapes().items() if len(shape) > 1
+    }
+    is_weighted = kind == "weighted"
+    quantize_file_by_llama_cpp(deep, tmp_path / "theirs.gguf", target, importance if is_weighted else None)
+    types = choose_types(config, target, has_importance=is_weighted)
+    theirs = open_checkpoint(tmp_path / "theirs.gguf").tensors
+    assert {name: type.stored for name, type in types.items()} == {name: theirs[name].dtype for name in types}
+
+
+@pytest.mark.parametrize("target", ["q4_k_m", "iq4_xs"])
+def test_a_file_names_its_mix_as_llama_cpp_does(source, tmp_path, target):
+    written(source, tmp_path / "out.gguf", target)
+    metadata = GGUFReader(tmp_path / "out.gguf").fields
+    assert metadata["general.file_type"].contents() == LlamaFileType[f"MOSTLY_{target.upper()}"]
 
 
 # Rounding.
@@ -195,14 +267,19 @@ def test_searched_scales_leave_less_error_than_those_that_span_the_values(kind):
     assert error(found).sum() < 0.97 * error(plain).sum()
 
 
-def test_the_search_of_the_kernel_is_that_of_torch(monkeypatch):
+def test_the_search_in_torch_is_nearly_as_good_as_that_of_the_kernels(monkeypatch):
     weight = torch.randn(40, 320)
     weight[3] = 0
     importance = torch.rand(320)
-    native = best_blocks(BlockType.Q4_0, weight, importance)
+
+    def error(blocks):
+        missed = Blocks("Q4_0", blocks).dequantize(torch.float32) - weight
+        return (missed.square() * importance).sum()
+
+    native = error(best_blocks(BlockType.Q4_0, weight, importance))
     monkeypatch.setattr(kernels, "_native", None)
     twin = best_blocks(BlockType.Q4_0, weight, importance)
-    assert (native == twin).float().mean() > 0.99  # sums of another order pick another of two equal scales
+    assert error(twin) < 1.02 * native
     assert not Blocks("Q4_0", twin).dequantize(torch.float32)[3].any()
 
 
@@ -323,12 +400,41 @@ def test_a_full_disk_leaves_nothing(source, tmp_path, target):
     [
         (["--to", "q8_0", "--double-quant"], "--double-quant means nothing to q8_0"),
         (["--to", "q4_0", "--compute-dtype", "float32"], "--compute-dtype means nothing to q4_0"),
-        (["--to", "nf4", "--calibrate", "x"], "--calibrate means nothing to nf4"),
+        (["--to", "nf4", "--calibrate", "x"], "--calibrate or --imatrix means nothing to nf4"),
+        (["--to", "q8_0", "--imatrix", "x"], "--calibrate or --imatrix means nothing to q8_0"),
+        (["--to", "q4_k_m", "--imatrix", "x", "--calibrate", "y"], "takes the place of --calibrate"),
+        (["--to", "q4_k_m", "--save-imatrix", "x"], "--save-imatrix needs it"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(source, tmp_path, capsys, options, told):
     assert refused(source, "-o", tmp_path / "out", *options) == ExitCode.USAGE
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "told"),
+    [
+        ("x.safetensors", "q4_0", "q4_0 is written as a GGUF file"),
+        ("x.gguf", "nf4", "nf4 is written as a folder"),
+        ("x.safetensors", "nf4", "nf4 is written as a folder"),
+    ],
+)
+def test_a_name_of_another_format_is_refused(source, tmp_path, capsys, name, target, told):
+    assert refused(source, "-o", tmp_path / name, "--to", target) == ExitCode.USAGE
+    assert told in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_importance_matrix_takes_the_place_of_its_text(source, tmp_path):
+    text, kept = tmp_path / "text.txt", tmp_path / "kept.gguf"
+    text.write_text("It was a bright cold day in April. " * 8)
+    common = [source, "--to", "q4_0", "--no-report"]
+    calibrated = refused(*common, "-o", tmp_path / "1.gguf", "--calibrate", text, "--save-imatrix", kept)
+    assert calibrated == refused(*common, "-o", tmp_path / "2.gguf", "--imatrix", kept) == 0
+    one, two = (open_checkpoint(tmp_path / name) for name in ("1.gguf", "2.gguf"))
+    for name in one.tensors:
+        # Sums of float32 are divided again: a quant on the edge may go to the other side.
+        assert (one.read(name) == two.read(name)).float().mean() > 0.99
 
 
 def test_killing_it_at_any_moment_leaves_no_model(tmp_path):
@@ -362,7 +468,7 @@ RUN = """
 import sys, time
 from pathlib import Path
 from m7b.runtime.checkpoints import open_checkpoint
-from m7b.runtime.quantize import Settings, quantize
+from m7b.runtime.quantize import Settings, bnb_folder, quantize
 from m7b.generation import QuantizeTarget
 from m7b.tokenizer import load_tokenizer
 checkpoint = open_checkpoint(Path(sys.argv[1]))

@@ -46,6 +46,16 @@ def _about_cpu(machine: "Machine") -> Iterator[Advice]:
             "torch, several times slower",
             "install a C++ compiler and run: pip install --force-reinstall --no-deps --no-cache-dir m7b",
         )
+    if (
+        "avx512_bf16" in machine.cpu_features
+        and "bitsandbytes" in machine.versions
+        and "kernels" not in machine.versions
+    ):
+        yield Advice(
+            "nf4 and fp4 run on the kernel that bitsandbytes brings, as the one that it would fetch from its "
+            "hub for this CPU is not there",
+            "pip install kernels",
+        )
 
 
 def _about_threads(machine: "Machine", environment: Mapping[str, str]) -> Iterator[Advice]:

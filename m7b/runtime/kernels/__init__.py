@@ -121,10 +121,11 @@ def empty_bytes(*shape: int) -> Tensor:
 
 
 def quantize(type: BlockType, weight: Tensor, importance: Tensor | None = None) -> Tensor:
-    """Blocks (out, bytes) uint8 of `weight` (out, in), rounded as llama.cpp rounds them.
+    """Blocks (out, bytes) uint8 of `weight` (out, in).
 
-    With `importance` (in,) float32, the scales of Q4_0 are those that leave the least squared error, each
-    column's weighted by its importance; other types do not look at it.
+    Without `importance` Q4_0 and Q4_1 are rounded as llama.cpp rounds them, and Q8_0 always is. Else scales
+    and minima are searched for that leave the least squared error, each column's weighted by its
+    `importance` (in,) float32.
     """
     weight = weight.contiguous()
     n_out, n_in = weight.shape

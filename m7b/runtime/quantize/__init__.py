@@ -32,7 +32,7 @@ class Settings:
     """How to quantize.
 
     `double_quant` quantizes the scales of nf4 and fp4 too. `compute_dtype` is what readers of a folder
-    multiply in. `importance` is for q4_0 alone.
+    multiply in. `importance` is for GGUF's types of six bits and fewer.
     """
 
     target: QuantizeTarget

@@ -2,24 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from m7b.runtime.checkpoints import Checkpoint, Format, hf
 from m7b.runtime.checkpoints.checkpoint import translate_name
 from m7b.runtime.linears.bnb import BLOCK
+from m7b.runtime.quantize.safetensors_file import SafetensorsWriter
 from m7b.runtime.quantize.writing import Written, relative_error
 from m7b.tokenizer import Tokenizer, save_tokenizer
 
 if TYPE_CHECKING:
     from m7b.runtime.quantize import Settings
 
+MAX_FILE_BYTES = 5_000_000_000
+"""Of one file of weights, as hubs and transformers split them."""
 _KEPT_FILES = ("generation_config.json", "special_tokens_map.json")
 _BITS = {"nf4": 4.5, "fp4": 4.5, "int8": 8.0}
 
@@ -36,7 +38,7 @@ def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FolderPlan:
-    """One folder to be written: a file of weights for each layer, and one for what is around them."""
+    """One folder to be written: its weights in one file, or in several where that would be too large."""
 
     checkpoint: Checkpoint
     tokenizer: Tokenizer
@@ -50,24 +52,36 @@ class FolderPlan:
     def write(self, folder: Path) -> Iterator[Written]:
         """Write the folder; its configuration, without which nobody reads it, comes last."""
         folder.mkdir()
-        shapes = self.checkpoint.config.tensor_shapes()
-        total, done = sum(map(self._n_bytes, shapes)), 0
+        total, done = sum(map(self._n_bytes, self.checkpoint.config.tensor_shapes())), 0
         files: dict[str, str] = {}
-        groups = list(_groups(shapes))
-        for n, names in enumerate(groups, 1):
-            file, stored = f"model-{n:05}-of-{len(groups):05}.safetensors", dict[str, Tensor]()
-            for name in names:
-                tensors, error = self._encode(name)
-                stored |= tensors
-                done += self._n_bytes(name)
-                yield Written(name, error, done, total)
-            save_file(stored, folder / file, metadata={"format": "pt"})
-            files |= dict.fromkeys(stored, file)
-        _save(
-            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": files}
-        )
+        shards = self._shards()
+        for n, names in enumerate(shards, 1):
+            file = f"model-{n:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+            with SafetensorsWriter(folder / file, len(names)) as writer:
+                for name in names:
+                    tensors, error = self._encode(name)
+                    for stored_name, tensor in tensors.items():
+                        writer.add(stored_name, tensor)
+                    files |= dict.fromkeys(tensors, file)
+                    done += self._n_bytes(name)
+                    yield Written(name, error, done, total)
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": files}
+            _save(folder / "model.safetensors.index.json", index)
         self._keep_files(folder)
         _save(folder / "config.json", self._config())
+
+    def _shards(self) -> list[list[str]]:
+        """The names of all tensors, in groups of as many as a file takes."""
+        shards: list[list[str]] = [[]]
+        room = MAX_FILE_BYTES
+        for name in self.checkpoint.config.tensor_shapes():
+            room -= self._n_bytes(name)
+            if room < 0 and shards[-1]:
+                shards.append([])
+                room = MAX_FILE_BYTES - self._n_bytes(name)
+            shards[-1].append(name)
+        return shards
 
     def _n_bytes(self, name: str) -> int:
         shape = torch.Size(self.checkpoint.config.tensor_shapes()[name])
@@ -154,20 +168,6 @@ def _int8(name: str, weight: Tensor) -> tuple[dict[str, Tensor], float]:
     layer = name.removesuffix("weight")
     stored = {name: quants, f"{layer}SCB": scale, f"{layer}weight_format": torch.tensor(0, dtype=torch.uint8)}
     return stored, relative_error([(wide, quants * (scale / 127)[:, None])])
-
-
-def _groups(names: Iterable[str]) -> Iterator[list[str]]:
-    """Names of one layer together, and those before and after all layers."""
-    group: list[str] = []
-    layer = ""
-    for name in names:
-        of = ".".join(name.split(".")[:2]) if name.startswith("layers.") else ""
-        if of != layer and group:
-            yield group
-            group = []
-        layer = of
-        group.append(name)
-    yield group
 
 
 def _save(file: Path, content: dict[str, Any]) -> None:

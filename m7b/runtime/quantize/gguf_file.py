@@ -18,11 +18,13 @@ from gguf import (
 )
 
 from m7b.errors import UsageError
+from m7b.generation import QuantizeTarget
 from m7b.runtime.checkpoints import Blocks, Checkpoint, gguf
 from m7b.runtime.checkpoints.checkpoint import translate_name
-from m7b.runtime.kernels import BLOCK, BlockType
+from m7b.runtime.kernels import BlockType
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.rope import native_rows
+from m7b.runtime.quantize.recipe import choose_types
 from m7b.runtime.quantize.rounding import best_blocks
 from m7b.runtime.quantize.writing import ROWS, Written, relative_error
 from m7b.tokenizer import GGUFVocabulary, Tokenizer, to_gguf
@@ -35,39 +37,26 @@ _FLOATS = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
-_FILE_TYPES = {
-    "q4_0": LlamaFileType.MOSTLY_Q4_0,
-    "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    "f16": LlamaFileType.MOSTLY_F16,
-    "bf16": LlamaFileType.MOSTLY_BF16,
-}
 _MAGIC_BYTES = 4
 
 
 def plan(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: "Settings") -> "FilePlan":
     """What will be written; nothing is yet."""
-    types = {
-        name: choose_type(name, shape, settings.target, tied=checkpoint.config.tied_embeddings)
-        for name, shape in checkpoint.config.tensor_shapes().items()
-    }
-    for name, type_ in types.items():
-        columns = checkpoint.config.tensor_shapes()[name][-1]
-        if type_ not in _FLOATS and columns % BLOCK:
-            raise UsageError(
-                f"{settings.target} needs rows of whole blocks of {BLOCK}, {name} has rows of {columns}",
-                hint="nf4 takes rows of any length",
-            )
+    types = _choose_types(checkpoint.config, settings)
     assert checkpoint.tokenizer is not None, "the tokenizer came from it"
     vocabulary = to_gguf(checkpoint.tokenizer, tokenizer, checkpoint.config.vocab_size)
     return FilePlan(checkpoint, vocabulary, settings, types)
 
 
-def choose_type(name: str, shape: tuple[int, ...], target: str, *, tied: bool) -> GGMLQuantizationType:
-    """The type of one tensor: norms are small and stay in F32, and 4 bits are too few for the output."""
-    if len(shape) == 1:
-        return GGMLQuantizationType.F32
-    is_output = name == "output.weight" or (tied and name == "tok_embeddings.weight")
-    return GGMLQuantizationType["Q8_0" if target == "q4_0" and is_output else target.upper()]
+def _choose_types(config: ModelConfig, settings: "Settings") -> Mapping[str, GGMLQuantizationType]:
+    """The type of each tensor: norms are small and stay in F32."""
+    target, shapes = settings.target, config.tensor_shapes()
+    if target in (QuantizeTarget.F16, QuantizeTarget.BF16):
+        chosen = dict.fromkeys((name for name in shapes if len(shapes[name]) > 1), target.upper())
+    else:
+        blocks = choose_types(config, target, has_importance=settings.importance is not None)
+        chosen = {name: type_.stored for name, type_ in blocks.items()}
+    return {name: GGMLQuantizationType[chosen.get(name, "F32")] for name in shapes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +120,11 @@ class FilePlan:
                 strict=True,
             )
         error = relative_error(pieces)
+        if not math.isfinite(error):
+            raise UsageError(
+                f"{name} has values that {type_.name} cannot hold",
+                hint="look for NaN in it, or use --to bf16",
+            )
         ordered = native_rows(name, data, self.checkpoint.config).contiguous()
         return ordered.view(torch.uint8).numpy(), error
 
@@ -139,7 +133,7 @@ class FilePlan:
         writer.add_name(checkpoint.path.stem)
         if checkpoint.license:
             writer.add_license(checkpoint.license)
-        writer.add_file_type(_FILE_TYPES[self.settings.target])
+        writer.add_file_type(LlamaFileType[f"MOSTLY_{self.settings.target.upper()}"])
         writer.add_quantization_version(GGML_QUANT_VERSION)
         add_shape(writer, checkpoint.config)
         _add_vocabulary(writer, self.vocabulary)

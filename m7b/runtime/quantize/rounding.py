@@ -13,20 +13,27 @@ _ROWS = 256
 def best_blocks(type: BlockType, weight: Tensor, importance: Tensor | None = None) -> Tensor:
     """Blocks (out, bytes) uint8 of `weight` (out, in).
 
-    Q4_0 gets the scales that leave the least squared error, that of each column times its `importance`
+    They get the scales that leave the least squared error, that of each column times its `importance`
     (in,). Q8_0 is so fine that searching changes nothing that can be measured.
     """
-    if type is not BlockType.Q4_0:
+    if type is BlockType.Q8_0:
         return in_blocks(weight, type).data
-    importance = torch.ones(weight.shape[1]) if importance is None else importance.to(torch.float32)
+    importance = _spread(torch.ones(weight.shape[1]) if importance is None else importance.to(torch.float32))
     if kernels.instruction_set():
         wide = weight if weight.dtype != torch.float16 else weight.to(torch.float32)
-        return kernels.quantize(type, wide, importance.contiguous())
+        return kernels.quantize(type, wide, importance)
+    assert type is BlockType.Q4_0, "others are refused where there are no kernels"
     return torch.cat([_search(rows, importance) for rows in torch.split(weight.to(torch.float32), _ROWS)])
 
 
+def _spread(importance: Tensor) -> Tensor:
+    """Around 1, and none of them 0: a column that was silent in one text need not be in another."""
+    mean = importance.mean()
+    return (importance / mean if mean > 0 else torch.ones_like(importance)) + 1e-3
+
+
 def _search(weight: Tensor, importance: Tensor) -> Tensor:
-    """`kernels.quantize` with an importance, in torch. (The kernel is `best_scale` in float_kernels.h.)"""
+    """Blocks of Q4_0 in torch: a few starts of the kernels' search, each solved once."""
     x = weight.view(weight.shape[0], -1, BLOCK)  # (rows, n_blocks, 32)
     weights = importance.view(-1, BLOCK)
     largest = x.gather(-1, x.abs().argmax(-1, keepdim=True))

@@ -161,12 +161,13 @@ using Weights = std::conditional_t<TYPE == Q8_0, PairWeights,
 
 #define M7B_UNROLL_TOKENS
 #include "float_kernels.h"
+#include "line_kernel.h"
 #include "dense_kernel.h"
 #include "linear_kernel.h"
 
 namespace m7b {
 const Kernels avx2_kernels = {"avx2",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, LINEARS<false>.data(), nullptr, linear_bf16,
+    widen, narrow, widen_levels, quantize_block, quantize_block_16, measure_line, LINEARS<false>.data(), nullptr, linear_bf16,
     linear_dense, DENSE_TOKENS, attend, rms_norm, add, swiglu, sum_bytes};
 }
 #if defined(__clang__)

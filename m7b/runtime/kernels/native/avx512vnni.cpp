@@ -97,12 +97,13 @@ template <> struct Weights<Q8_0> {
 } // namespace m7b
 
 #include "float_kernels.h"
+#include "line_kernel.h"
 #include "dense_kernel.h"
 #include "linear_kernel.h"
 
 namespace m7b {
 const Kernels avx512vnni_kernels = {"avx512vnni",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, LINEARS<false>.data(), nullptr, linear_bf16,
+    widen, narrow, widen_levels, quantize_block, quantize_block_16, measure_line, LINEARS<false>.data(), nullptr, linear_bf16,
     linear_dense, DENSE_TOKENS, attend, rms_norm, add, swiglu, sum_bytes};
 const Linears *const avx512vnni_linears_ahead = LINEARS<true>.data();
 }

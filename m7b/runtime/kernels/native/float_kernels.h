@@ -170,7 +170,7 @@ template <int R> void attend_rows(const Attention &a) {
         V total = v_zero(), shift = v_set(top == -INFINITY ? 0.0f : top);
         for (int s = 0; s < PART; s += LANES) {
             V x = v_sub(v_load(scores[r] + s), shift);
-            V weight = v_and_above(v_exp(x), x);
+            V weight = v_and_above(v_exp(x), x, -87.0f);
             v_store(scores[r] + s, weight);
             total = v_add(total, weight);
         }
@@ -220,31 +220,6 @@ void swiglu(const float *gate, const float *up, int n, float *y) {
         v_store(y + i, v_mul(v_div(g, v_add(v_set(1.0f), e)), v_load(up + i)));
     }
     for (; i < n; i++) y[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
-}
-
-// Tries roundings around the one that spans the values. For given integers q the best scale is the
-// weighted sum of x q over that of q q, and what it explains of the values is the square of the first
-// over the second.
-float best_scale(const float *x, const float *weights) {
-    float largest = 0;
-    for (int i = 0; i < BLOCK; i++)
-        if (std::fabs(x[i]) > std::fabs(largest)) largest = x[i];
-    if (std::fabs(largest) < SMALLEST) return 0;
-    float best = 0, scale = 0;
-    for (int step = -12; step <= 12; step++) {
-        const V inverse = v_set(-(8.0f + 0.1f * float(step)) / largest);
-        V xq = v_zero(), qq = v_zero();
-        for (int i = 0; i < BLOCK; i += LANES) {
-            const V value = v_load(x + i);
-            const V q = v_min(v_max(v_round(v_mul(value, inverse)), v_set(-8.0f)), v_set(7.0f));
-            const V weighted = v_mul(v_load(weights + i), q);
-            xq = v_fma(weighted, value, xq);
-            qq = v_fma(weighted, q, qq);
-        }
-        const float sum_xq = v_sum(xq), sum_qq = v_sum(qq);
-        if (sum_qq > 0 && sum_xq * sum_xq > best * sum_qq) best = sum_xq * sum_xq / sum_qq, scale = sum_xq / sum_qq;
-    }
-    return scale;
 }
 
 } // namespace

@@ -19,11 +19,6 @@ namespace {
 
 constexpr int PLANE = 4 * PANEL;
 
-// The scales of a block: float16s, of which the minimum is added; and those of 32 values each, as a panel has them.
-struct BlockScales {
-    uint16_t scale, minimum;
-    uint8_t smalls[8][2];
-};
 // 32 quants, a byte each in the order of the values: words 2i and 2i + 1 in w[i]. They stay in registers.
 struct Quants {
     uint64_t w[4];
@@ -261,7 +256,101 @@ void widen_part(int type, const Quants &q, const BlockScales &scales, int i, flo
     }
 }
 
+// And back: what load_bits, load_nibbles, spread_bits, load_small_pairs and load_small_scales read.
+void put_bits(const uint8_t *quants, int from, int bits, int shift, uint8_t *to) {
+    const uint8_t mask = uint8_t((1 << bits) - 1);
+    for (int i = 0; i < BLOCK; i++) to[i] = uint8_t(to[i] | ((quants[i] >> from) & mask) << shift);
+}
+
+void put_nibbles(const uint8_t *quants, uint8_t *to) {
+    for (int i = 0; i < 16; i++) to[i] = uint8_t((quants[i] & 15) | (quants[16 + i] & 15) << 4);
+}
+
+void put_fifth_bits(const uint8_t *quants, uint8_t *to) {
+    for (int i = 0; i < BLOCK; i++) to[i / 8] = uint8_t(to[i / 8] | (quants[i] >> 4) << (i % 8));
+}
+
+void put_small_pairs(const uint8_t (*smalls)[2], uint8_t *to) {
+    for (int i = 0; i < 4; i++) {
+        to[i] = uint8_t(smalls[i][0] | (smalls[4 + i][0] >> 4) << 6);
+        to[4 + i] = uint8_t(smalls[i][1] | (smalls[4 + i][1] >> 4) << 6);
+        to[8 + i] = uint8_t((smalls[4 + i][0] & 15) | (smalls[4 + i][1] & 15) << 4);
+    }
+}
+
+void put_small_scales(const uint8_t (*smalls)[2], uint8_t *to) {
+    for (int i = 0; i < 16; i++) {
+        const int small = uint8_t(smalls[i / 2][i % 2] + 32);
+        to[i % 8] = uint8_t(to[i % 8] | (small & 15) << (i / 8 * 4));
+        to[8 + i % 4] = uint8_t(to[8 + i % 4] | (small >> 4) << (i / 4 * 2));
+    }
+}
+
+void put_together_32(int type, const Block &block, uint8_t *out) {
+    store(block.scales.scale, out), out += 2;
+    if (FORMATS[type].has_minima) store(block.scales.minimum, out), out += 2;
+    if (FORMATS[type].bits == 8) {
+        std::memcpy(out, block.quants, BLOCK);
+    } else if (FORMATS[type].bits == 5) {
+        put_fifth_bits(block.quants, out);
+        put_nibbles(block.quants, out + 4);
+    } else {
+        put_nibbles(block.quants, out);
+    }
+}
+
+void put_together_k(int type, const Block &block, uint8_t *out) {
+    uint8_t *const end = out + FORMATS[type].bytes;
+    switch (type) {
+    case Q2_K:
+        for (int i = 0; i < 16; i++) out[i] = block.scales.smalls[i / 2][i % 2];
+        for (int i = 0; i < 8; i++) put_bits(block.quants + i * BLOCK, 0, 2, i % 4 * 2, out + 16 + i / 4 * 32);
+        store(block.scales.scale, end - 4), store(uint16_t(block.scales.minimum ^ 0x8000u), end - 2);
+        break;
+    case Q3_K:
+        for (int i = 0; i < 8; i++) {
+            put_bits(block.quants + i * BLOCK, 0, 2, i % 4 * 2, out + 32 + i / 4 * 32);
+            put_bits(block.quants + i * BLOCK, 2, 1, i, out);
+        }
+        put_small_scales(block.scales.smalls, out + 96);
+        store(block.scales.scale, end - 2);
+        break;
+    case Q4_K:
+    case Q5_K:
+        store(block.scales.scale, out), store(uint16_t(block.scales.minimum ^ 0x8000u), out + 2);
+        put_small_pairs(block.scales.smalls, out + 4);
+        for (int i = 0; i < 8; i++) {
+            put_bits(block.quants + i * BLOCK, 0, 4, i % 2 * 4, end - 128 + i / 2 * 32);
+            if (type == Q5_K) put_bits(block.quants + i * BLOCK, 4, 1, i, out + 16);
+        }
+        break;
+    case Q6_K:
+        for (int i = 0; i < 8; i++) {
+            put_bits(block.quants + i * BLOCK, 0, 4, i % 4 / 2 * 4, out + i / 4 * 64 + i % 2 * 32);
+            put_bits(block.quants + i * BLOCK, 4, 2, i % 4 * 2, out + 128 + i / 4 * 32);
+        }
+        std::memcpy(out + 192, block.scales.smalls, 16);
+        store(block.scales.scale, end - 2);
+        break;
+    case IQ4_XS:
+        store(block.scales.scale, out);
+        for (int i = 0, high = 0; i < 8; i++) {
+            const int small = uint8_t(block.scales.smalls[i][0] + 32);
+            out[4 + i / 2] = uint8_t(out[4 + i / 2] | (small & 15) << (i % 2 * 4));
+            high |= (small >> 4) << (2 * i);
+            store(uint16_t(high), out + 2);
+            put_nibbles(block.quants + i * BLOCK, out + 8 + 16 * i);
+        }
+        break;
+    }
+}
+
 } // namespace
+
+void put_together(int type, const Block &block, uint8_t *out) {
+    std::memset(out, 0, FORMATS[type].bytes);
+    FORMATS[type].values == BLOCK ? put_together_32(type, block, out) : put_together_k(type, block, out);
+}
 
 void pack_panel(int type, const uint8_t *rows, int n_rows, int n_blocks, uint8_t *panel) {
     PACKS[type](rows, n_rows, n_blocks, panel);

@@ -71,6 +71,18 @@ constexpr size_t panel_bytes(int type, int n_parts) {
     return size_t(n_parts) * quant_bytes(type) + size_t(n_parts / parts(type)) * scale_bytes(type);
 }
 
+// The scales of a block: float16s, of which the minimum is added; and those of 32 values each, as a panel has them.
+struct BlockScales {
+    uint16_t scale, minimum;
+    uint8_t smalls[8][2];
+};
+// A block taken apart: a byte a quant, in the order of the values, those of 8 bits as they are, else unsigned.
+struct Block {
+    BlockScales scales;
+    uint8_t quants[256];
+};
+// A block as GGUF's row has it.
+void put_together(int type, const Block &block, uint8_t *out);
 // At most PANEL rows of n_blocks blocks, one row behind the other, as a panel.
 void pack_panel(int type, const uint8_t *rows, int n_rows, int n_blocks, uint8_t *panel);
 // The values (FORMATS[type].values,) of a block; those of a whole row of a panel.

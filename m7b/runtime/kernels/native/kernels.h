@@ -70,6 +70,20 @@ struct Attention {
     float *top, *total, *mixed; // (rows,), (rows,), (rows, D): largest score, sum of weights, weighted values
 };
 
+// What values are rounded to: the whole numbers from low to high, or IQ4_LEVELS.
+struct Grid {
+    float low, high;
+    bool has_levels;
+};
+// A value stands for scale * quant + offset.
+struct Line {
+    float scale, offset;
+};
+// Weighted sums over values, their quants q under a line and what these leave of them, r.
+struct Sums {
+    float qq, q, rq, r, rr;
+};
+
 struct Kernels {
     const char *name;
     // n values from bfloat16 and to it.
@@ -80,8 +94,8 @@ struct Kernels {
     // 32 values to quants, scale and the sums of the first 16 quants and of the others.
     void (*quantize_block)(const float *x, int8_t *quants, float *scale, int32_t *sums);
     void (*quantize_block_16)(const float *x, int16_t *quants, float *scale);
-    // The scale for 32 values as integers from -8 to 7 that leaves the least weighted squared error.
-    float (*best_scale)(const float *x, const float *weights);
+    // n values, a multiple of 16, rounded to the grid under a line, each of the sums by its weight.
+    void (*measure_line)(const float *x, const float *weights, int n, Line line, const Grid &grid, Sums *sums);
     const Linears *linears;          // by block type
     const LinearTiles *linear_tiles; // null, or by block type
     // ROWS rows of bfloat16 weights, `stride` apart, times x (n, in), n at most 4: out is (n, ROWS).

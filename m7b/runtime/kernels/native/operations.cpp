@@ -133,50 +133,6 @@ void quantize_tokens(Array x, int T, int n_in, int n_bytes, Quantized &to, int n
     });
 }
 
-void store_f16(float value, uint8_t *to) {
-    uint16_t half = to_f16(value);
-    std::memcpy(to, &half, 2);
-}
-
-void round_q4_0(const float *x, float d, float inverse, uint8_t *block) {
-    const auto rounded = [&](float value) { return std::max(0, std::min(15, int(value * inverse + 8.5f))); };
-    store_f16(d, block);
-    for (int i = 0; i < 16; i++) block[2 + i] = uint8_t(rounded(x[i]) | rounded(x[i + 16]) << 4);
-}
-
-void quantize_q4_0(const float *x, uint8_t *block) {
-    float largest = 0;
-    for (int i = 0; i < BLOCK; i++)
-        if (std::fabs(x[i]) > std::fabs(largest)) largest = x[i];
-    float d = largest / -8;
-    round_q4_0(x, d, d != 0 ? 1 / d : 0, block);
-}
-
-void quantize_q4_0_best(const float *x, const float *importance, uint8_t *block) {
-    const float d = from_f16(to_f16(kernels().best_scale(x, importance))); // as it will be read
-    round_q4_0(x, d, d != 0 ? 1 / d : 0, block);
-}
-
-void quantize_q4_1(const float *x, uint8_t *block) {
-    float low = *std::min_element(x, x + BLOCK), high = *std::max_element(x, x + BLOCK);
-    float d = (high - low) / 15, inverse = d != 0 ? 1 / d : 0;
-    store_f16(d, block);
-    store_f16(low, block + 2);
-    for (int i = 0; i < 16; i++) {
-        int a = std::min(15, int((x[i] - low) * inverse + 0.5f));
-        int b = std::min(15, int((x[i + 16] - low) * inverse + 0.5f));
-        block[4 + i] = uint8_t(a | b << 4);
-    }
-}
-
-void quantize_q8_0(const float *x, uint8_t *block) {
-    float largest = 0;
-    for (int i = 0; i < BLOCK; i++) largest = std::max(largest, std::fabs(x[i]));
-    float d = largest / 127, inverse = d != 0 ? 1 / d : 0;
-    store_f16(d, block);
-    for (int i = 0; i < BLOCK; i++) block[2 + i] = uint8_t(int8_t(std::round(x[i] * inverse)));
-}
-
 // The results (PANEL,) of one panel and one token, without those of rows that only fill the panel.
 void store_panel(const float *out, const Weight &weight, int panel, int t, int dtype) {
     const int row = panel * PANEL;
@@ -315,21 +271,6 @@ bool use(const char *name) {
     if (!std::strcmp(name, "amx") && has_amx()) return chosen = &amx_kernels(), true;
 #endif
     return false;
-}
-
-void quantize(int type, Array x, int n_rows, int n_in, const float *importance, uint8_t *blocks, int n_threads) {
-    const int n_blocks = n_in / BLOCK, bytes = FORMATS[type].bytes;
-    parallel(n_threads, n_rows, [&](int row) {
-        float values[BLOCK];
-        for (int b = 0; b < n_blocks; b++) {
-            load_floats(x, size_t(row) * n_in + size_t(b) * BLOCK, BLOCK, values);
-            uint8_t *block = blocks + (size_t(row) * n_blocks + b) * bytes;
-            if (type == Q4_1) quantize_q4_1(values, block);
-            else if (type != Q4_0) quantize_q8_0(values, block);
-            else if (importance) quantize_q4_0_best(values, importance + size_t(b) * BLOCK, block);
-            else quantize_q4_0(values, block);
-        }
-    });
 }
 
 void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels, int n_threads) {

@@ -14,8 +14,9 @@ struct Array {
 const Kernels &kernels();
 bool use(const char *name); // false where this processor lacks it
 
-// (n_rows, n_in) to GGUF's blocks, rounded as llama.cpp rounds them; but with `importance` (n_in,) the scales
-// of Q4_0 are those that leave the least squared error, each column's weighted by its importance.
+// (n_rows, n_in) to GGUF's blocks. Q4_0, Q4_1 and Q8_0 are rounded as llama.cpp rounds them; other types, and Q4_0 and
+// Q4_1 with `importance` (n_in,), get the scales that leave the least squared error that a search finds, each column's
+// weighted by its importance.
 void quantize(int type, Array x, int n_rows, int n_in, const float *importance, uint8_t *blocks, int n_threads);
 // GGUF's blocks of `n_rows` rows to panels; rows up to a multiple of 16 are filled with zeros.
 void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels, int n_threads);

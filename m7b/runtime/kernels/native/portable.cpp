@@ -37,7 +37,7 @@ inline float v_sum(V v) { return v; }
 inline void v_sum4(const V *v, int n, float *sums) {
     for (int i = 0; i < n && i < 4; i++) sums[i] = v_sum(v[i]);
 }
-inline V v_and_above(V value, V x) { return x > -87.0f ? value : 0.0f; }
+inline V v_and_above(V value, V x, float limit) { return x > limit ? value : 0.0f; }
 
 using B = uint32_t;
 inline B b_load(const uint8_t *x) {
@@ -145,10 +145,11 @@ uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
 
 #define M7B_UNROLL_TOKENS
 #include "float_kernels.h"
+#include "line_kernel.h"
 #include "linear_kernel.h"
 
 namespace m7b {
 const Kernels portable_kernels = {"portable",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, best_scale, LINEARS<false>.data(), nullptr, linear_bf16,
+    widen, narrow, widen_levels, quantize_block, quantize_block_16, measure_line, LINEARS<false>.data(), nullptr, linear_bf16,
     nullptr, 0, attend, rms_norm, add, swiglu, sum_bytes};
 }

@@ -61,8 +61,8 @@ inline void v_sum4(const V *v, int n, float *sums) {
     __m256 c = _mm256_hadd_ps(a, b);
     _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1)));
 }
-inline V v_and_above(V value, V x) { // value where x > -87, else 0
-    return _mm256_and_ps(value, _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_GT_OQ));
+inline V v_and_above(V value, V x, float limit) { // value where x > limit, else 0
+    return _mm256_and_ps(value, _mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_GT_OQ));
 }
 
 // Bytes, four in each of LANES lanes.

@@ -51,8 +51,8 @@ inline float v_sum(V v) { return _mm512_reduce_add_ps(v); }
 inline void v_sum4(const V *v, int n, float *sums) {
     for (int i = 0; i < n && i < 4; i++) sums[i] = v_sum(v[i]);
 }
-inline V v_and_above(V value, V x) { // value where x > -87, else 0
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GT_OQ), value);
+inline V v_and_above(V value, V x, float limit) { // value where x > limit, else 0
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GT_OQ), value);
 }
 
 // Bytes, four in each of LANES lanes.
