@@ -15,8 +15,15 @@ from m7b.hub import DownloadFormat, Wish
 
 
 class SmallQuant(StrEnum):
-    """The quantizations that one file of GGUF holds."""
+    """The quantizations that one file of GGUF holds and `m7b quantize` makes."""
 
+    Q4_K_M = "q4_k_m"
+    Q4_K_S = "q4_k_s"
+    Q5_K_M = "q5_k_m"
+    Q6_K = "q6_k"
+    Q3_K_M = "q3_k_m"
+    IQ4_NL = "iq4_nl"
+    IQ4_XS = "iq4_xs"
     Q4_0 = "q4_0"
     Q8_0 = "q8_0"
 

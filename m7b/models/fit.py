@@ -1,16 +1,20 @@
 """What each variant would take here in each weight format, and how fast it could be. Arithmetic alone."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
+from m7b.generation import QuantizeTarget
+from m7b.runtime.kernels import BlockType, instruction_set
 from m7b.runtime.model.config import ModelConfig
+from m7b.runtime.quantize.recipe import choose_types
 from m7b.variants import VARIANTS
 
 DEPTHS = (0, 4096)
 """Positions in the cache at which a speed is told."""
 
-FORMATS: dict[str, Callable[[int], int]] = {
+_ROWS: dict[str, Callable[[int], int]] = {
     "bf16": lambda n: 2 * n,
     "int8": lambda n: n // 32 * 34,  # the same as q8_0 on the CPU
     "q8_0": lambda n: n // 32 * 34,  # a float16 scale for 32 weights
@@ -18,7 +22,10 @@ FORMATS: dict[str, Callable[[int], int]] = {
     "nf4": lambda n: n // 64 * 36,  # a float32 scale for 64 weights
     "fp4": lambda n: n // 64 * 36,
 }
-"""Bytes of a row of n weights in each format."""
+# Files of GGUF that hold a mix of types, in which their embedding stays too.
+_MIXES = {mix.value: mix for mix in (QuantizeTarget.Q6_K, QuantizeTarget.Q5_K_M, QuantizeTarget.Q4_K_M)}
+FORMATS = ("bf16", "int8", "q8_0", *_MIXES, "q4_0", "nf4", "fp4")
+"""What weights can be held in, by the names of `--quant` and of files."""
 
 _CACHE_ITEM_BYTES = 2
 _PREFILL_CHUNK = 512
@@ -51,18 +58,22 @@ def list_fits(free_bytes: int, gigabytes_per_second: float) -> list[Fit]:
         _fit(names, config, format, free_bytes, gigabytes_per_second)
         for config, names in _shapes().items()
         for format in FORMATS
+        if format not in _MIXES or instruction_set()  # without kernels they are turned into numbers
     ]
 
 
 def weight_bytes(config: ModelConfig, format: str) -> int:
-    """Bytes of all weights. Norms and the embedding stay in bfloat16; one that is tied is an output too."""
-    kept = 0 if config.tied_embeddings else 2 * config.vocab_size * config.dim
+    """Bytes of all weights, of which norms stay in bfloat16.
+
+    So does the embedding, but in files of GGUF; one that is tied is an output too.
+    """
+    kept = 0 if config.tied_embeddings else config.vocab_size * _embedding_row_bytes(config, format)
     return kept + _output_and_layers(config, format)
 
 
 def read_bytes(config: ModelConfig, format: str) -> int:
     """Bytes of weights that one decoded token reads: all of them, but of the embedding a single row."""
-    return 2 * config.dim + _output_and_layers(config, format)
+    return _embedding_row_bytes(config, format) + _output_and_layers(config, format)
 
 
 def cache_read_bytes(config: ModelConfig, depth: int) -> int:
@@ -76,12 +87,34 @@ def _output_and_layers(config: ModelConfig, format: str) -> int:
     embedding = shapes.pop("tok_embeddings.weight")
     if config.tied_embeddings:
         shapes["output.weight"] = embedding
-    return sum(_tensor_bytes(shape, format) for shape in shapes.values())
+    types = _mix_types(config, format)
+    return sum(
+        types[_stored_name(config, name)].count_bytes(math.prod(shape))
+        if types and len(shape) > 1
+        else _tensor_bytes(shape, format)
+        for name, shape in shapes.items()
+    )
+
+
+def _embedding_row_bytes(config: ModelConfig, format: str) -> int:
+    types = _mix_types(config, format)
+    return types["tok_embeddings.weight"].count_bytes(config.dim) if types else 2 * config.dim
+
+
+def _stored_name(config: ModelConfig, name: str) -> str:
+    is_tied = config.tied_embeddings and name == "output.weight"
+    return "tok_embeddings.weight" if is_tied else name
+
+
+@cache
+def _mix_types(config: ModelConfig, format: str) -> Mapping[str, BlockType]:
+    """The block type of each matrix in a file that mixes them, nothing for other formats."""
+    return choose_types(config, _MIXES[format], has_importance=False) if format in _MIXES else {}
 
 
 def _tensor_bytes(shape: tuple[int, ...], format: str) -> int:
     *rows, columns = shape
-    return math.prod(rows) * FORMATS[format](columns) if rows else 2 * columns
+    return math.prod(rows) * _ROWS[format](columns) if rows else 2 * columns
 
 
 def _fit(names: tuple[str, ...], config: ModelConfig, format: str, free_bytes: int, bandwidth: float) -> Fit:

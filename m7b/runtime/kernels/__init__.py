@@ -55,10 +55,9 @@ class BlockType(IntEnum):
         """GGUF's name of the format."""
         return "Q8_0" if self is BlockType.INT8 else self.name
 
-    @property
-    def bits(self) -> float:
-        """Bits that a value takes in a file."""
-        return 8 * self.n_bytes / self.n_values
+    def count_bytes(self, n: int) -> int:
+        """Bytes of `n` values, whole blocks, in a file."""
+        return n // self.n_values * self.n_bytes
 
 
 # By block type: GGUF's number, values in a block, bytes of one. (ggml.h, ggml-common.h)
