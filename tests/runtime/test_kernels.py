@@ -15,7 +15,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from m7b.runtime import kernels
 from m7b.runtime.kernels import BlockType, RingSpan, RingSpans
-from tests.support.blocks import draw_blocks, quantize_by_llama_cpp, set_heads
+from tests.support import llama
+from tests.support.blocks import draw_blocks, set_heads
 
 pytestmark = pytest.mark.skipif(kernels.instruction_set() is None, reason="the kernels were not built")
 CHOSEN = kernels.instruction_set()
@@ -97,7 +98,7 @@ def test_searched_blocks_leave_less_error_than_those_of_llama_cpp(type, kind):
     pytest.importorskip("llama_cpp")
     w = torch.distributions.StudentT(5.0).sample((16, 512)) / 50
     importance = torch.ones(512) if kind == "plain" else torch.rand(512).square() + 0.01
-    theirs = quantize_by_llama_cpp(type, w, None if kind == "plain" else importance)
+    theirs = llama.quantize_weight(type, w, None if kind == "plain" else importance)
     found = weighted_error(type, kernels.quantize(type, w, importance), w, importance)
     assert found < 0.985 * weighted_error(type, theirs, w, importance)
 
@@ -110,7 +111,7 @@ def test_searched_blocks_leave_less_error_than_those_of_llama_cpp(type, kind):
 def test_searched_blocks_follow_values_of_any_kind(type, kind):
     pytest.importorskip("llama_cpp")
     w = weights(kind, 10, 512)
-    theirs = dequantized(type, quantize_by_llama_cpp(type, w)) - w
+    theirs = dequantized(type, llama.quantize_weight(type, w)) - w
     found = dequantized(type, kernels.quantize(type, w, torch.ones(512))) - w
     each = found.norm(dim=1) / theirs.norm(dim=1)
     assert each.mean() < 1.001  # the same where all but one value become 0

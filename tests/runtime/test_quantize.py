@@ -27,7 +27,7 @@ from m7b.runtime.quantize.recipe import choose_types
 from m7b.runtime.quantize.rounding import best_blocks
 from m7b.tokenizer import OfficialVocabulary, TokenizerJson, load_tokenizer, official_file, to_gguf
 from m7b.variants import TokenizerVersion
-from tests.support.blocks import quantize_file_by_llama_cpp
+from tests.support import llama
 from tests.support.checkpoints import engine, logits, mistral, oracle_logits, write_gguf, write_hf
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_attention_heads": 4}
@@ -235,7 +235,7 @@ def test_the_types_of_a_mix_are_those_of_llama_cpp(deep, tmp_path, target, kind)
         name: torch.ones(shape[1]) for name, shape in config.tensor_shapes().items() if len(shape) > 1
     }
     is_weighted = kind == "weighted"
-    quantize_file_by_llama_cpp(deep, tmp_path / "theirs.gguf", target, importance if is_weighted else None)
+    llama.quantize(deep, tmp_path / "theirs.gguf", target, importance if is_weighted else None)
     types = choose_types(config, target, has_importance=is_weighted)
     theirs = open_checkpoint(tmp_path / "theirs.gguf").tensors
     assert {name: type.stored for name, type in types.items()} == {name: theirs[name].dtype for name in types}
