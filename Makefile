@@ -14,9 +14,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# The core, in a minute and a half: forward pass, cache, kernels, sampling, scheduler, tokens, stream.
+# The core, in a minute: forward pass, cache, kernels, sampling, scheduler, tokens, stream.
 quick: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile $(QUICK)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(QUICK)
 
 check: format lint types architecture test docs
 

@@ -40,6 +40,10 @@ def instruction_set(request):
     kernels._native.use(CHOSEN)
 
 
+# For tests that choose for themselves, or need no choice: once is enough.
+once = pytest.mark.parametrize("instruction_set", [CHOSEN], indirect=True)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
@@ -126,6 +130,7 @@ def test_values_that_a_type_can_hold_are_found_again(type):
     assert relative_error(again, w.double()) < 0.01
 
 
+@once
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_the_table_of_types_is_that_of_the_gguf_package(type):
     stored = GGMLQuantizationType(type.ggml_id)
@@ -216,6 +221,7 @@ def test_a_token_gets_the_same_bits_whatever_is_beside_it(type, dtype, n_out):
         assert torch.equal(kernels.linear(x[:T], weight), alone[:T]), T
 
 
+@once
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_the_instruction_sets_of_x86_give_the_same_bits(type):
     n_in = (34 if type.n_values == 32 else 5) * type.n_values
@@ -422,6 +428,7 @@ def test_a_byte_sum_reads_every_byte():
     assert kernels.read_sum(data) == data.sum().item()
 
 
+@once
 @pytest.mark.parametrize(("value", "told"), [("portable", "portable"), ("off", "None")])
 def test_a_variable_names_the_instruction_set(value, told):
     code = "from m7b.runtime import kernels; print(kernels.instruction_set())"
@@ -435,6 +442,7 @@ def test_a_variable_names_the_instruction_set(value, told):
     assert ran.stdout.strip() == told
 
 
+@once
 def test_an_instruction_set_that_is_not_there_is_refused():
     code = "from m7b.runtime import kernels"
     ran = subprocess.run(
