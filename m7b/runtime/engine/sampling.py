@@ -40,11 +40,20 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Drop each token whose more likely ones already hold more than `p`: the one that crosses p stays."""
-    order = logits.argsort(descending=True, stable=True)
-    probs = logits[order].softmax(-1)
-    dropped = probs.cumsum(-1) - probs > p
-    return logits.masked_fill(dropped[order.argsort()], -math.inf)
+    """Drop each token whose more likely ones already hold more than `p`: the one that crosses p stays.
+
+    Of tokens that are equally likely, lower ids come first.
+    """
+    probs = logits.softmax(-1)
+    for n in (256, 4096, probs.numel()):  # nearly always a few tokens hold p, and sorting all takes long
+        likeliest = probs.topk(min(n, probs.numel())).values
+        before = likeliest.cumsum(-1) - likeliest
+        if before[-1] > p:
+            break
+    n_kept = int((before <= p).sum())
+    last = likeliest[n_kept - 1]
+    tied = (probs == last).nonzero().squeeze(-1)[: n_kept - int((likeliest > last).sum())]
+    return logits.masked_fill((probs <= last).index_fill(0, tied, False), -math.inf)
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
