@@ -2,9 +2,11 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import typer
 from typer.exceptions import TyperException
@@ -71,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(app(arguments or ["--help"], prog_name="m7b", standalone_mode=False) or 0)
     except TyperException as error:
-        note(f"{plain(error.format_message())}; see {_help_for(arguments)}")
+        note(f"{plain(error.format_message()).rstrip()}; see {_help_for(arguments)}{_dash_hint(arguments)}")
         return ExitCode.USAGE
     except M7bError as error:
-        note(str(error))
+        note(f"{error}{_dash_hint(arguments) if error.exit_code == ExitCode.USAGE else ''}")
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
@@ -99,6 +101,13 @@ def _help_for(arguments: Sequence[str]) -> str:
     known |= {info.name for info in app.registered_groups if isinstance(info.name, str)}
     name = next((word for word in arguments if word in known), None)
     return f"m7b {name} --help" if name else "m7b --help"
+
+
+def _dash_hint(arguments: Sequence[str]) -> str:
+    """What to do where one of `arguments` looks like a text, and was read as an option for its dash."""
+    options = takewhile(lambda word: word != "--", arguments)
+    seems_text = any(re.match(r"-(?!-).*\s|-\W*\d|--[\w-]*[^\w=-]", word) for word in options)
+    return "; a text that begins with a dash goes last, behind --" if seems_text else ""
 
 
 def run() -> None:

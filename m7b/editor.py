@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from m7b.errors import UsageError
+from m7b.text_input import read_text
 
 _USUAL = ("editor", "nano", "vi", "notepad")
 
@@ -39,10 +40,7 @@ def edit_text(text: str) -> str:
         file = Path(folder) / "message.md"
         file.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
         edit_file(file)
-        try:
-            return file.read_bytes().decode("utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"what the editor left cannot be read: {error}") from None
+        return read_text(file).rstrip("\r\n")
 
 
 def _find_editor() -> list[str]:

@@ -21,7 +21,7 @@ from m7b.commands.shared.options import (
     is_flag,
     number,
 )
-from m7b.commands.shared.prompt import read_prompt
+from m7b.commands.shared.prompt import read_parts
 from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions
 from m7b.errors import UsageError
 from m7b.generation import EngineOptions, SamplingParams
@@ -43,11 +43,16 @@ def chat(
     *,
     question: Annotated[
         str | None,
-        typer.Argument(help="Ask this and exit; - or a pipe reads it from stdin.", show_default=False),
+        typer.Argument(help="Ask this and exit, behind what a pipe brings; - is stdin.", show_default=False),
     ] = None,
     file: Annotated[
-        Path | None,
-        typer.Option("-f", "--file", help="Put a file in front of QUESTION; - is stdin.", show_default=False),
+        list[Path] | None,
+        typer.Option(
+            "-f",
+            "--file",
+            help="Put a file in front of QUESTION; - is stdin; can be repeated.",
+            show_default=False,
+        ),
     ] = None,
     variant: VariantOption = None,
     model: ModelOption = None,
@@ -110,11 +115,13 @@ def chat(
     keep_to = grammar.read()
     if keep_to is not None and (sampling.stop or tools.are_given):
         raise UsageError("a grammar goes with neither --stop nor tools", hint="ask for one")
-    is_interactive = question is None and file is None and _is_terminal()
-    asked = None if is_interactive else _read_question(question, file)
+    is_interactive = question is None and not file and _is_terminal()
+    asked = None if is_interactive else _read_question(question, file or [])
     with Store(sessions_file() if save else None) as store, ExitStack() as stack:
         kept = _find_kept(store, latest=go_on, reference=session)
         choice = _choose_model(ctx, kept, variant, model, asks=is_interactive)
+        toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
+        tools.fill(toolbox)  # whose errors need not wait for the model
         from m7b.repl import Autosaver, Chat, Screen, Toolbelt
         from m7b.repl.keys import silence_keys
 
@@ -132,8 +139,6 @@ def chat(
         )
         if system is not None and (kept is None or is_flag(ctx, "system")):
             conversation.system = system
-        toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
-        tools.fill(toolbox)
         screen = Screen(markdown=markdown, is_interactive=is_interactive)
         record = Autosaver(store if save else None, kept, messages, session)
         toolbelt = Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit)
@@ -215,14 +220,12 @@ def _is_terminal() -> bool:
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
-def _read_question(question: str | None, file: Path | None) -> str:
-    """What to ask: the file, an empty line, and the question, as far as they are given."""
-    texts = [read_prompt(None, file)] if file else []
-    if question is not None or not file:
-        texts.append(read_prompt(question, None))
-    if not any(text.strip() for text in texts):
+def _read_question(question: str | None, files: list[Path]) -> str:
+    """What to ask: what is piped in, the files and the question, with empty lines between."""
+    parts = [part for part in read_parts(question, files) if part.strip()]
+    if not parts:
         raise UsageError("the question is empty", hint="write one")
-    return "\n\n".join(texts)
+    return "\n\n".join(parts)
 
 
 def _find_kept(store: Store, *, latest: bool, reference: str | None) -> StoredConversation | None:

@@ -22,7 +22,7 @@ from m7b.commands.shared.options import (
     is_flag,
 )
 from m7b.commands.shared.progress import BatchStatus, PromptStatus
-from m7b.commands.shared.prompt import read_prompt
+from m7b.commands.shared.prompt import read_parts, read_prompt
 from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions
 from m7b.completions import (
     ChatPrompt,
@@ -31,6 +31,7 @@ from m7b.completions import (
     RequestFile,
     Together,
     answer_request,
+    is_conversation,
     parse_chat_prompt,
 )
 from m7b.errors import UsageError
@@ -45,10 +46,19 @@ def complete(
     ctx: typer.Context,
     *,
     prompt: Annotated[
-        str | None, typer.Argument(help="The text to continue; - or nothing reads stdin.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="The text to continue, behind what a pipe brings; - is stdin.", show_default=False
+        ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("-f", "--file", help="Read the prompt from a file.", show_default=False)
+        list[Path] | None,
+        typer.Option(
+            "-f",
+            "--file",
+            help="Read the prompt from a file; - is stdin; can be repeated.",
+            show_default=False,
+        ),
     ] = None,
     keep_newline: KeepNewlineOption = False,
     chat: Annotated[
@@ -127,9 +137,10 @@ def complete(
         refuse_base(choice, chat_template)
     if parallel and not jsonl:
         raise UsageError("--parallel goes with --jsonl")
-    batch = _open_batch(file if prompt is None else prompt, jsonl, output, resume=resume)
+    batch = _open_batch(jsonl, output, resume=resume, has_prompt=bool(prompt is not None or file))
     if batch is None:
-        request = _fill(request, read_prompt(prompt, file, keep_newline=keep_newline), is_chat=chat)
+        read = _read_conversation if chat else _read_prompt
+        request = read(request, prompt, file or [], keep_newline=keep_newline)
     loaded = load_model(choice, engine, chat_template=chat_template)
     if chat:
         require_template(loaded.name, loaded.template)
@@ -159,27 +170,43 @@ def _answer_batch(
 
 
 def _open_batch(
-    prompt: str | Path | None, jsonl: Path | None, output: Path | None, *, resume: bool
+    jsonl: Path | None, output: Path | None, *, resume: bool, has_prompt: bool
 ) -> RequestFile | None:
     """The requests in the file `jsonl`, None where it is not given.
 
     Raises:
-        UsageError: a `prompt` is given beside it, or options that go with it are given without it.
+        UsageError: a prompt is given beside it, or options that go with it are given without it.
     """
     if jsonl is None:
         if output or resume:
             raise UsageError("--output and --resume go with --jsonl")
         return None
-    if prompt is not None:
+    if has_prompt:
         raise UsageError("--jsonl brings its own prompts", hint="leave out PROMPT and --file")
     return RequestFile(jsonl, output, resume=resume)
 
 
-def _fill(request: CompletionRequest, text: str, *, is_chat: bool) -> CompletionRequest:
-    """The request with `text` as its prompt, or as its conversation, to which the tools on offer are kept."""
-    if not is_chat:
-        return replace(request, prompt=text)
-    conversation = parse_chat_prompt(text, prompt_allowed=True)
+def _read_prompt(
+    request: CompletionRequest, prompt: str | None, files: list[Path], *, keep_newline: bool
+) -> CompletionRequest:
+    """The request with its prompt."""
+    return replace(request, prompt=read_prompt(prompt, files, keep_newline=keep_newline))
+
+
+def _read_conversation(
+    request: CompletionRequest, prompt: str | None, files: list[Path], *, keep_newline: bool
+) -> CompletionRequest:
+    """The request with its conversation, which keeps the tools on offer.
+
+    Raises:
+        UsageError: one of several parts is a conversation in JSON.
+    """
+    parts = list(filter(None, read_parts(prompt, files, keep_newline=keep_newline)))
+    if len(parts) > 1 and any(map(is_conversation, parts)):
+        raise UsageError(
+            "messages in JSON and a prompt are both given", hint="put the prompt into the messages"
+        )
+    conversation = parse_chat_prompt("\n\n".join(parts), prompt_allowed=True)
     if request.conversation:
         conversation = replace(conversation, tools=request.conversation.tools)
     return replace(request, conversation=conversation)

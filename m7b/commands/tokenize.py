@@ -17,7 +17,7 @@ from m7b.commands.shared.options import (
     VariantOption,
     is_flag,
 )
-from m7b.commands.shared.prompt import read_prompt
+from m7b.commands.shared.prompt import read_file, read_prompt
 from m7b.completions import RequestFile, parse_chat_prompt
 from m7b.errors import UsageError
 from m7b.models import ModelChoice, load_chosen_template, load_chosen_tokenizer
@@ -74,8 +74,7 @@ def tokenize(
         templates = _Cache(partial(load_chosen_template, chat_template=chat_template), choice)
         RequestFile(jsonl).run(lambda fields: _encode_messages(fields, *templates.load_for(fields)))
     elif chat:
-        file = None if text in (None, "-") else Path(text or "")
-        conversation = parse_chat_prompt(read_prompt(None, file), prompt_allowed=False)
+        conversation = parse_chat_prompt(read_file(Path(text or "-")), prompt_allowed=False)
         tokenizer, template = load_chosen_template(choice, chat_template)
         _show(tokenizer, template.encode(conversation.messages, conversation.tools), as_json=as_json)
     elif jsonl:
@@ -83,7 +82,7 @@ def tokenize(
         RequestFile(jsonl).run(lambda fields: _encode_line(fields, tokenizers.load_for(fields), bos))
     else:
         tokenizer = load_chosen_tokenizer(choice)
-        ids = _encode(tokenizer, read_prompt(text, None, keep_newline=keep_newline), bos)
+        ids = _encode(tokenizer, read_prompt(text, keep_newline=keep_newline), bos)
         _show(tokenizer, ids, as_json=as_json)
 
 
@@ -113,7 +112,7 @@ def detokenize(
         RequestFile(jsonl).run(lambda fields: _decode_line(fields, tokenizers.load_for(fields)))
         return
     tokenizer = load_chosen_tokenizer(choice)
-    ids = _parse_ids(" ".join(tokens) if tokens else read_prompt(None, None))
+    ids = _parse_ids(" ".join(tokens) if tokens else read_prompt(None))
     text = _decode(tokenizer, ids)
     output = Output()
     if as_json:

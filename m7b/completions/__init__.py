@@ -6,7 +6,13 @@ Knows requests, text and ids; nothing about terminals or tensors.
 from m7b.completions.answer import answer_request, format_answer, token_text
 from m7b.completions.batch import RequestFile
 from m7b.completions.completion import Choice, Completion
-from m7b.completions.request import ChatPrompt, CompletionRequest, parse_chat_prompt, parse_request
+from m7b.completions.request import (
+    ChatPrompt,
+    CompletionRequest,
+    is_conversation,
+    parse_chat_prompt,
+    parse_request,
+)
 from m7b.completions.together import BatchProgress, Together
 
 __all__ = [
@@ -19,6 +25,7 @@ __all__ = [
     "Together",
     "answer_request",
     "format_answer",
+    "is_conversation",
     "parse_chat_prompt",
     "parse_request",
     "token_text",

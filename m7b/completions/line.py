@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m7b.errors import M7bError, UsageError
+from m7b.text_input import decode_text
 
 _URLS = {"/v1/chat/completions": True, "/v1/completions": False}
 """What the address of a request of OpenAI's says: whether it is a chat."""
@@ -74,7 +75,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
         UsageError: it is none.
     """
     try:
-        value = json.loads(line.strip().decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(decode_text("the line", line), parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be answered
     except (ValueError, RecursionError) as error:
         raise UsageError(f"not JSON: {error}") from None

@@ -123,6 +123,15 @@ def parse_chat_prompt(text: str, *, prompt_allowed: bool) -> ChatPrompt:
     raise UsageError(f"no conversation: {reason}", hint='write [{"role": "user", "content": "Hello"}]')
 
 
+def is_conversation(text: str) -> bool:
+    """Whether `text` is a conversation in JSON, and no prompt."""
+    try:
+        parse_chat_prompt(text, prompt_allowed=False)
+    except UsageError:
+        return False
+    return True
+
+
 def _tool_choice(value: Any) -> str:
     """OpenAI's `tool_choice` in our words."""
     match value:

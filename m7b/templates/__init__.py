@@ -10,6 +10,7 @@ from m7b.errors import UsageError
 from m7b.templates.base import Template, Tools
 from m7b.templates.jinja import JinjaTemplate, is_mistral
 from m7b.templates.mistral import MistralTemplate
+from m7b.text_input import decode_text
 from m7b.tokenizer import MistralTokenizer, Tokenizer
 from m7b.variants import TokenizerVersion
 
@@ -59,10 +60,9 @@ def read_source(name: str) -> str | None:
     if name in tuple(TokenizerVersion):
         return None
     try:
-        return Path(name).read_text(encoding="utf-8")
+        data = Path(name).read_bytes()
     except OSError as error:
         raise UsageError(
             f"cannot read the template {name}: {error.strerror}", hint="name v1, v3 or a Jinja file"
         ) from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{name} is not UTF-8") from None
+    return decode_text(name, data)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import UsageError
+from m7b.text_input import read_text
 from m7b.tools.tool import Tool, make_tool
 
 
@@ -40,11 +41,7 @@ def read_json(file: Path) -> Any:
         UsageError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"), parse_constant=_refuse)
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}", hint="check the path") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{file.name} is not UTF-8") from None
+        return json.loads(read_text(file), parse_constant=_refuse)
     except RecursionError:
         raise UsageError(f"{file.name}: nested too deeply") from None
     except ValueError as error:

@@ -1,6 +1,8 @@
 """What `m7b complete` answers: sources, sampling, stops, the JSON object, and batches."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -73,9 +75,76 @@ def test_only_stdin_loses_one_final_newline(arguments, stdin, prompt, complete, 
     assert succeeded(complete("--echo", *arguments, stdin=stdin, n=0)).out == prompt + "\n"
 
 
-@pytest.mark.parametrize("arguments", [["hi", "-f", __file__], ["-", "-f", __file__]])
-def test_two_prompts_are_refused(arguments, complete):
-    assert_refused(complete(*arguments, stdin="other"), 2, "--file")
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "prompt"),
+    [
+        (["b"], "a\n", "a\nb"),
+        (["b"], "a", "ab"),
+        (["c", "-f", "a", "-f", "b"], "", "abc"),
+        (["-f", "a", "-f", "b"], "x\n", "x\nab"),
+        (["c", "-f", "a", "-f", "-", "-f", "b"], "x\n", "ax\nbc"),
+        (["-", "-f", "a"], "x\n", "ax"),
+    ],
+)
+def test_pipe_files_and_argument_are_one_prompt(arguments, stdin, prompt, complete, tmp_path, monkeypatch):
+    """The pipe was dropped beside an argument."""
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    assert succeeded(complete("--echo", *arguments, stdin=stdin, n=0)).out == prompt + "\n"
+
+
+def test_stdin_is_read_once(complete):
+    assert_refused(complete("-", "-f", "-", stdin="other"), 2, "- is given twice")
+
+
+def test_messages_and_a_prompt_are_refused(complete):
+    messages = '[{"role": "user", "content": "Hi"}]'
+    assert_refused(complete("--chat", "Ho", stdin=messages), 2, "messages in JSON and a prompt")
+
+
+def test_a_pipe_that_stays_open_is_told(tiny):
+    command = [sys.executable, "-m", "m7b", "complete", "-m", str(tiny), "-n", "0", "--echo", "b"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert b"waiting for the end of stdin; < /dev/null leaves it out" in process.stderr.readline()
+        assert process.communicate(b"a")[0] == b"ab\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_no_part_of_a_text(encoding, complete, tmp_path):
+    """It broke messages, schemas and batches, and with --chat it made a prompt of messages."""
+    prompt, messages, schema = tmp_path / "prompt", tmp_path / "messages", tmp_path / "schema"
+    prompt.write_text("á你", encoding)
+    messages.write_text('[{"role": "user", "content": "Hi"}]', encoding)
+    schema.write_text('{"const": 7}', encoding)
+    assert succeeded(complete("--echo", "-f", prompt, n=0)).out == "á你\n"
+    assert succeeded(complete("--echo", stdin=prompt.read_bytes(), n=0)).out == "á你\n"
+    template = tmp_path / "template"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}", encoding)
+    chat = ("--chat", "--chat-template", template, "--json")
+    usages = [succeeded(complete(*chat, *one, n=1)).answer["usage"] for one in (["-f", messages], ["Hi"])]
+    assert usages[0] == usages[1]
+    assert succeeded(complete("-j", schema, "x")).out == "7\n"
+
+
+def test_a_byte_order_mark_in_front_of_a_line_is_no_part_of_it(complete):
+    batch = (
+        b"\xef\xbb\xbf" + lines({"id": 1, "prompt": "a"}) + b"\xef\xbb\xbf" + lines({"id": 2, "prompt": "b"})
+    )
+    answers = succeeded(complete("--parallel", 2, "--jsonl", "-", stdin=batch, n=1)).answers
+    assert [answer["id"] for answer in answers] == [1, 2]
+
+
+@pytest.mark.parametrize("prompt", ["- item", "-5 degrees", "-not this", "-force is", "--- x", "--5 x", "-5"])
+def test_a_prompt_that_begins_with_a_dash_is_told_where_it_goes(prompt, complete):
+    assert_refused(complete(prompt), 2, "a text that begins with a dash goes last, behind --")
+    assert succeeded(complete("--echo", "--", prompt, n=0)).out == prompt + "\n"
+
+
+def test_a_wrong_option_is_not_taken_for_a_text(complete):
+    assert "dash" not in complete("--temprature", "1", "--stop=a b", "x").err
 
 
 @pytest.mark.parametrize("source", ["argument", "file", "stdin"])

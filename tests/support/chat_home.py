@@ -127,7 +127,7 @@ class ChatHome:
             [*PROGRAM, "chat", *map(str, arguments)],
             env=self.environment(env, **script),
             cwd=self.work,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

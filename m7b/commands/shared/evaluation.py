@@ -1,6 +1,5 @@
 """A text to judge a model by, and how it is read. Shared by perplexity, quantize and its report."""
 
-import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from m7b.commands.shared.options import n_tokens
+from m7b.commands.shared.prompt import read_file
 from m7b.errors import UsageError
 from m7b.models import Model
 from m7b.progress import run_with_progress
@@ -61,13 +61,7 @@ def read_text(file: Path) -> Text:
     Raises:
         UsageError: it cannot be read, or is no Unicode.
     """
-    try:
-        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        return Text(str(file), raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: not UTF-8 at byte {error.start}") from None
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
+    return Text(str(file), read_file(file))
 
 
 def choose_stride(stride: int | None, ctx_size: int) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from m7b.commands.shared.prompt import read_prompt
+from m7b.commands.shared.prompt import read_file
 from m7b.constraint import AnyJson, Grammar, JsonSchema, Lark, Regex
 from m7b.errors import UsageError
 
@@ -62,7 +62,7 @@ class GrammarOptions:
         if self.answer_format is AnswerFormat.JSON:
             asked.append(AnyJson())
         if self.grammar is not None:
-            asked.append(Lark(read_prompt(None, self.grammar)))
+            asked.append(Lark(read_file(self.grammar)))
         if self.regex is not None:
             asked.append(Regex(self.regex))
         if len(asked) > 1:
@@ -78,7 +78,7 @@ def _read_schema(text: str) -> dict[str, object] | bool:
     is_inline = text.lstrip().startswith("{") or text.strip() in ("true", "false")
     name = "the schema" if is_inline else text
     try:
-        schema = json.loads(text if is_inline else read_prompt(None, Path(text)))
+        schema = json.loads(text if is_inline else read_file(Path(text)))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is not JSON: {error}") from None
     if not isinstance(schema, dict | bool):

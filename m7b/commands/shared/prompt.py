@@ -1,42 +1,100 @@
-"""Where the text of a prompt comes from: an argument, a file or stdin."""
+"""Where the text of a prompt comes from: an argument, files, stdin, and all of them together."""
 
 import os
+import select
+import stat
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from m7b.errors import UsageError
+from m7b.render import note
+from m7b.text_input import decode_text, read_text
+
+_STDIN = Path("-")
+_PATIENCE_S = 3.0
 
 
-def read_prompt(prompt: str | None, file: Path | None, *, keep_newline: bool = False) -> str:
-    """The prompt from exactly one of argument, file and stdin.
+def read_prompt(prompt: str | None, files: Sequence[Path] = (), *, keep_newline: bool = False) -> str:
+    """What is piped in, the files and the argument `prompt`, as far as given, one right behind the other.
+
+    Where `-` stands for stdin, stdin comes in its place. Where stdin is last, it loses one final newline
+    unless it is to be kept.
 
     Raises:
-        UsageError: there is none or more than one, or it is not UTF-8.
+        UsageError: there is none, or one cannot be read.
     """
-    if prompt is not None and file:
-        raise UsageError("a prompt and --file are both given", hint="give one")
-    if prompt is not None and prompt != "-":
-        # Arguments are bytes, which Python has decoded by the locale: go back and take them as UTF-8.
-        return _decode("the prompt", os.fsencode(prompt))
-    if file and str(file) != "-":
-        return _decode(file.name, _read_file(file))
+    sources = _list_sources(prompt, files)
+    text = "".join(_read(source, is_alone=len(sources) == 1) for source in sources)
+    return text.removesuffix("\n") if sources[-1] == _STDIN and not keep_newline else text
+
+
+def read_parts(prompt: str | None, files: Sequence[Path] = (), *, keep_newline: bool = False) -> list[str]:
+    """The parts of a message, in the order of `read_prompt`; stdin always loses one final newline.
+
+    Raises: as `read_prompt`.
+    """
+    sources = _list_sources(prompt, files)
+    parts = [_read(source, is_alone=len(sources) == 1) for source in sources]
+    return [
+        part.removesuffix("\n") if source == _STDIN and not keep_newline else part
+        for source, part in zip(sources, parts, strict=True)
+    ]
+
+
+def read_file(file: Path) -> str:
+    """The text in `file`; `-` is stdin.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    return _read(file)
+
+
+def _list_sources(prompt: str | None, files: Sequence[Path]) -> list[Path | str]:
+    """Where the text comes from: files, the text of an argument, and `-` as a path for stdin."""
+    argument = [] if prompt is None else [_STDIN if prompt == "-" else prompt]
+    sources = [*files, *argument]
+    if sources.count(_STDIN) > 1:
+        raise UsageError("- is given twice", hint="stdin can be read once")
+    if _STDIN not in sources and (not sources or _is_piped()):
+        sources.insert(0, _STDIN)
+    return sources
+
+
+def _read(source: Path | str, *, is_alone: bool = True) -> str:
+    if source == _STDIN:
+        return _read_stdin(is_alone=is_alone)
+    if isinstance(source, Path):
+        return read_text(source)
+    # Arguments are bytes, which Python has decoded by the locale: go back and take them as UTF-8.
+    return decode_text("the prompt", os.fsencode(source))
+
+
+def _read_stdin(*, is_alone: bool) -> str:
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no text", hint="give it as an argument or through a pipe")
-    text = _decode("stdin", sys.stdin.buffer.read())
-    return text if keep_newline else text.removesuffix("\n")
+    if not is_alone and not _has_come(_PATIENCE_S):
+        note("waiting for the end of stdin; < /dev/null leaves it out")
+    return decode_text("stdin", sys.stdin.buffer.read())
 
 
-def _read_file(file: Path) -> bytes:
+def _is_piped() -> bool:
+    """Whether stdin may hold text that nobody named: a pipe or a file, and no terminal or device."""
+    if sys.stdin is None:
+        return False
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+    except OSError:  # memory, no file of the system's
+        return True
 
 
-def _decode(name: str, data: bytes) -> str:
+def _has_come(seconds: float) -> bool:
+    """Whether stdin has something to read, or has ended, within so many seconds."""
+    if sys.platform == "win32":  # whose pipes cannot be asked
+        return True
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
-        ) from None
+        ready: Iterable[int] = select.select([sys.stdin.fileno()], [], [], seconds)[0]
+    except OSError:
+        return True
+    return bool(ready)

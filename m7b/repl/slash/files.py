@@ -8,6 +8,7 @@ from m7b.errors import UsageError
 from m7b.export import choose_format, format_export, write_export
 from m7b.paths import parse_path
 from m7b.repl.slash.registry import Argument, command
+from m7b.text_input import read_text
 
 if TYPE_CHECKING:
     from m7b.repl.chat import Chat
@@ -25,13 +26,7 @@ def read(chat: "Chat", argument: str) -> None:
     file = parse_path(argument)
     if file.exists() and not file.is_file():
         raise UsageError(f"{file} is no regular file", hint="name another")
-    try:
-        text = file.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{file} is not UTF-8 text") from None
-    chat.attached[file] = text
+    chat.attached[file] = text = read_text(file)
     n_tokens = len(chat.session.model.tokenizer.encode(text, bos=False))
     chat.screen.note(f"{file}: {n_tokens} tokens, in front of your next message")
 
