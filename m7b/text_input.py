@@ -42,4 +42,4 @@ def read_text(file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
-    return decode_text(str(file), data)
+    return decode_text(file.name, data)
