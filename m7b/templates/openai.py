@@ -61,7 +61,7 @@ def read_tools(tools: Any) -> list[dict[str, Any]] | None:
 def find_reasoning(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Find the places of what a model has thought, which Mistral's templates leave out."""
     for at, message in enumerate(messages):
-        if message.get("role") == "assistant":
+        if isinstance(message, Mapping) and message.get("role") == "assistant":
             yield from (f"messages[{at}].{name}" for name in _REASONING if message.get(name))
             content = message.get("content")
             parts = content if isinstance(content, list) else []

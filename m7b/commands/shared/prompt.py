@@ -2,9 +2,13 @@
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from m7b.errors import UsageError
+from m7b.render import note
+from m7b.templates import Template, list_left_out
 
 
 def read_prompt(prompt: str | None, file: Path | None, *, keep_newline: bool = False) -> str:
@@ -24,6 +28,13 @@ def read_prompt(prompt: str | None, file: Path | None, *, keep_newline: bool = F
         raise UsageError("no text", hint="give it as an argument or through a pipe")
     text = _decode("stdin", sys.stdin.buffer.read())
     return text if keep_newline else text.removesuffix("\n")
+
+
+def tell_left_out(template: Template, messages: Sequence[Mapping[str, Any]]) -> None:
+    """Tell on stderr what the template leaves out of the messages."""
+    if places := list_left_out(template, messages):
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        note(f"{places[0]}{more} is left out: the template has no place for reasoning")
 
 
 def _read_file(file: Path) -> bytes:
