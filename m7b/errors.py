@@ -45,9 +45,20 @@ class M7bError(Exception):
 
 
 class UsageError(M7bError):
-    """An option, a request or a file of ours makes no sense."""
+    """An option, a request or a file of ours makes no sense.
+
+    `param` is the place of the fault in a request, such as `messages[2].content`.
+    """
 
     exit_code = ExitCode.USAGE
+
+    def __init__(self, message: str, *, hint: str = "", param: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.param = _printable(param)
+
+    def report(self) -> dict[str, str]:
+        """The error as JSON tells it, with the place of the fault."""
+        return super().report() | ({"param": self.param} if self.param else {})
 
 
 class InvalidConversation(UsageError):
@@ -56,13 +67,14 @@ class InvalidConversation(UsageError):
     `kind` names the rule that was broken; for Mistral's templates it is mistral-common's exception.
     """
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, kind: str, message: str, *, hint: str = "", param: str = "") -> None:
+        super().__init__(message, hint=hint, param=param)
         self.kind = kind
 
     def report(self) -> dict[str, str]:
         """The error as JSON tells it, under the name of the rule."""
-        return {"type": self.kind, "message": str(self.args[0])}
+        message = f"{self.args[0]}; {self.hint}" if self.hint else str(self.args[0])
+        return super().report() | {"type": self.kind, "message": message}
 
 
 class CheckpointNotFound(M7bError):

@@ -25,18 +25,25 @@ _PROBE = {
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Tools in OpenAI's shape, the tool choice, and whether a grammar keeps calls valid."""
+    """Tools in OpenAI's shape, the tool choice, and whether a grammar keeps calls valid.
+
+    `is_parallel` allows several calls in one answer.
+    """
 
     tools: Tools
     choice: str = AUTO
     is_constrained: bool = True
+    is_parallel: bool = True
 
     def __post_init__(self) -> None:
         if self.choice not in (AUTO, ANY, NONE, *self.names):
             raise UsageError(
                 f"the tool choice is {self.choice!r}",
                 hint=f"it can be auto, any, none, {', '.join(self.names)}",
+                param="tool_choice",
             )
+        if not self.is_parallel and not self.is_constrained:
+            raise UsageError("only a constraint keeps a model to one call", hint="leave out --no-constrain")
         if self.choice not in (AUTO, NONE) and not self.is_constrained:
             raise UsageError("only a constraint makes a model call a tool", hint="leave out --no-constrain")
 
@@ -64,6 +71,8 @@ class Offer:
             return None
         is_required = self.choice != AUTO
         schema = build_calls_schema(self.tools, name=self.choice if self.choice in self.names else None)
+        if not self.is_parallel:
+            schema["maxItems"] = 1
         grammar: Grammar = JsonSchema(schema) if call_id is not None or is_required else CallsOrText(schema)
         constraint = compile_constraint(
             grammar, tokenizer, vocab_size=vocab_size, stop_ids=stop_ids, continues=False

@@ -22,7 +22,7 @@ from m7b.commands.shared.options import (
     is_flag,
 )
 from m7b.commands.shared.progress import BatchStatus, PromptStatus
-from m7b.commands.shared.prompt import read_parts, read_prompt
+from m7b.commands.shared.prompt import read_parts, read_prompt, tell_left_out
 from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions
 from m7b.completions import (
     ChatPrompt,
@@ -38,7 +38,7 @@ from m7b.errors import UsageError
 from m7b.generation import CallDelta, EngineOptions, GenerationEvent, SamplingParams, TextDelta
 from m7b.models import Model, ModelChoice, refuse_base, require_template
 from m7b.options import list_options
-from m7b.render import Output
+from m7b.render import Output, note
 
 
 @expand_options
@@ -146,7 +146,10 @@ def complete(
         require_template(loaded.name, loaded.template)
     if batch:
         _answer_batch(batch, loaded, request, is_chat=chat, parallel=parallel)
-    elif as_json:
+        return
+    if request.conversation and loaded.template:
+        tell_left_out(loaded.template, request.conversation.messages)
+    if as_json:
         Output().write_json(complete_silently(loaded, request))
     else:
         _print(Completion(loaded, request), streaming=stream)
@@ -166,7 +169,11 @@ def _answer_batch(
     at_once = parallel or model.engine.suggest_parallel(n_tokens)
     with BatchStatus(batch.count_left(), None if parallel else at_once) as status:
         together = Together(model, defaults, is_chat=is_chat, parallel=at_once, report=status.show)
-        batch.run_together(together.answer)
+        try:
+            batch.run_together(together.answer)
+        finally:
+            if n := together.n_shortened:
+                note(f"reasoning is left out of {n} requests: the template has no place for it")
 
 
 def _open_batch(

@@ -17,7 +17,7 @@ from m7b.commands.shared.options import (
     VariantOption,
     is_flag,
 )
-from m7b.commands.shared.prompt import read_file, read_prompt
+from m7b.commands.shared.prompt import read_file, read_prompt, tell_left_out
 from m7b.completions import RequestFile, parse_chat_prompt
 from m7b.errors import UsageError
 from m7b.models import ModelChoice, load_chosen_template, load_chosen_tokenizer
@@ -76,7 +76,9 @@ def tokenize(
     elif chat:
         conversation = parse_chat_prompt(read_file(Path(text or "-")), prompt_allowed=False)
         tokenizer, template = load_chosen_template(choice, chat_template)
-        _show(tokenizer, template.encode(conversation.messages, conversation.tools), as_json=as_json)
+        ids = template.encode(conversation.messages, conversation.tools)
+        tell_left_out(template, conversation.messages)
+        _show(tokenizer, ids, as_json=as_json)
     elif jsonl:
         tokenizers = _Cache(load_chosen_tokenizer, choice)
         RequestFile(jsonl).run(lambda fields: _encode_line(fields, tokenizers.load_for(fields), bos))

@@ -20,6 +20,8 @@ from m7b.generation import (
 from m7b.models import Model
 from m7b.offer import Offer, check_template
 from m7b.stream import EventStream
+from m7b.templates import list_left_out
+from m7b.templates.openai import read_tools
 from m7b.tools import parse_tools
 
 
@@ -87,6 +89,7 @@ class Completion:
     Attributes:
         ids: the prompt.
         continues: whether the answer's text carries on from the prompt's.
+        left_out: the places of what the template leaves out of the conversation.
         prompt_logprobs: of all ids of the prompt but the first, where they are wanted.
 
     Raises:
@@ -97,6 +100,7 @@ class Completion:
     def __init__(self, model: Model, request: CompletionRequest) -> None:
         self.model = model
         self.request = request
+        self.left_out: list[str] = []
         if request.conversation is None:
             self.ids = model.tokenizer.encode(request.prompt, bos=model.tokenizer.adds_bos)
             self.continues = bool(request.prompt)
@@ -104,6 +108,7 @@ class Completion:
             messages = request.conversation.messages
             self.ids = model.chat_template.encode(messages, request.conversation.tools)
             self.continues = any(message.get("prefix") for message in messages[-1:])
+            self.left_out = list_left_out(model.chat_template, messages)
         if not self.ids:
             raise UsageError(
                 "the prompt is empty", hint="this model needs at least one character to continue from"
@@ -204,5 +209,7 @@ def _offer(request: CompletionRequest) -> Offer | None:
     tools = request.conversation.tools if request.conversation else None
     if not tools:
         return None
-    checked = [tool.as_json() for tool in parse_tools(tools, "tools")]
-    return Offer(checked, request.tool_choice, request.constrains_calls)
+    checked = [tool.as_json() for tool in parse_tools(read_tools(tools), "tools")]
+    if request.allowed_tools is not None:
+        checked = [tool for tool in checked if tool["function"]["name"] in request.allowed_tools]
+    return Offer(checked, request.tool_choice, request.constrains_calls, request.is_parallel)

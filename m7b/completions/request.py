@@ -1,14 +1,30 @@
-"""What a completion request may say, as JSON or as options. Knows fields and ranges; nothing about models."""
+"""What a completion request may say, as JSON or as options. Knows the fields; nothing about models."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from m7b.constraint import AnyJson, Grammar, JsonSchema
+from m7b.completions.fields import (
+    FIXED,
+    IGNORED,
+    check_choice,
+    check_fixed,
+    read_chat_logprobs,
+    read_flag,
+    read_logit_bias,
+    read_max_tokens,
+    read_number,
+    read_prompt,
+    read_response_format,
+    read_stop,
+    read_tool_choice,
+    read_tools,
+)
+from m7b.constraint import Grammar
 from m7b.errors import UsageError
 from m7b.generation import MAX_SEED, SamplingParams
-from m7b.offer import ANY, AUTO
+from m7b.offer import AUTO, NONE
 from m7b.options import list_options
 
 
@@ -22,7 +38,10 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A prompt or a conversation, and how to go on from it. Sample i of `n` draws with `params.seed` + i."""
+    """A prompt or a conversation, and how to go on from it. Sample i of `n` draws with `params.seed` + i.
+
+    `allowed_tools` are the tools that may be called, None for all; `is_parallel` allows several calls.
+    """
 
     prompt: str
     params: SamplingParams
@@ -33,28 +52,41 @@ class CompletionRequest:
     grammar: Grammar | None = None
     tool_choice: str = AUTO
     constrains_calls: bool = True
+    allowed_tools: frozenset[str] | None = None
+    is_parallel: bool = True
 
     def __post_init__(self) -> None:
         if self.conversation is not None and self.echo:
-            raise UsageError("echo repeats a prompt, and a conversation is none", hint="leave it out")
+            raise UsageError(
+                "echo repeats a prompt, and a conversation is none", hint="leave it out", param="echo"
+            )
         if self.params.stop and self.grammar is not None:
-            raise UsageError("a stop string could end an answer before its grammar does", hint="leave it out")
-        if self.grammar is not None and self.conversation and self.conversation.tools:
-            raise UsageError("an answer cannot both keep to a grammar and call tools", hint="ask for one")
+            raise UsageError(
+                "a stop string could end an answer before its grammar does", hint="leave it out", param="stop"
+            )
+        offers_tools = self.conversation and self.conversation.tools and self.tool_choice != NONE
+        if self.grammar is not None and offers_tools:
+            raise UsageError(
+                "an answer cannot both keep to a grammar and call tools",
+                hint='ask for one, or let it call none with "tool_choice": "none"',
+                param="response_format",
+            )
         if self.n < 1:
-            raise UsageError(f"n is {self.n}", hint="it must be at least 1")
+            raise UsageError(f"n is {self.n}", hint="it must be at least 1", param="n")
         if (self.params.seed or 0) + self.n - 1 > MAX_SEED:
             raise UsageError(
-                f"seed is {self.params.seed} for {self.n} samples", hint=f"the last may be {MAX_SEED}"
+                f"seed is {self.params.seed} for {self.n} samples",
+                hint=f"the last may be {MAX_SEED}",
+                param="seed",
             )
 
 
 _PARAMS = {
     name: option.kind for name, option in list_options(SamplingParams).items() if option.kind in (int, float)
 }
-_IGNORED = {"model", "user", "metadata"}  # they name the caller or the model and change no token
-_OTHER = {"id", "prompt", "n", "echo", "stop", "logit_bias", "response_format"}
-_CHAT = {"messages", "tools", "tool_choice"}
+_OTHER = {"id", "prompt", "n", "echo", "stop", "logit_bias", "response_format", "max_completion_tokens"}
+_TOOLS = {"tools", "tool_choice", "functions", "function_call", "parallel_tool_calls"}
+_CHAT = {"messages", "top_logprobs"} | _TOOLS
 
 
 def parse_request(
@@ -65,38 +97,54 @@ def parse_request(
     With `is_chat` it has `messages`, or a `prompt` that is one user message.
 
     Raises:
-        UsageError: a field is unknown, of the wrong type or out of range.
+        UsageError: a field is unknown, of the wrong type, out of range, or asks for what nobody can do here;
+            `param` names it.
     """
     fields = {name: value for name, value in fields.items() if value is not None}
-    known = _PARAMS.keys() | _OTHER | (_CHAT if is_chat else set())
-    unknown = sorted(fields.keys() - known - _IGNORED)
-    if unknown and unknown[0] in _CHAT:
-        raise UsageError(f"{unknown[0]} need a chat template", hint="add --chat")
-    if unknown:
-        raise UsageError(f"unknown field {unknown[0]!r}", hint=f"known are {', '.join(sorted(known))}")
-    tools = defaults.conversation.tools if defaults.conversation else None
-    conversation = _conversation(fields, tools) if is_chat else None
-    prompt = fields.get("prompt", "" if conversation else None)
-    if not isinstance(prompt, str):
-        raise UsageError("prompt must be a string")
-    given = {name: _convert(name, fields[name], kind) for name, kind in _PARAMS.items() if name in fields}
-    if "stop" in fields:
-        given["stop"] = _stop(fields["stop"])
-    if "logit_bias" in fields:
-        given["logit_bias"] = _logit_bias(fields["logit_bias"])
-    echo = fields.get("echo", defaults.echo)
-    if not isinstance(echo, bool):
-        raise UsageError("echo must be true or false")
-    return CompletionRequest(
-        prompt=prompt,
-        params=replace(defaults.params, **given),
-        n=_convert("n", fields.get("n", defaults.n), int),
-        echo=echo,
+    _check_names(fields, is_chat=is_chat)
+    check_fixed(fields)
+    request = replace(
+        defaults,
+        prompt=read_prompt(fields.get("prompt", "" if is_chat else None)),
+        params=_read_params(fields, defaults.params, is_chat=is_chat),
+        n=read_number("n", fields.get("n", defaults.n), int),
+        echo=read_flag("echo", fields.get("echo", defaults.echo)),
         id=fields.get("id"),
-        conversation=conversation,
-        grammar=_grammar(fields["response_format"]) if "response_format" in fields else defaults.grammar,
-        tool_choice=_tool_choice(fields["tool_choice"]) if "tool_choice" in fields else defaults.tool_choice,
-        constrains_calls=defaults.constrains_calls,
+        conversation=None,
+        grammar=read_response_format(fields["response_format"])
+        if "response_format" in fields
+        else defaults.grammar,
+    )
+    return _add_conversation(request, fields, defaults) if is_chat else request
+
+
+def _check_names(fields: Mapping[str, Any], *, is_chat: bool) -> None:
+    known = _PARAMS.keys() | _OTHER | (_CHAT if is_chat else set())
+    unknown = sorted(fields.keys() - known - IGNORED - FIXED)
+    if unknown and unknown[0] in _CHAT:
+        raise UsageError(f"{unknown[0]} need a chat template", hint="add --chat", param=unknown[0])
+    if unknown:
+        raise UsageError(
+            f"unknown field {unknown[0]!r}", hint=f"known are {', '.join(sorted(known))}", param=unknown[0]
+        )
+
+
+def _add_conversation(
+    request: CompletionRequest, fields: Mapping[str, Any], defaults: CompletionRequest
+) -> CompletionRequest:
+    """Add the messages of a chat, and which of its tools may be called."""
+    tools = defaults.conversation.tools if defaults.conversation else None
+    if {"tools", "functions"} & fields.keys():
+        tools = read_tools(fields)
+    choice, allowed = read_tool_choice(fields, defaults.tool_choice)
+    if {"tool_choice", "function_call"} & fields.keys():
+        check_choice(choice, allowed, tools)
+    return replace(
+        request,
+        conversation=_read_conversation(fields, tools),
+        tool_choice=choice,
+        allowed_tools=allowed,
+        is_parallel=read_flag("parallel_tool_calls", fields.get("parallel_tool_calls", True)),
     )
 
 
@@ -132,66 +180,33 @@ def is_conversation(text: str) -> bool:
     return True
 
 
-def _tool_choice(value: Any) -> str:
-    """OpenAI's `tool_choice` in our words."""
-    match value:
-        case "required":
-            return ANY
-        case str():
-            return value
-        case {"type": "function", "function": {"name": str() as name}}:
-            return name
-    raise UsageError("tool_choice is of no known form", hint="write auto, required, none, or a function")
-
-
-def _grammar(value: Any) -> Grammar | None:
-    """What OpenAI's `response_format` asks for."""
-    match value:
-        case {"type": "text"}:
-            return None
-        case {"type": "json_object"}:
-            return AnyJson()
-        case {"type": "json_schema", "json_schema": {"schema": dict() | bool() as schema}}:
-            return JsonSchema(schema)
-    raise UsageError(
-        "response_format is of no known form",
-        hint='write {"type": "json_schema", "json_schema": {"schema": {…}}}, or json_object or text as type',
-    )
-
-
-def _conversation(fields: Mapping[str, Any], tools: Any) -> ChatPrompt:
-    tools = fields.get("tools", tools)
+def _read_conversation(fields: Mapping[str, Any], tools: Any) -> ChatPrompt:
     if "messages" in fields and "prompt" in fields:
-        raise UsageError("prompt and messages are both given", hint="give one")
+        raise UsageError("prompt and messages are both given", hint="give one", param="prompt")
     if "prompt" in fields:
         return ChatPrompt([{"role": "user", "content": fields["prompt"]}], tools)
     messages = fields.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise UsageError("messages must be a list of objects")
+        raise UsageError("messages must be a list of objects", param="messages")
     return ChatPrompt(messages, tools)
 
 
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    """`value` as `kind`; an integer passes as a float, a bool as neither."""
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-        raise UsageError(f"{name} is {json.dumps(value)[:60]}", hint=f"it must be {_KIND_NAMES[kind]}")
-    try:
-        return kind(value)
-    except OverflowError:
-        raise UsageError(f"{name} is beyond all numbers", hint="write it smaller") from None
-
-
-_KIND_NAMES = {int: "an integer", float: "a number"}
-
-
-def _stop(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise UsageError("stop must be a string or a list of strings")
-    return tuple(stops)
-
-
-def _logit_bias(value: Any) -> dict[int, float]:
-    if not isinstance(value, dict) or not all(key.isdecimal() and len(key) < 12 for key in value):
-        raise UsageError('logit_bias must map token ids to numbers, like {"15043": -100}')
-    return {int(key): _convert(f"logit_bias of {key}", bias, float) for key, bias in value.items()}
+def _read_params(fields: Mapping[str, Any], params: SamplingParams, *, is_chat: bool) -> SamplingParams:
+    """Put what the fields say in the place of `params`."""
+    apart = {"logprobs", "max_tokens"} if is_chat else {"max_tokens"}
+    kinds = {name: kind for name, kind in _PARAMS.items() if name in fields and name not in apart}
+    given = {name: read_number(name, fields[name], kind) for name, kind in kinds.items()}
+    if (max_tokens := read_max_tokens(fields)) is not None:
+        given["max_tokens"] = max_tokens
+    if is_chat and {"logprobs", "top_logprobs"} & fields.keys():
+        given["logprobs"] = read_chat_logprobs(fields)
+    if "stop" in fields:
+        given["stop"] = read_stop(fields["stop"])
+    if "logit_bias" in fields:
+        given["logit_bias"] = read_logit_bias(fields["logit_bias"])
+    for name, value in given.items():
+        try:
+            params = replace(params, **{name: value})
+        except UsageError as error:
+            raise UsageError(error.message, hint=error.hint, param=name) from None
+    return params

@@ -33,6 +33,9 @@ class Together:
         is_chat: whether lines have messages.
         parallel: the most sequences that run at once; a request for more than that runs alone.
         report: called with the progress, after every pass of the model.
+
+    Attributes:
+        n_shortened: how many requests say what the template leaves out.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Together:
         self._model, self._defaults, self._is_chat = model, defaults, is_chat
         self._parallel, self._report = parallel, report
         self._begun: deque[_Answering] = deque()  # in the order of their lines
+        self.n_shortened = 0
 
     def answer(self, lines: LineFeed) -> Iterator[dict[str, Any]]:
         """The answers to `lines`, in order; an M7bError becomes the answer of its line.
@@ -79,6 +83,7 @@ class Together:
             if line is None:
                 return
             self._begun.append(_Answering(self._model, line, self._defaults, is_chat=self._is_chat))
+            self.n_shortened += self._begun[-1].is_shortened
 
     def _count_running(self) -> int:
         return sum(each.n_sequences for each in self._begun)
@@ -113,6 +118,11 @@ class _Answering:
     def n_sequences(self) -> int:
         """How many sequences run for it."""
         return self._completion.n_running if self._completion and self.answer is None else 0
+
+    @property
+    def is_shortened(self) -> bool:
+        """Whether the template leaves out some of it."""
+        return bool(self._completion and self._completion.left_out)
 
     def gather(self) -> None:
         """Take what has come; the answer, where that is all."""

@@ -11,6 +11,7 @@ import torch
 from accelerate import dispatch_model, init_empty_weights
 from accelerate.utils import offload_weight, save_offload_index, set_module_tensor_to_device
 
+from m7b.errors import UsageError
 from m7b.generation import EngineOptions
 from m7b.runtime.backends import Backend, choose_backend
 from m7b.runtime.cache import RollingKVCache
@@ -19,6 +20,8 @@ from m7b.runtime.engine import Engine
 from m7b.runtime.kernels import BlockType, count_packed_bytes
 from m7b.runtime.linears import PackedLayer, PackedLinear
 from m7b.runtime.linears.blocks import BlockEmbedding, BlockLinear, parse_block_type
+from m7b.runtime.model.config import ModelConfig
+from m7b.runtime.model.scaling import DynamicScaling
 from m7b.runtime.model.transformer import Embedding, Transformer
 from m7b.runtime.placement import (
     DISK,
@@ -57,6 +60,7 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
     torch.set_num_threads(options.threads or physical_cores())
     dtype = run_dtype(checkpoint.dtype, options.dtype)
     ctx_size = options.ctx_size or config.max_seq_len
+    _check_dynamic(config, ctx_size)
     n_slots = config.cache_slots(ctx_size, options.prefill_chunk)
     cache_bytes = n_slots * config.cache_bytes_per_token(dtype.itemsize)
     backend = choose_backend(
@@ -77,6 +81,17 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
             devices=layer_devices(device_map, config.n_layers),
         )
         return Engine(model, backend, cache, ctx_size, execution_device(device_map))
+
+
+def _check_dynamic(config: ModelConfig, ctx_size: int) -> None:
+    """Refuse a context in which a longer text would change the keys that are in the cache already."""
+    scaling = config.rope_scaling
+    if isinstance(scaling, DynamicScaling) and ctx_size > scaling.original_context:
+        raise UsageError(
+            f"--ctx-size is {ctx_size}, and dynamic RoPE scaling changes every key of a text that is longer "
+            f"than {scaling.original_context} tokens, which no cache can follow",
+            hint=f"take at most {scaling.original_context}, or a checkpoint with YaRN or linear scaling",
+        )
 
 
 def _check_room(

@@ -4,12 +4,15 @@ Ids are built from segments: a control id appears only where the template puts i
 message spells its name.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from m7b.errors import UsageError
 from m7b.templates.base import Template, Tools
 from m7b.templates.jinja import JinjaTemplate, is_mistral
 from m7b.templates.mistral import MistralTemplate
+from m7b.templates.openai import find_reasoning
 from m7b.text_input import decode_text
 from m7b.tokenizer import MistralTokenizer, Tokenizer
 from m7b.variants import TokenizerVersion
@@ -20,6 +23,7 @@ __all__ = [
     "Template",
     "Tools",
     "choose_template",
+    "list_left_out",
     "load_template",
     "read_source",
 ]
@@ -35,6 +39,11 @@ def choose_template(source: str | None, tokenizer: Tokenizer, eos: str) -> Templ
     if isinstance(tokenizer, MistralTokenizer) and is_mistral(source):
         return MistralTemplate(tokenizer)
     return JinjaTemplate(source, tokenizer, eos)
+
+
+def list_left_out(template: Template, messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List the places of what `template` leaves out of messages: what a model has thought."""
+    return [*find_reasoning(messages)] if isinstance(template, MistralTemplate) else []
 
 
 def load_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:

@@ -1,11 +1,13 @@
 """Mistral's own templates, run by mistral-common, which goes from request to ids without a prompt string."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from m7b.errors import InvalidConversation
 from m7b.templates.base import Tools
+from m7b.templates.openai import read_messages, read_tools
 from m7b.tokenizer import MistralTokenizer
 from m7b.variants import TokenizerVersion
 
@@ -16,6 +18,11 @@ _SOURCES = {
         "[INST] {system}\\n\\n{user}[/INST]"
     ),
 }
+
+_ORDER = (
+    "system messages come first, then user and assistant in turn, and each call is followed by its result"
+)
+_LAST = 'the last message must be for the model to answer, or have "prefix": true for it to continue'
 
 
 class MistralTemplate:
@@ -56,20 +63,31 @@ class MistralTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Tools | None = None,
         *,
-        mode: str = "test",
+        mode: str = "",
         **request: Any,
     ) -> list[int]:
         """Encode a conversation; the answer begins after the last id.
 
         Args:
-            messages: in OpenAI's shape. A last assistant message with `prefix` true is continued.
+            messages: as OpenAI's clients write them. A last assistant message with `prefix` true is
+                continued.
             tools: those to offer to the model; template v1 has no place for them.
-            mode: how strictly mistral-common validates: `test`, `serving` or `finetuning`.
+            mode: `test`, `serving` or `finetuning`: messages and tools must be mistral-common's own, which
+                validates them as strictly as that.
             request: further fields of mistral-common's ChatCompletionRequest, which checks them.
 
         Raises:
             InvalidConversation: mistral-common refuses; `kind` is the class of its exception.
         """
+        if mode != "":
+            return self._encode_strictly(messages, tools, mode, request)
+        read, offered = read_messages(messages), read_tools(tools)
+        try:
+            return self._encode_strictly(read, offered, "test", request)
+        except InvalidConversation as error:
+            raise error if request else self._locate(error, read, offered or []) from None
+
+    def _encode_strictly(self, messages: Any, tools: Any, mode: str, request: Mapping[str, Any]) -> list[int]:
         from mistral_common.exceptions import MistralCommonException
         from mistral_common.protocol.instruct.normalize import get_normalizer
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -93,6 +111,31 @@ class MistralTemplate:
             # mistral-common passes JSON and images to libraries that raise these.
             raise InvalidConversation(type(error).__name__, str(error)) from None
         return tokens
+
+    def _locate(
+        self, error: InvalidConversation, messages: Sequence[Any], tools: Sequence[Any]
+    ) -> InvalidConversation:
+        """Add to the error its place: a tool, or the last of the shortest beginning that has the fault."""
+        is_order = error.kind == "InvalidMessageStructureException"
+        if tools and not self._has_fault(messages, "test"):
+            bad = (at for at, tool in enumerate(tools) if self._has_fault(messages, "test", [tool]))
+            place, hint = f"tools[{next(bad, 0)}]", ""
+        elif messages and not self._has_fault(messages, "agnostic"):  # only there the last may be of any role
+            place, hint = f"messages[{len(messages) - 1}]", _LAST if is_order else ""
+        elif messages:
+            ends = range(1, len(messages) + 1)
+            at = bisect_left(ends, True, key=lambda end: self._has_fault(messages[:end], "agnostic"))
+            place, hint = f"messages[{at}]", _ORDER if is_order else ""
+        else:
+            return error
+        return InvalidConversation(error.kind, f"{place}: {error.args[0]}", hint=hint, param=place)
+
+    def _has_fault(self, messages: Sequence[Any], mode: str, tools: Sequence[Any] | None = None) -> bool:
+        try:
+            self._encode_strictly(messages, tools, mode, {})
+        except InvalidConversation:
+            return True
+        return False
 
 
 def _format_errors(errors: Sequence[Mapping[str, Any]]) -> str:

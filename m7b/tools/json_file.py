@@ -60,7 +60,10 @@ def _parse_tool(entry: Any, where: str, source: str) -> Tool:
     _check_keys(function, {"name", "description", "parameters", "strict"}, where)
     nothing = {"type": "object", "properties": {}}
     return make_tool(
-        function.get("name"), function.get("description", ""), function.get("parameters", nothing), source
+        function.get("name"),
+        function.get("description") or "",
+        nothing if function.get("parameters") in (None, {}) else function["parameters"],
+        source,
     )
 
 

@@ -272,7 +272,10 @@ def test_parameters_and_tensors_of_mistral_7b_count_as_published(variant, n_para
         ({"rope_theta": ..., "rope_parameters": {"rope_theta": 5e5}}, 5e5),
         ({"rope_theta": ..., "rope_parameters": None, "sliding_window": 4096}, 1e4),
         ({"rope_theta": ..., "sliding_window": None}, None),
-        ({"rope_theta": ..., "rope_parameters": {"rope_type": "default"}}, None),
+        ({"rope_theta": ..., "rope_parameters": {"rope_type": "default"}}, 1e4),
+        ({"rope_theta": ..., "rope_parameters": {"rope_type": "default"}, "sliding_window": None}, 1e4),
+        ({"rope_theta": 5e5, "rope_parameters": {"rope_type": "default"}}, 5e5),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 1.0}}, 5e5),
         ({"rope_theta": None}, None),
     ],
 )
@@ -339,6 +342,17 @@ def test_stop_ids_are_those_of_generation_config_else_of_config(tmp_path, genera
     assert open_checkpoint(folder).stop_ids == expected
 
 
+@pytest.mark.parametrize("eos", [None, ...], ids=["null", "missing"])
+def test_a_folder_need_not_name_the_id_that_ends_a_text(tmp_path, eos):
+    """It was refused, though the tokenizer or the template may name one."""
+    folder = write_hf(MODEL, tmp_path)
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": eos}
+    kept = {name: value for name, value in config.items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(kept))
+    assert open_checkpoint(folder).stop_ids == frozenset()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -347,8 +361,9 @@ def test_stop_ids_are_those_of_generation_config_else_of_config(tmp_path, genera
         {"hidden_act": "gelu"},
         {"attention_bias": True},
         {"mlp_bias": True},
-        {"rope_scaling": {"type": "linear", "factor": 2.0}},
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+        {"rope_scaling": {"type": "longrope", "factor": 2.0}},
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e4}}},
+        {"partial_rotary_factor": 0.5, "rope_parameters": {"rope_type": "default"}},
     ],
     ids=lambda changes: "-".join(changes),
 )

@@ -196,8 +196,6 @@ def test_a_file_that_changes_nothing_runs_as_llama_cpp_runs_it(tmp_path, arch, e
     ("arch", "extra", "keys"),
     [
         ("llama", {"rope_freqs.weight": torch.tensor([1.0, 8.0])}, {}),
-        ("mistral3", {}, {"mistral3.rope.scaling.type": "yarn", "mistral3.rope.scaling.factor": 16.0}),
-        ("llama", {}, {"llama.rope.scaling.factor": 4.0, "llama.rope.scaling.type": "linear"}),
     ],
 )
 def test_what_changes_the_logits_in_llama_cpp_is_refused(tmp_path, arch, extra, keys):

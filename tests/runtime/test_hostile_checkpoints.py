@@ -307,15 +307,14 @@ def test_tokenizer_json_whose_merge_makes_no_token_is_refused(tmp_path):
         *({"general.type": kind} for kind in ("adapter", "imatrix", "mmproj")),
         {"llama.expert_count": 8},
         {"llama.rope.scaling.type": "yarn"},
+        {"llama.rope.scaling.type": "longrope"},
+        {"llama.rope.scaling.attn_factor": 2.0},
         {"llama.attention.temperature_scale": 0.1},
         {"llama.attention.scale": 0.5},
-        {"llama.rope.scaling.factor": 4.0},
-        {"llama.rope.scale_linear": 4.0},
     ],
     ids=lambda pairs: next(iter(pairs)),
 )
 def test_gguf_models_with_another_forward_pass_are_refused(tmp_path, pairs):
-    """llama.cpp takes a scaling factor without a type as linear scaling."""
     (key, value), *_ = pairs.items()
     word = {"adapter": "LoRA", "imatrix": "importance", "mmproj": "vision"}.get(str(value), key)
     assert_refused(gguf(tmp_path / "model.gguf", pairs), word, kind=UnsupportedCheckpoint)

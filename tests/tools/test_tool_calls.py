@@ -617,6 +617,41 @@ def test_tools_in_a_request_are_checked_as_those_of_files(tiny):
     assert "the parameters of f must be a JSON schema of an object" in ran.answer["error"]["message"]
 
 
+def test_a_request_may_offer_tools_as_openais_clients_do(tiny):
+    """Tools without parameters were refused, and calls could not be limited to some tools, or to one call."""
+    bare = {"name": "bare", "description": None, "parameters": None, "strict": None}
+    other = {"name": "other", "parameters": {}}
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "weather"}}]}
+    request = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "tools": [*({"type": "function", "function": each} for each in (bare, other)), WEATHER],
+        "tool_choice": {"type": "allowed_tools", "allowed_tools": allowed},
+        "parallel_tool_calls": False,
+        "temperature": 1.5,
+        "max_completion_tokens": 90,
+    }
+    ran = complete(tiny, "--jsonl", "-", stdin=lines(*(request | {"seed": seed} for seed in range(4))))
+    assert ran.code == 0, ran.err
+    for answer in ran.answers:
+        (entry,) = answer["choices"]
+        assert entry["finish_reason"] == "tool_calls"
+        assert [made["function"]["name"] for made in entry["message"]["tool_calls"]] == ["weather"]
+
+
+def test_reasoning_that_is_left_out_is_told_once(tiny):
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+    messages = [{"role": "user", "content": "Hi"}, thought, {"role": "user", "content": "Hi"}]
+    asked = {"messages": messages}
+    ran = complete(tiny, "--jsonl", "-", "--parallel", 2, "-n", 2, stdin=lines(asked, asked))
+    assert (ran.code, ran.err) == (
+        0,
+        "m7b: reasoning is left out of 2 requests: the template has no place for it\n",
+    )
+    ran = complete(tiny, "-n", 2, stdin=json.dumps(messages).encode())
+    told = "m7b: messages[1].reasoning_content is left out: the template has no place for reasoning\n"
+    assert (ran.code, ran.err) == (0, told)
+
+
 def test_without_the_constraint_anything_may_come(tiny, tool_file):
     ran = complete(tiny, "Hi", "--tools", tool_file, "--no-constrain", "--json", "-n", 8, "--seed", 1)
     assert ran.code == 0, ran.err

@@ -4,11 +4,13 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from m7b.errors import UsageError
 from m7b.render import note
+from m7b.templates import Template, list_left_out
 from m7b.text_input import decode_text, read_text
 
 _STDIN = Path("-")
@@ -49,6 +51,13 @@ def read_file(file: Path) -> str:
         UsageError: it cannot be read.
     """
     return _read(file)
+
+
+def tell_left_out(template: Template, messages: Sequence[Mapping[str, Any]]) -> None:
+    """Tell on stderr what the template leaves out of the messages."""
+    if places := list_left_out(template, messages):
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        note(f"{places[0]}{more} is left out: the template has no place for reasoning")
 
 
 def _list_sources(prompt: str | None, files: Sequence[Path]) -> list[Path | str]:

@@ -55,7 +55,7 @@ class FusedTransformer:
         if not self._stack.takes(batch.tokens.shape[0]):
             return model(batch, cache)
         h = model.tok_embeddings(batch.tokens)  # (N, dim)
-        cos, sin = rotation(batch.positions, model.config.head_dim, model.config.rope_theta)
+        cos, sin = rotation(batch.positions, model.config)
         return model.read_out(self._stack(h, cos, sin, locate(cache, batch.spans)), batch)
 
 

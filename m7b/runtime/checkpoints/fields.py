@@ -17,10 +17,11 @@ _REQUIRED = object()
 
 
 class Fields:
-    """The keys of one configuration file, read with their bounds."""
+    """The keys of one configuration file, or of the object `within` it, read with their bounds."""
 
-    def __init__(self, file: Path, values: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, values: Mapping[str, Any], within: str = "") -> None:
         self.file = file
+        self.within = within
         self._values = values
 
     def __contains__(self, key: str) -> bool:
@@ -61,11 +62,12 @@ class Fields:
 
     def bad(self, key: str, wanted: str) -> DamagedCheckpoint:
         """The error that says what `key` holds and what it should."""
+        place = f"{self.within}.{key}" if self.within else key
         if key not in self._values:
-            return DamagedCheckpoint(f"{self.file}: {key} is missing", hint=f"it must be {wanted}")
+            return DamagedCheckpoint(f"{self.file}: {place} is missing", hint=f"it must be {wanted}")
         value = self._values[key]
         shown = f"a {type(value).__name__}" if isinstance(value, list | dict) else json.dumps(value)[:80]
-        return DamagedCheckpoint(f"{self.file}: {key} is {shown}", hint=f"it must be {wanted}")
+        return DamagedCheckpoint(f"{self.file}: {place} is {shown}", hint=f"it must be {wanted}")
 
     def _get(self, key: str, default: Any) -> Any:
         if key in self._values:

@@ -27,6 +27,7 @@ from m7b.runtime.checkpoints.fields import (
 )
 from m7b.runtime.checkpoints.gguf_header import MAGIC, Header
 from m7b.runtime.checkpoints.gguf_parts import read_parts
+from m7b.runtime.checkpoints.scaling import read_gguf_scaling, shorten
 from m7b.runtime.kernels import BlockType
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.rope import canonical_rows
@@ -54,11 +55,8 @@ _OTHER_TYPES = {
     "imatrix": "an importance matrix for a quantizer",
     "mmproj": "the vision part of a model",
 }
-# Keys that would change the logits, with the values that do not. (llama.cpp takes a factor of 0 as 1.)
+# Keys that would change the logits, with the values that do not.
 _PLAIN: dict[str, tuple[Any, ...]] = {
-    "rope.scaling.type": (None, "none", "linear"),
-    "rope.scaling.factor": (None, 0.0, 1.0),
-    "rope.scale_linear": (None, 1.0),
     "attention.temperature_scale": (None, 0.0),
     "attention.scale": (None, 0.0),
     "expert_count": (None, 0),
@@ -204,7 +202,7 @@ def _refuse_unsupported(fields: Fields, architecture: str) -> None:
         if (value := fields.raw(f"{architecture}.{key}")) not in allowed:
             raise UnsupportedCheckpoint(
                 f"{fields.file}: {architecture}.{key} is {str(value)[:60]!r}",
-                hint="m7b runs dense models with unscaled RoPE and attention only",
+                hint="m7b runs dense models with unscaled attention only",
             )
 
 
@@ -217,8 +215,8 @@ def _refuse_rope_factors(tensor: StoredTensor, offset: int, config: ModelConfig)
         )
     if not (_dequantize(tensor, offset) == 1).all():
         raise UnsupportedCheckpoint(
-            f"{tensor.file}: {tensor.source_name} scales RoPE, as Llama 3.1 does",
-            hint="m7b runs dense models with unscaled RoPE and attention only",
+            f"{tensor.file}: {tensor.source_name} scales each frequency of RoPE by itself, as Llama 3.1 does",
+            hint="m7b runs it from its Hugging Face folder; from GGUF, llama.cpp does",
         )
 
 
@@ -240,18 +238,14 @@ def _config(fields: Fields, architecture: str, stored: Mapping[str, StoredTensor
         hidden_dim=fields.integer(f"{architecture}.feed_forward_length", MAX_DIM),
         # Rows past the vocabulary only fill the matrix up.
         vocab_size=max(n_rows, fields.integer(f"{architecture}.vocab_size", MAX_VOCAB, default=n_rows)),
-        norm_eps=_shortest(fields.number(f"{architecture}.attention.layer_norm_rms_epsilon", 1.0)),
+        norm_eps=shorten(fields.number(f"{architecture}.attention.layer_norm_rms_epsilon", 1.0)),
         # GGUF has a default of its own.
-        rope_theta=_shortest(fields.number(f"{architecture}.rope.freq_base", 1e12, default=1e4)),
+        rope_theta=shorten(fields.number(f"{architecture}.rope.freq_base", 1e12, default=1e4)),
+        rope_scaling=read_gguf_scaling(fields, architecture),
         sliding_window=fields.optional_integer(f"{architecture}.attention.sliding_window", MAX_POSITIONS),
         max_seq_len=fields.integer(f"{architecture}.context_length", MAX_POSITIONS),
         tied_embeddings="output.weight" not in stored,
     )
-
-
-def _shortest(value: float) -> float:
-    """The decimal that a float32 was rounded from: 9.999999747378752e-06 back to 1e-05."""
-    return float(str(np.float32(value)))
 
 
 def _blocks(name: str, tensor: StoredTensor, offset: int, config: ModelConfig) -> Blocks:

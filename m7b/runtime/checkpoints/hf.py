@@ -20,6 +20,7 @@ from m7b.runtime.checkpoints.fields import (
 )
 from m7b.runtime.checkpoints.folder import chat_template, tokenizer_source
 from m7b.runtime.checkpoints.methods import gather
+from m7b.runtime.checkpoints.scaling import find_rope, read_scaling
 from m7b.runtime.model.config import ModelConfig
 
 NAMES = {
@@ -127,6 +128,7 @@ def _config(fields: Fields, *, tied: bool, window_given: bool) -> ModelConfig:
         vocab_size=fields.integer("vocab_size", MAX_VOCAB),
         norm_eps=fields.number("rms_norm_eps", 1.0),
         rope_theta=_rope_theta(fields, window),
+        rope_scaling=read_scaling(fields),
         sliding_window=window,
         max_seq_len=fields.integer("max_position_embeddings", MAX_POSITIONS),
         tied_embeddings=tied,
@@ -139,7 +141,6 @@ def _refuse_unsupported(fields: Fields) -> None:
         "hidden_act": (None, "silu"),
         "attention_bias": (None, False),
         "mlp_bias": (None, False),
-        "rope_scaling": (None,),
     }
     for key, allowed in plain.items():
         if fields.raw(key) not in allowed:
@@ -149,16 +150,13 @@ def _refuse_unsupported(fields: Fields) -> None:
 
 
 def _rope_theta(fields: Fields, window: int | None) -> float:
-    """`rope_theta`, at the top or inside transformers 5's `rope_parameters`."""
-    rope = fields.raw("rope_parameters")
-    if rope is not None:
-        if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise UnsupportedCheckpoint(
-                f"{fields.file}: rope_parameters is {str(rope)[:60]}", hint="m7b runs unscaled RoPE only"
-            )
-        return Fields(fields.file, rope).number("rope_theta", 1e12)
-    if "rope_theta" not in fields and window is not None:
-        return 1e4  # the first release, whose early files do not say so
+    """`rope_theta`, at the top or inside transformers 5's `rope_parameters`, which may leave it out."""
+    rope = find_rope(fields)
+    if rope is not None and "rope_theta" in rope:
+        return rope.number("rope_theta", 1e12)
+    is_first = window is not None  # the first release, whose early files do not say so
+    if "rope_theta" not in fields and (is_first or fields.raw("rope_parameters") is not None):
+        return 1e4
     return fields.number("rope_theta", 1e12)
 
 
@@ -169,6 +167,8 @@ def _stop_ids(path: Path, fields: Fields) -> frozenset[int]:
         chosen = Fields(generation, read_json(generation))
         fields = fields if chosen.raw("eos_token_id") is None else chosen
     value = fields.raw("eos_token_id")
+    if value is None:
+        return frozenset()
     ids = value if isinstance(value, list) else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         raise fields.bad("eos_token_id", "an id or a list of ids")

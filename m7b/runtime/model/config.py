@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from m7b.runtime.model.scaling import RopeScaling
 from m7b.variants import Variant
 
 
@@ -9,7 +10,8 @@ from m7b.variants import Variant
 class ModelConfig:
     """Everything that the forward pass depends on.
 
-    `sliding_window` None is full attention. `max_seq_len` limits positions and changes no logit.
+    `sliding_window` None is full attention, `rope_scaling` None leaves RoPE as it is. `max_seq_len` limits
+    positions and changes no logit.
     """
 
     dim: int
@@ -24,11 +26,13 @@ class ModelConfig:
     sliding_window: int | None
     max_seq_len: int
     tied_embeddings: bool
+    rope_scaling: RopeScaling | None = None
 
     @classmethod
     def of_variant(cls, variant: Variant) -> "ModelConfig":
         """The configuration of a released checkpoint, known without its files."""
-        return cls(**{field.name: getattr(variant, field.name) for field in fields(cls)})
+        names = [field.name for field in fields(cls) if field.name != "rope_scaling"]  # no release scales it
+        return cls(**{name: getattr(variant, name) for name in names})
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight by its canonical name: 291 of them for Mistral 7B."""

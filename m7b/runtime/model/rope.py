@@ -4,19 +4,66 @@ The angles and the rotation are float32 whatever the model's dtype, as in mistra
 (`rope.py`); transformers rounds cos and sin to the model dtype first.
 """
 
+import math
+from typing import assert_never
+
 import torch
 from torch import Tensor
 
 from m7b.runtime.model.config import ModelConfig
+from m7b.runtime.model.scaling import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 
 
-def rotation(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotation(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every angle, each (T, 1, D/2) float32, for absolute `positions` (T,)."""
-    frequencies = 1.0 / theta ** (
-        torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    )
-    angles = positions.to(torch.float32)[:, None, None] * frequencies
-    return angles.cos(), angles.sin()
+    angles = positions.to(torch.float32)[:, None, None] * _frequencies(config, positions.device)
+    cos, sin = angles.cos(), angles.sin()
+    if isinstance(config.rope_scaling, YarnScaling):
+        factor = config.rope_scaling.attention_factor
+        return cos * factor, sin * factor
+    return cos, sin
+
+
+def _frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+    """The angle from one position to the next for each pair of a head, (D/2,) float32."""
+    D = config.head_dim
+    plain = 1.0 / config.rope_theta ** (torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)
+    match config.rope_scaling:
+        case None | DynamicScaling():
+            return plain
+        case LinearScaling(factor):
+            return plain / factor
+        case YarnScaling() as yarn:
+            return _blend(plain, yarn.factor, _yarn_ramp(yarn, config, device))
+        case Llama3Scaling() as llama:
+            turns = llama.original_context * plain / (2 * math.pi)
+            width = llama.high_freq_factor - llama.low_freq_factor
+            return _blend(plain, llama.factor, 1 - ((turns - llama.low_freq_factor) / width).clamp(0, 1))
+        case other:
+            assert_never(other)
+
+
+def _blend(plain: Tensor, factor: float, share: Tensor) -> Tensor:
+    """Divide that `share` of each frequency by `factor`."""
+    return plain / factor * share + plain * (1 - share)
+
+
+def _yarn_ramp(yarn: YarnScaling, config: ModelConfig, device: torch.device) -> Tensor:
+    """From 0 for pairs that turn fast to 1 for slow ones, (D/2,)."""
+    D = config.head_dim
+
+    def find_pair(n_turns: float) -> float:
+        """The pair, as a fraction, that turns so often in the original context."""
+        return (
+            D * math.log(yarn.original_context / (n_turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+        )
+
+    low, high = find_pair(yarn.beta_fast), find_pair(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, D - 1)
+    pairs = torch.arange(D // 2, dtype=torch.float32, device=device)
+    return ((pairs - low) / (high - low or 0.001)).clamp(0, 1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

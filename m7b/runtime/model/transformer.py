@@ -148,7 +148,7 @@ class Transformer(nn.Module):
     def forward(self, batch: Batch, cache: RollingKVCache) -> Tensor:
         """The wanted logits of `batch`, (M, V) float32. Keys and values go to their rows of `cache`."""
         h = self.tok_embeddings(batch.tokens)  # (N, dim)
-        cos, sin = rotation(batch.positions, self.config.head_dim, self.config.rope_theta)
+        cos, sin = rotation(batch.positions, self.config)
         attend = self.prepare_attention(cache, batch.spans, h)
         for layer in self.layers:
             h = layer(h, cos, sin, attend)

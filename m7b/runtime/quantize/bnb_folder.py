@@ -12,6 +12,7 @@ from torch import Tensor
 
 from m7b.runtime.checkpoints import Checkpoint, Format, hf
 from m7b.runtime.checkpoints.checkpoint import translate_name
+from m7b.runtime.checkpoints.scaling import write_scaling
 from m7b.runtime.linears.bnb import BLOCK
 from m7b.runtime.quantize.safetensors_file import SafetensorsWriter
 from m7b.runtime.quantize.writing import Written, relative_error
@@ -124,6 +125,7 @@ class FolderPlan:
             "vocab_size": config.vocab_size,
             "rms_norm_eps": config.norm_eps,
             "rope_theta": config.rope_theta,
+            "rope_scaling": write_scaling(config.rope_scaling),
             "sliding_window": config.sliding_window,
             "max_position_embeddings": config.max_seq_len,
             "tie_word_embeddings": config.tied_embeddings,

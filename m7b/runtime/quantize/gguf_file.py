@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from gguf import (
     GGMLQuantizationType,
     GGUFWriter,
     LlamaFileType,
+    RopeScalingType,
     quants,
 )
 
@@ -21,9 +22,17 @@ from m7b.errors import UsageError
 from m7b.generation import QuantizeTarget
 from m7b.runtime.checkpoints import Blocks, Checkpoint, gguf
 from m7b.runtime.checkpoints.checkpoint import translate_name
+from m7b.runtime.checkpoints.scaling import attention_factor
 from m7b.runtime.kernels import BlockType
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.rope import native_rows
+from m7b.runtime.model.scaling import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+)
 from m7b.runtime.quantize.recipe import choose_types
 from m7b.runtime.quantize.rounding import best_blocks
 from m7b.runtime.quantize.writing import ROWS, Written, relative_error
@@ -169,9 +178,35 @@ def add_shape(writer: GGUFWriter, config: ModelConfig) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
+    _add_scaling(writer, config.rope_scaling)
     writer.add_vocab_size(config.vocab_size)
     if config.sliding_window is not None:
         writer.add_sliding_window(config.sliding_window)
+
+
+def _add_scaling(writer: GGUFWriter, scaling: RopeScaling | None) -> None:
+    """The metadata of a scaling of RoPE, as llama.cpp heeds them.
+
+    Raises:
+        UsageError: it cannot be told there.
+    """
+    match scaling:
+        case None | DynamicScaling():  # up to the context length, which is told, that scales nothing
+            return
+        case LinearScaling(factor):
+            writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        case YarnScaling(factor, original, attention, 32.0, 1.0, True):
+            writer.add_rope_scaling_type(RopeScalingType.YARN)
+            writer.add_rope_scaling_orig_ctx_len(original)
+            writer.add_rope_scaling_attn_factors(attention / attention_factor(factor))
+        case YarnScaling() | Llama3Scaling():
+            raise UsageError(
+                "the scaling of RoPE of this model cannot be told in GGUF",
+                hint="nf4, fp4 and int8 write a folder, which can tell it",
+            )
+        case other:
+            assert_never(other)
+    writer.add_rope_scaling_factor(factor)
 
 
 def _add_vocabulary(writer: GGUFWriter, vocabulary: GGUFVocabulary) -> None:

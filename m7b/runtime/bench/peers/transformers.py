@@ -16,6 +16,7 @@ from m7b.runtime.bench.weights import count_bytes
 from m7b.runtime.checkpoints import hf
 from m7b.runtime.checkpoints.checkpoint import translate_name
 from m7b.runtime.checkpoints.random import cut
+from m7b.runtime.checkpoints.scaling import write_scaling
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.placement import check_memory, memory_errors
 
@@ -102,7 +103,8 @@ def hf_config(config: ModelConfig) -> MistralConfig:
         intermediate_size=config.hidden_dim,
         vocab_size=config.vocab_size,
         rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        rope_parameters={"rope_theta": config.rope_theta}
+        | (write_scaling(config.rope_scaling) or {"rope_type": "default"}),
         sliding_window=config.sliding_window,
         max_position_embeddings=config.max_seq_len,
         tie_word_embeddings=config.tied_embeddings,
