@@ -22,6 +22,7 @@ from m7b.commands.list import list_
 from m7b.commands.perplexity import perplexity
 from m7b.commands.quantize import quantize
 from m7b.commands.rm import prune, rm
+from m7b.commands.serve import serve
 from m7b.commands.sessions import sessions
 from m7b.commands.shared.options import plain
 from m7b.commands.tokenize import detokenize, tokenize
@@ -39,7 +40,7 @@ app = typer.Typer(
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(bench, chat, complete, doctor, download, info, list_, perplexity, prune, quantize, rm),
-    *(tokenize, detokenize, verify),
+    *(serve, tokenize, detokenize, verify),
 )
 for command in _COMMANDS:
     app.command(command.__name__.rstrip("_"))(command)

@@ -3,9 +3,17 @@
 Knows requests, text and ids; nothing about terminals or tensors.
 """
 
-from m7b.completions.answer import answer_request, format_answer, token_text
+from m7b.completions.answer import (
+    answer_request,
+    count_usage,
+    format_answer,
+    format_answers,
+    format_logprobs,
+    token_text,
+)
 from m7b.completions.batch import RequestFile
 from m7b.completions.completion import Choice, Completion
+from m7b.completions.line import parse_object
 from m7b.completions.request import (
     ChatPrompt,
     CompletionRequest,
@@ -24,9 +32,13 @@ __all__ = [
     "RequestFile",
     "Together",
     "answer_request",
+    "count_usage",
     "format_answer",
+    "format_answers",
+    "format_logprobs",
     "is_conversation",
     "parse_chat_prompt",
+    "parse_object",
     "parse_request",
     "token_text",
 ]

@@ -28,9 +28,15 @@ def answer_request(
 
 def format_answer(completion: Completion) -> dict[str, Any]:
     """The finished `completion` as OpenAI writes it, with our `token_ids` and `timings`."""
+    return format_answers([completion])
+
+
+def format_answers(completions: Sequence[Completion]) -> dict[str, Any]:
+    """The finished completions of several prompts as one answer, whose choices are numbered through."""
+    completion = completions[0]
     request = completion.request
-    usages = [choice.finished.usage for choice in completion.choices]
-    completion_tokens = sum(usage.completion_tokens for usage in usages)
+    choices = [_choice(each, choice) for each in completions for choice in each.choices]
+    usages = [choice.finished.usage for each in completions for choice in each.choices]
     kind, prefix = (
         ("text_completion", "cmpl") if request.conversation is None else ("chat.completion", "chatcmpl")
     )
@@ -39,28 +45,44 @@ def format_answer(completion: Completion) -> dict[str, Any]:
         "object": kind,
         "created": int(time.time()),
         "model": completion.model.name,
-        "choices": [_choice(completion, choice) for choice in completion.choices],
-        "usage": {
-            "prompt_tokens": usages[0].prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": usages[0].prompt_tokens + completion_tokens,
-        },
+        "choices": [choice | {"index": index} for index, choice in enumerate(choices)],
+        "usage": count_usage(completions),
         "timings": _timings(usages, completion.model.load_s),
     }
+
+
+def count_usage(completions: Sequence[Completion]) -> dict[str, Any]:
+    """OpenAI's `usage`: a prompt counts once, however many samples go on from it."""
+    firsts = [completion.choices[0].finished.usage for completion in completions]
+    prompt_tokens = sum(usage.prompt_tokens for usage in firsts)
+    completion_tokens = sum(
+        choice.finished.usage.completion_tokens for each in completions for choice in each.choices
+    )
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(usage.reused_tokens for usage in firsts)},
+    }
+
+
+def format_logprobs(completion: Completion, choice: Choice) -> dict[str, Any] | None:
+    """OpenAI's `logprobs` of one choice, None where they are not wanted."""
+    if completion.request.params.logprobs is None:
+        return None
+    is_chat = completion.request.conversation is not None
+    return _chat_logprobs(completion, choice) if is_chat else _logprobs(completion, choice)
 
 
 def _choice(completion: Completion, choice: Choice) -> dict[str, Any]:
     is_chat = completion.request.conversation is not None
     text = {"message": _message(choice)} if is_chat else {"text": choice.text}
-    logprobs = None
-    if completion.request.params.logprobs is not None:
-        logprobs = _chat_logprobs(completion, choice) if is_chat else _logprobs(completion, choice)
     return {
         "index": choice.index,
         **text,
         "token_ids": list(choice.finished.tokens),
         "finish_reason": choice.finished.reason.value,
-        "logprobs": logprobs,
+        "logprobs": format_logprobs(completion, choice),
     }
 
 

@@ -56,6 +56,11 @@ class _Sample:
             if self._stream.is_done:
                 break
         if self._stream.is_done or (self.sequence.is_done and not self.sequence.has_events):
+            self.end()
+
+    def end(self) -> None:
+        """Let the text end where it is."""
+        if self.choice is None:
             self.sequence.cancel()
             for last in self._stream.finish():
                 self._note(last)
@@ -102,7 +107,7 @@ class Completion:
         self.request = request
         self.left_out: list[str] = []
         if request.conversation is None:
-            self.ids = model.tokenizer.encode(request.prompt, bos=model.tokenizer.adds_bos)
+            self.ids = _encode(model, request.prompt)
             self.continues = bool(request.prompt)
         else:
             messages = request.conversation.messages
@@ -165,19 +170,24 @@ class Completion:
                 continues=self.continues,
                 calls=self._syntax,
             )
-            text = request.prompt if request.echo else ""
+            text = _decode(self.model, request.prompt) if request.echo else ""
             self._samples.append(_Sample(index, engine.submit(self.ids, params), stream, text))
 
-    def gather(self) -> Iterator[GenerationEvent]:
-        """The events of all samples since the last call.
+    def gather(self) -> Iterator[tuple[int, GenerationEvent]]:
+        """The events of all samples since the last call, each with the index of its sample.
 
         Raises:
             M7bError: one of the samples failed.
         """
-        for sample in self._samples:
+        for index, sample in enumerate(self._samples):
             sample.gather()
             while sample.events:
-                yield sample.events.popleft()
+                yield index, sample.events.popleft()
+
+    def end(self) -> None:
+        """End what is not finished where it is, as if the last token had been asked for."""
+        for sample in self._samples:
+            sample.end()
 
     def cancel(self) -> None:
         """Let go of what is not finished."""
@@ -202,6 +212,17 @@ class Completion:
             if sample.choice:
                 return
             self.model.engine.step()
+
+
+def _encode(model: Model, prompt: str | tuple[int, ...]) -> list[int]:
+    """The ids of a prompt; ids stand as they are."""
+    if isinstance(prompt, tuple):
+        return list(prompt)
+    return model.tokenizer.encode(prompt, bos=model.tokenizer.adds_bos)
+
+
+def _decode(model: Model, prompt: str | tuple[int, ...]) -> str:
+    return prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
 
 
 def _offer(request: CompletionRequest) -> Offer | None:

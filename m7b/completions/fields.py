@@ -105,11 +105,13 @@ def read_chat_logprobs(fields: Mapping[str, Any]) -> int | None:
     return int(read_number("top_logprobs", fields.get("top_logprobs", 0), int)) if wanted else None
 
 
-def read_prompt(value: Any) -> str:
-    """Read the prompt of a text completion; a list may hold one."""
+def read_prompt(value: Any) -> str | tuple[int, ...]:
+    """Read the prompt of a text completion: a text, or ids; a list may hold one."""
     match value:
         case str() | [str()]:
             return value if isinstance(value, str) else str(value[0])
+        case [list(ids)] | list(ids) if ids and all(type(token) is int for token in ids):
+            return tuple(ids)
         case list():
             hint = "write a request for each text"
         case _:

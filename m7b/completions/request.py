@@ -40,10 +40,11 @@ class ChatPrompt:
 class CompletionRequest:
     """A prompt or a conversation, and how to go on from it. Sample i of `n` draws with `params.seed` + i.
 
-    `allowed_tools` are the tools that may be called, None for all; `is_parallel` allows several calls.
+    A `prompt` of ids is taken as it is. `allowed_tools` are the tools that may be called, None for all;
+    `is_parallel` allows several calls.
     """
 
-    prompt: str
+    prompt: str | tuple[int, ...]
     params: SamplingParams
     n: int = 1
     echo: bool = False

@@ -1,0 +1,330 @@
+"""OpenAI's Responses: their input as a chat, and an answer in their shape. Nothing is kept."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from m7b.completions import Completion, count_usage
+from m7b.errors import UsageError
+from m7b.generation import CallDelta, Finished, FinishReason, GenerationEvent, PromptProgress, TextDelta
+from m7b.server.errors import HttpError, format_error
+
+_SAME = ("model", "temperature", "top_p", "parallel_tool_calls", "seed", "metadata", "user", "service_tier")
+_HARMLESS = frozenset(
+    (
+        *("input", "instructions", "tools", "tool_choice", "max_output_tokens", "text", "stream", "store"),
+        *("include", "reasoning", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
+        *("client_metadata", "stream_options", "truncation"),
+    )
+)
+_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "developer"}
+
+
+def read_response_request(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a chat completion that ask for the same.
+
+    Raises:
+        UsageError: a field asks for what nobody can do here; `param` names it.
+    """
+    fields = {name: value for name, value in fields.items() if value is not None}
+    _check(fields)
+    chat = {name: fields[name] for name in _SAME if name in fields}
+    chat["messages"] = _read_input(fields)
+    if "max_output_tokens" in fields:
+        chat["max_tokens"] = fields["max_output_tokens"]
+    if tools := fields.get("tools"):
+        chat["tools"] = [_read_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
+    if tools and "tool_choice" in fields:
+        chat["tool_choice"] = _read_tool_choice(fields["tool_choice"])
+    if text_format := _read_format(fields.get("text", {})):
+        chat["response_format"] = text_format
+    return chat
+
+
+def format_response(completion: Completion, fields: dict[str, Any]) -> dict[str, Any]:
+    """The finished answer."""
+    return _Frame(fields, completion).finish(completion)
+
+
+class ResponseStream:
+    """The events of an answer on its way."""
+
+    def __init__(self, completion: Completion, fields: dict[str, Any]) -> None:
+        self._completion = completion
+        self._frame = _Frame(fields, completion)
+        self._number = 0
+        self._text = ""
+        self._calls = ""
+        self._item: dict[str, Any] | None = None
+
+    def begin(self) -> Iterator[dict[str, Any]]:
+        """That the answer has begun."""
+        for kind in ("response.created", "response.in_progress"):
+            yield self._event(kind, response=self._frame.describe("in_progress"))
+
+    def add(self, index: int, event: GenerationEvent) -> Iterator[dict[str, Any]]:
+        """What `event` comes to."""
+        match event:
+            case TextDelta(text):
+                yield from self._add_text(text)
+            case CallDelta(text):  # told whole, once it is sure that they are calls
+                self._calls += text
+            case Finished():
+                if event.reason is FinishReason.LENGTH and self._calls:
+                    yield from self._add_text(self._calls)
+                yield from self._end_text()
+                for item in self._frame.list_calls(event):
+                    yield from self._tell_call(item)
+            case PromptProgress():
+                pass
+
+    def finish(self) -> Iterator[dict[str, Any]]:
+        """The whole answer at the end."""
+        response = self._frame.finish(self._completion)
+        yield self._event(f"response.{response['status']}", response=response)
+
+    def fail(self, error: HttpError) -> Iterator[dict[str, Any]]:
+        """That it has failed."""
+        told = format_error(error)["error"]
+        response = self._frame.describe("failed") | {
+            "error": {"code": told["code"] or "server_error", "message": told["message"]}
+        }
+        yield self._event("response.failed", response=response)
+
+    def _add_text(self, text: str) -> Iterator[dict[str, Any]]:
+        if self._item is None:
+            self._item = self._frame.make_message("", "in_progress")
+            begun = self._item | {"content": []}
+            yield self._event("response.output_item.added", output_index=0, item=begun)
+            yield self._event("response.content_part.added", **self._place(), part=_part(""))
+        self._text += text
+        yield self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
+
+    def _end_text(self) -> Iterator[dict[str, Any]]:
+        if self._item is None:
+            return
+        yield self._event("response.output_text.done", **self._place(), text=self._text, logprobs=[])
+        yield self._event("response.content_part.done", **self._place(), part=_part(self._text))
+        item = self._frame.make_message(self._text, "completed")
+        yield self._event("response.output_item.done", output_index=0, item=item)
+
+    def _tell_call(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        at = self._frame.calls.index(item) + (self._item is not None)
+        begun = item | {"arguments": "", "status": "in_progress"}
+        place = {"output_index": at, "item_id": item["id"]}
+        yield self._event("response.output_item.added", output_index=at, item=begun)
+        yield self._event("response.function_call_arguments.delta", **place, delta=item["arguments"])
+        yield self._event(
+            "response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"]
+        )
+        yield self._event("response.output_item.done", output_index=at, item=item)
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._frame.message_id, "output_index": 0, "content_index": 0}
+
+    def _event(self, kind: str, **content: Any) -> dict[str, Any]:
+        self._number += 1
+        return {"type": kind, "sequence_number": self._number - 1, **content}
+
+
+class _Frame:
+    """What stays the same in all that is told of one answer."""
+
+    def __init__(self, fields: dict[str, Any], completion: Completion) -> None:
+        self.message_id = f"msg_{uuid.uuid4().hex}"
+        self.calls: list[dict[str, Any]] = []
+        params = completion.request.params
+        self._head = {
+            "id": f"resp_{uuid.uuid4().hex}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": completion.model.name,
+            "instructions": fields.get("instructions"),
+            "max_output_tokens": fields.get("max_output_tokens"),
+            "metadata": fields.get("metadata") or {},
+            "parallel_tool_calls": completion.request.is_parallel,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "text": fields.get("text") or {"format": {"type": "text"}},
+            "tool_choice": fields.get("tool_choice") or "auto",
+            "tools": fields.get("tools") or [],
+            "truncation": "disabled",
+        }
+
+    def describe(self, status: str) -> dict[str, Any]:
+        """The answer before it has anything to say."""
+        return self._head | {
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "output": [],
+            "usage": None,
+        }
+
+    def finish(self, completion: Completion) -> dict[str, Any]:
+        """The answer at its end."""
+        (choice,) = completion.choices
+        is_cut = choice.finished.reason is FinishReason.LENGTH
+        calls = self.list_calls(choice.finished)
+        output = [self.make_message(choice.text, "incomplete" if is_cut else "completed")]
+        usage = count_usage([completion])
+        return self.describe("incomplete" if is_cut else "completed") | {
+            "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+            "output": [*(output if choice.text or not calls else []), *calls],
+            "usage": {
+                "input_tokens": usage["prompt_tokens"],
+                "input_tokens_details": usage["prompt_tokens_details"],
+                "output_tokens": usage["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": usage["total_tokens"],
+            },
+        }
+
+    def make_message(self, text: str, status: str) -> dict[str, Any]:
+        """The text as an item of the output."""
+        content = [_part(text)]
+        return {
+            "type": "message",
+            "id": self.message_id,
+            "status": status,
+            "role": "assistant",
+            "content": content,
+        }
+
+    def list_calls(self, finished: Finished) -> list[dict[str, Any]]:
+        """The calls as items of the output."""
+        if not self.calls:
+            self.calls = [
+                {
+                    "type": "function_call",
+                    "id": f"fc_{uuid.uuid4().hex}",
+                    "call_id": call.id,
+                    "name": call.name,
+                    "arguments": call.arguments,
+                    "status": "completed",
+                }
+                for call in finished.calls
+            ]
+        return self.calls
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _check(fields: dict[str, Any]) -> None:
+    if "previous_response_id" in fields or "conversation" in fields:
+        name = "previous_response_id" if "previous_response_id" in fields else "conversation"
+        raise UsageError(f"{name} names what is not kept", hint="send the whole input", param=name)
+    if fields.get("background"):
+        raise UsageError("background is true", hint="answers are not kept to be fetched", param="background")
+    if fields.get("truncation", "disabled") != "disabled":
+        raise UsageError("truncation is not disabled", hint="shorten the input", param="truncation")
+    unknown = sorted(fields.keys() - _HARMLESS - set(_SAME) - {"previous_response_id", "background"})
+    if unknown:
+        raise UsageError(f"unknown field {unknown[0]!r}", hint="leave it out", param=unknown[0])
+
+
+def _read_input(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Messages of the input, with the instructions in front."""
+    given = fields.get("input")
+    messages: list[dict[str, Any]] = []
+    if instructions := fields.get("instructions"):
+        messages.append({"role": "system", "content": instructions})
+    if isinstance(given, str):
+        return [*messages, {"role": "user", "content": given}]
+    if not isinstance(given, list):
+        raise UsageError("input must be a text or a list of items", param="input")
+    for number, item in enumerate(given):
+        _add_item(messages, item, f"input[{number}]")
+    return messages
+
+
+def _add_item(messages: list[dict[str, Any]], item: Any, place: str) -> None:
+    """Put one item behind `messages`; calls join the assistant's message that they follow."""
+    match item:
+        case {"type": "function_call", "call_id": str() as id, "name": str() as name}:
+            call = {
+                "id": id,
+                "type": "function",
+                "function": {"name": name, "arguments": item.get("arguments")},
+            }
+            if not (messages and messages[-1]["role"] == "assistant"):
+                messages.append({"role": "assistant", "content": None})
+            messages[-1].setdefault("tool_calls", []).append(call)
+        case {"type": "function_call_output", "call_id": str() as id, "output": output}:
+            messages.append({"role": "tool", "tool_call_id": id, "content": _read_content(output, place)})
+        case {"type": "reasoning"}:
+            pass  # of other models, which this one has no place for
+        case {"role": str() as role, "content": content} if role in _ROLES:
+            messages.append({"role": _ROLES[role], "content": _read_content(content, place)})
+        case _:
+            kind = item.get("type") if isinstance(item, dict) else type(item).__name__
+            raise UsageError(
+                f"{place} is {kind!r}", hint="it can be a message, a function_call or its output", param=place
+            )
+
+
+def _read_content(content: Any, place: str) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for number, part in enumerate(content if isinstance(content, list) else [content]):
+        match part:
+            case {"type": "input_text" | "output_text" | "text", "text": str() as text}:
+                texts.append(text)
+            case {"type": "refusal", "refusal": str() as text}:
+                texts.append(text)
+            case _:
+                raise UsageError(
+                    f"{place}.content[{number}] is no text",
+                    hint="this model reads text alone",
+                    param=f"{place}.content[{number}]",
+                )
+    return "\n\n".join(texts)
+
+
+def _read_tool(tool: Any, place: str) -> dict[str, Any]:
+    match tool:
+        case {"type": "function", "name": str()}:
+            function = {key: value for key, value in tool.items() if key != "type" and value is not None}
+            return {"type": "function", "function": function}
+    kind = tool.get("type") if isinstance(tool, dict) else type(tool).__name__
+    raise UsageError(f"{place} is {kind!r}", hint="tools are functions here", param=place)
+
+
+def _read_tool_choice(choice: Any) -> Any:
+    match choice:
+        case {"type": "function", "name": str() as name}:
+            return {"type": "function", "function": {"name": name}}
+        case {"type": "allowed_tools", "mode": mode, "tools": list() as tools}:
+            named = [
+                {"type": "function", "function": {"name": tool.get("name")}}
+                for tool in tools
+                if isinstance(tool, dict)
+            ]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
+    return choice
+
+
+def _read_format(text: Any) -> dict[str, Any] | None:
+    """What `text.format` asks for, as a chat's `response_format`."""
+    match text:
+        case {"format": {"type": "json_schema"} as schema}:
+            return {
+                "type": "json_schema",
+                "json_schema": {key: schema[key] for key in schema if key != "type"},
+            }
+        case {"format": {"type": "text" | "json_object"} as plain}:
+            return {"type": plain["type"]}
+        case {"format": other}:
+            raise UsageError(
+                f"text.format is {json.dumps(other)[:60]}",
+                hint="it can be text, json_object or json_schema",
+                param="text.format",
+            )
+    return None
