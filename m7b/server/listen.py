@@ -6,7 +6,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -119,14 +119,14 @@ def serve(
         ws="none",
     )
     listening = _Listening(config, engine, grace)
+    name = bound.getsockname()
     engine.start()
     try:
         listening.run(sockets=[bound])
     finally:
         engine.stop()
-        if isinstance(name := bound.getsockname(), str) and name:
-            with suppress(OSError):
-                os.unlink(name)
+        if isinstance(name, str):
+            Path(name).unlink(missing_ok=True)
     if failed:
         raise failed[0]
 
