@@ -36,8 +36,9 @@ from m7b.completions import (
 from m7b.errors import UsageError
 from m7b.generation import CallDelta, EngineOptions, GenerationEvent, SamplingParams, TextDelta
 from m7b.models import Model, ModelChoice, refuse_base, require_template
+from m7b.offer import check_template, describe_form
 from m7b.options import list_options
-from m7b.render import Output
+from m7b.render import Output, note
 
 
 @expand_options
@@ -133,6 +134,10 @@ def complete(
     loaded = load_model(choice, engine, chat_template=chat_template)
     if chat:
         require_template(loaded.name, loaded.template)
+        if offered:
+            check_template(loaded.chat_template)
+            if remark := describe_form(loaded.chat_template):
+                note(remark)
     if batch:
         _answer_batch(batch, loaded, request, is_chat=chat, parallel=parallel)
     elif as_json:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+from m7b.call_format import MISTRAL
 from m7b.completions.request import CompletionRequest
 from m7b.errors import UsageError
 from m7b.generation import (
@@ -20,6 +21,7 @@ from m7b.generation import (
 from m7b.models import Model
 from m7b.offer import Offer, check_template
 from m7b.stream import EventStream
+from m7b.templates import find_call_format
 from m7b.tools import parse_tools
 
 
@@ -108,7 +110,7 @@ class Completion:
             raise UsageError(
                 "the prompt is empty", hint="this model needs at least one character to continue from"
             )
-        offer = None if self.continues else _offer(request)
+        offer = None if self.continues else _offer(model, request)
         self._syntax = offer.syntax(model.tokenizer) if offer else None
         constraint = request.params.constraint
         if request.grammar is not None:
@@ -199,10 +201,11 @@ class Completion:
             self.model.engine.step()
 
 
-def _offer(request: CompletionRequest) -> Offer | None:
+def _offer(model: Model, request: CompletionRequest) -> Offer | None:
     """The tools of the conversation, checked as strictly as those of files."""
     tools = request.conversation.tools if request.conversation else None
     if not tools:
         return None
     checked = [tool.as_json() for tool in parse_tools(tools, "tools")]
-    return Offer(checked, request.tool_choice, request.constrains_calls)
+    form = find_call_format(model.chat_template) or MISTRAL
+    return Offer(checked, request.tool_choice, request.constrains_calls, form)

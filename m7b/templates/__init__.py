@@ -6,6 +6,7 @@ message spells its name.
 
 from pathlib import Path
 
+from m7b.call_format import MISTRAL, CallFormat
 from m7b.errors import UsageError
 from m7b.templates.base import Template, Tools
 from m7b.templates.jinja import JinjaTemplate, is_mistral
@@ -19,6 +20,7 @@ __all__ = [
     "Template",
     "Tools",
     "choose_template",
+    "find_call_format",
     "load_template",
     "read_source",
 ]
@@ -34,6 +36,11 @@ def choose_template(source: str | None, tokenizer: Tokenizer, eos: str) -> Templ
     if isinstance(tokenizer, MistralTokenizer) and is_mistral(source):
         return MistralTemplate(tokenizer)
     return JinjaTemplate(source, tokenizer, eos)
+
+
+def find_call_format(template: Template) -> CallFormat | None:
+    """Find how the template writes calls; None where it shows none, or in a form that is not known."""
+    return template.call_format if isinstance(template, JinjaTemplate) else MISTRAL
 
 
 def load_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:
