@@ -22,6 +22,7 @@ from m7b.models import Model
 from m7b.offer import Offer, check_template
 from m7b.stream import EventStream
 from m7b.templates import find_call_format
+from m7b.tokenizer import encode_special
 from m7b.tools import parse_tools
 
 
@@ -100,7 +101,12 @@ class Completion:
         self.model = model
         self.request = request
         if request.conversation is None:
-            self.ids = model.tokenizer.encode(request.prompt, bos=model.tokenizer.adds_bos)
+            tokenizer, bos = model.tokenizer, model.tokenizer.adds_bos
+            self.ids = (
+                encode_special(tokenizer, request.prompt, bos=bos)
+                if request.special
+                else tokenizer.encode(request.prompt, bos=bos)
+            )
             self.continues = bool(request.prompt)
         else:
             messages = request.conversation.messages

@@ -22,7 +22,10 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A prompt or a conversation, and how to go on from it. Sample i of `n` draws with `params.seed` + i."""
+    """A prompt or a conversation, and how to go on from it. Sample i of `n` draws with `params.seed` + i.
+
+    With `special`, names of control tokens in the prompt stand for these.
+    """
 
     prompt: str
     params: SamplingParams
@@ -33,10 +36,16 @@ class CompletionRequest:
     grammar: Grammar | None = None
     tool_choice: str = AUTO
     constrains_calls: bool = True
+    special: bool = False
 
     def __post_init__(self) -> None:
         if self.conversation is not None and self.echo:
             raise UsageError("echo repeats a prompt, and a conversation is none", hint="leave it out")
+        if self.conversation is not None and self.special:
+            raise UsageError(
+                "messages never hold control tokens, which special would write",
+                hint="leave it out: the chat template writes them",
+            )
         if self.params.stop and self.grammar is not None:
             raise UsageError("a stop string could end an answer before its grammar does", hint="leave it out")
         if self.grammar is not None and self.conversation and self.conversation.tools:
@@ -53,7 +62,7 @@ _PARAMS = {
     name: option.kind for name, option in list_options(SamplingParams).items() if option.kind in (int, float)
 }
 _IGNORED = {"model", "user", "metadata"}  # they name the caller or the model and change no token
-_OTHER = {"id", "prompt", "n", "echo", "stop", "logit_bias", "response_format"}
+_OTHER = {"id", "prompt", "n", "echo", "special", "stop", "logit_bias", "response_format"}
 _CHAT = {"messages", "tools", "tool_choice"}
 
 
@@ -84,14 +93,16 @@ def parse_request(
         given["stop"] = _stop(fields["stop"])
     if "logit_bias" in fields:
         given["logit_bias"] = _logit_bias(fields["logit_bias"])
-    echo = fields.get("echo", defaults.echo)
-    if not isinstance(echo, bool):
-        raise UsageError("echo must be true or false")
+    flags = {name: fields.get(name, getattr(defaults, name)) for name in ("echo", "special")}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise UsageError(f"{name} must be true or false")
     return CompletionRequest(
         prompt=prompt,
         params=replace(defaults.params, **given),
         n=_convert("n", fields.get("n", defaults.n), int),
-        echo=echo,
+        echo=flags["echo"],
+        special=flags["special"],
         id=fields.get("id"),
         conversation=conversation,
         grammar=_grammar(fields["response_format"]) if "response_format" in fields else defaults.grammar,
