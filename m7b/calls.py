@@ -1,4 +1,4 @@
-"""Tool calls as JSON: build the schema that they keep to, and parse what a model wrote.
+"""Parse the calls of tools that a model wrote.
 
 Knows the shape of calls; nothing about tokens, nor about what a call does.
 """
@@ -9,57 +9,118 @@ import math
 import re
 import secrets
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from m7b.call_format import MISTRAL, TAG, CallFormat, Fixed, Hole, find_trigger
 from m7b.generation import ToolCall
 
-_MARKER = "[TOOL_CALLS]"
+_NAME = re.compile(r"[\w-]+")
 _START = re.compile(r"\[\s*\{|\{\s*[\"']")  # other brackets are prose
 _PYTHON_PARTS = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[\[{\]}]", re.DOTALL)
 _MAX_QUOTED = 20_000  # characters that are read as Python; the parser's time grows with them
 
 
-def build_calls_schema(tools: Sequence[Mapping[str, Any]], *, name: str | None = None) -> dict[str, Any]:
-    """Build the schema of `[{"name": one of the tools, "arguments": what it takes}, …]`, one call at least.
+def parse_calls(text: str, *, lenient: bool = False, form: CallFormat = MISTRAL) -> tuple[ToolCall, ...]:
+    """Parse the calls in `text`; returns none where it holds something else. See `split_calls`."""
+    return split_calls(text, lenient=lenient, form=form)[0]
 
-    With `name` it allows that tool only. References within a tool's own schema are moved along with it.
+
+def split_calls(
+    text: str, *, lenient: bool = False, form: CallFormat = MISTRAL
+) -> tuple[tuple[ToolCall, ...], str]:
+    """Parse the calls in `text`, and what stands behind them. The ids of calls are new.
+
+    What stands around them is that of `form`, with any spaces. Where it is not, calls are JSON objects or
+    lists of them: a marker, a fence or prose before the first is skipped, and so is prose behind it; a marker
+    behind it begins more. `arguments` may be called `parameters`, and be JSON in a string, or null. With
+    `lenient` it reads Python's quotes as well. NaN, 1e400 and lone surrogates are no strict JSON, and so no
+    call; of keys that come twice the last counts.
     """
-    functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": function["name"]}, "arguments": {"$ref": f"#/$defs/{at}"}},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for at, function in enumerate(functions)
-    ]
-    schemas = {
-        str(at): _move_references(function["parameters"], f"#/$defs/{at}")
-        for at, function in enumerate(functions)
-    }
-    return {"type": "array", "minItems": 1, "items": {"anyOf": calls}, "$defs": schemas}
+    found, end = _parse_format(text, _compile(form))
+    if found:
+        return found, text[end:]
+    markers = {marker[0] for fixed in form.parts for part in fixed for marker in TAG.finditer(part)}
+    return _parse_entries(text, markers, lenient=lenient)
 
 
-def parse_calls(text: str, *, lenient: bool = False) -> tuple[ToolCall, ...]:
-    """Parse the calls in `text`; returns none where it holds something else. The ids of calls are new.
+@dataclass(frozen=True, slots=True)
+class _Patterns:
+    """The fixed texts of a format, with any spaces in them."""
 
-    It skips a marker, a fence or prose before the first list, and prose behind it; a marker behind it begins
-    another list. `arguments` may be called `parameters`, and be JSON in a string, or null; a single call may
-    stand without its list. With `lenient` it reads Python's quotes as well. NaN, 1e400 and lone surrogates
-    are no strict JSON, and so no call; of keys that come twice the last counts.
-    """
+    trigger: str
+    opening: re.Pattern[str]
+    middle: re.Pattern[str]
+    tail: re.Pattern[str]
+    separator: re.Pattern[str]
+    closing: re.Pattern[str]
+
+
+@lru_cache(maxsize=8)
+def _compile(form: CallFormat) -> _Patterns:
+    trigger, rest = find_trigger(form, {})
+    opening = (str(trigger), *(part for part in rest if isinstance(part, str)))
+    # The trigger may be a control token, which has no text.
+    start = f"(?:{_write_pattern(opening[:1])})?{_write_pattern(opening[1:])}"
+    separator = "(?!)" if form.separator is None else _write_pattern(form.separator)
+    middle, tail, closing = map(_write_pattern, (form.middle, form.tail, form.closing))
+    return _Patterns(str(trigger), *map(re.compile, (start, middle, tail, separator, closing)))
+
+
+def _write_pattern(fixed: Fixed) -> str:
+    pieces: list[str] = []
+    for part in fixed:
+        if isinstance(part, Hole):
+            pieces.append(r"[\w-]*")
+        else:
+            pieces += map(re.escape, re.findall(r"\w+|[^\w\s]", part))
+    return r"\s*".join(["", *pieces, ""])
+
+
+def _parse_format(text: str, form: _Patterns) -> tuple[tuple[ToolCall, ...], int]:
+    """Parse calls that are written as the format has them; returns where they end, too."""
+    begun = form.opening.match(text) or form.opening.match(text, max(0, text.find(form.trigger)))
+    calls: list[ToolCall] = []
+    at = begun.end() if begun else -1
+    while at >= 0:
+        name = _NAME.match(text, at)
+        middle = form.middle.match(text, name.end()) if name else None
+        if name is None or middle is None:
+            return (), 0
+        value, end = _parse_value(text, middle.end(), lenient=False)
+        tail = form.tail.match(text, end)
+        call = _parse_call({"name": name[0], "arguments": value}) if isinstance(value, dict) else None
+        if call is None or tail is None:
+            return (), 0
+        calls.append(call)
+        more, closing = form.separator.match(text, tail.end()), form.closing.match(text, tail.end())
+        if more is None and closing and text.startswith(form.trigger, closing.end()):
+            more = form.opening.match(text, closing.end())
+        if more is None:
+            return (tuple(calls), closing.end()) if closing else ((), 0)
+        at = more.end()
+    return (), 0
+
+
+def _parse_entries(text: str, markers: Collection[str], *, lenient: bool) -> tuple[tuple[ToolCall, ...], str]:
+    """Parse calls that are objects, or lists of them, between any of `markers`."""
+    marker = "|".join(map(re.escape, markers)) or "(?!)"
+    between = re.compile(rf"\s*(?:(?:{marker})\s*)+(?=[\[{{])")
+    behind = re.compile(rf"\s*(?:(?:{marker})\s*)*")
     entries: list[Any] = []
     at = 0
-    while not entries or text[at:].lstrip().startswith(_MARKER):
+    while not entries or between.match(text, at):
         start = _START.search(text, at)
         if start is None:
-            return ()
+            return (), ""
         value, at = _parse_value(text, start.start(), lenient=lenient)
         entries += value if isinstance(value, list) and value else [value]
     calls = [_parse_call(entry) for entry in entries]
-    return tuple(call for call in calls if call) if all(calls) else ()
+    end = behind.match(text, at)
+    rest = text[end.end() if end else at :]
+    return (tuple(call for call in calls if call), rest) if all(calls) else ((), "")
 
 
 def _parse_value(text: str, start: int, *, lenient: bool) -> tuple[Any, int]:
@@ -122,19 +183,3 @@ _STRICT = json.JSONDecoder(parse_constant=_refuse, parse_float=_parse_finite)
 def _make_id() -> str:
     """Make an id of nine letters and digits, as template v3 demands."""
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
-
-
-def _move_references(schema: Any, place: str) -> Any:
-    """Move the references in `schema`, so that they lead below `place` instead of the root."""
-    match schema:
-        case dict():
-            return {
-                key: place + value[1:]
-                if key == "$ref" and isinstance(value, str)
-                else _move_references(value, place)
-                for key, value in schema.items()
-            }
-        case list():
-            return [_move_references(entry, place) for entry in schema]
-        case _:
-            return schema

@@ -354,13 +354,17 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of an answer, with all its token ids (a stop id excluded), and the `calls` that it asks for."""
+    """The end of an answer, with all its token ids (a stop id excluded).
+
+    `calls` are those that it asks for, `beside` the text that stands beside them.
+    """
 
     reason: FinishReason
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     usage: Usage
     calls: tuple[ToolCall, ...] = ()
+    beside: str = ""
 
 
 GenerationEvent = PromptProgress | TextDelta | CallDelta | Finished

@@ -75,32 +75,35 @@ def load(
     return load_model(choice, settings, chat_template=chat_template, report=report)
 
 
-def complete(model: Model, prompt: str, *, grammar: Grammar | None = None, **sampling: Any) -> Choice:
+def complete(
+    model: Model, prompt: str, *, grammar: Grammar | None = None, special: bool = False, **sampling: Any
+) -> Choice:
     """Continue `prompt` exactly as it stands.
 
     Args:
         model: continues.
         prompt: the text so far.
         grammar: what the answer keeps to.
+        special: whether names of control tokens in the prompt stand for these; else they are text.
         **sampling: the fields of `SamplingParams`: `max_tokens`, `temperature`, `seed`, `stop` and so on.
 
     Returns:
         The answer: its `text`, and what `finished` tells of its tokens and its end.
     """
-    completion = _begin(model, prompt, grammar, sampling)
+    completion = _begin(model, prompt, grammar, sampling, special=special)
     for _ in _events(completion):
         pass
     return completion.choices[0]
 
 
 def generate(
-    model: Model, prompt: str, *, grammar: Grammar | None = None, **sampling: Any
+    model: Model, prompt: str, *, grammar: Grammar | None = None, special: bool = False, **sampling: Any
 ) -> Iterator[GenerationEvent]:
     """Continue `prompt`, as `complete` does, and tell what happens, as events: `TextDelta` has new text.
 
     Closing the iterator ends the answer; the model stays usable.
     """
-    return _events(_begin(model, prompt, grammar, sampling))
+    return _events(_begin(model, prompt, grammar, sampling, special=special))
 
 
 def answer(model: Model, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,8 +204,11 @@ def detokenize(model: Model, ids: Sequence[int]) -> str:
     return model.tokenizer.decode(ids)
 
 
-def _begin(model: Model, prompt: str, grammar: Grammar | None, sampling: dict[str, Any]) -> Completion:
-    request = CompletionRequest(prompt, _build_sampling(SamplingParams(), sampling), grammar=grammar)
+def _begin(
+    model: Model, prompt: str, grammar: Grammar | None, sampling: dict[str, Any], *, special: bool
+) -> Completion:
+    params = _build_sampling(SamplingParams(), sampling)
+    request = CompletionRequest(prompt, params, grammar=grammar, special=special)
     return Completion(model, request)
 
 

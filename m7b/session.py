@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import assert_never
 
+from m7b.call_format import MISTRAL
 from m7b.constraint import Grammar
 from m7b.errors import ContextOverflow, UsageError
 from m7b.generation import (
@@ -26,7 +27,7 @@ from m7b.messages import Message
 from m7b.models import Model
 from m7b.offer import AUTO, NONE, Offer
 from m7b.stream import REPLACEMENT, stream_events
-from m7b.templates import Tools
+from m7b.templates import Tools, find_call_format
 
 CHAT_SAMPLING = SamplingParams(max_tokens=1024)
 """How answers in a conversation are sampled where nothing else is said."""
@@ -240,7 +241,7 @@ class Session:
                     case Finished():
                         self.usage = event.usage
                         if event.calls:
-                            self._messages = [*question, _make_calls_message(event.calls)]
+                            self._messages = [*question, _make_calls_message(event)]
                         elif event.reason is FinishReason.STOP and text:
                             self._messages = [*question, replace(self._messages[-1], is_partial=False)]
                     case PromptProgress() | Dropped() | CallDelta():
@@ -347,7 +348,8 @@ class Session:
         if not self.tools or asked[-1].role == "assistant":
             return None
         choice = AUTO if asked[-1].role == "tool" and self.tool_choice != NONE else self.tool_choice
-        return Offer(self.tools, choice if may_call else NONE, self.constrains_calls)
+        form = find_call_format(self.model.chat_template) or MISTRAL
+        return Offer(self.tools, choice if may_call else NONE, self.constrains_calls, form=form)
 
     def _complete_params(self, params: SamplingParams, offer: Offer | None) -> SamplingParams:
         """Add to `params` the stop ids of the model and the constraint of the grammar or the tools."""
@@ -370,9 +372,10 @@ class Session:
         raise UsageError(f"there is no {role} message yet", hint="say something first")
 
 
-def _make_calls_message(calls: Sequence[ToolCall]) -> Message:
-    """Make the assistant message that holds the calls, in OpenAI's shape."""
-    return Message("assistant", None, {"tool_calls": [call.as_json() for call in calls]})
+def _make_calls_message(finished: Finished) -> Message:
+    """Make the assistant message that holds the calls of an answer, in OpenAI's shape."""
+    calls = [call.as_json() for call in finished.calls]
+    return Message("assistant", finished.beside or None, {"tool_calls": calls})
 
 
 def _add_missing_results(messages: Sequence[Message]) -> list[Message]:

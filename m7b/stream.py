@@ -5,11 +5,12 @@ Knows tokenizers and the engine's contract; knows nothing about terminals.
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import assert_never
 
-from m7b.calls import parse_calls
+from m7b.call_format import MISTRAL, CallFormat, find_trigger, split_controls
+from m7b.calls import parse_calls, split_calls
 from m7b.generation import (
     CallDelta,
     Finished,
@@ -28,8 +29,7 @@ from m7b.tokenizer import Tokenizer
 REPLACEMENT = "\ufffd"
 """What decoding gives for a byte that is no character."""
 _HOLD = 3  # an unfinished UTF-8 character is at most three bytes, each shown as U+FFFD
-_CALLS = re.compile(r"\s*\[\s*[{T]")  # a list of objects, or the marker of calls spelled out
-_UNDECIDED = re.compile(r"\s*(\[\s*)?")
+_SPACES = re.compile(r"\s+")
 _LONG = 32  # tokens of undecodable bytes after which a cut is tried
 
 
@@ -123,14 +123,31 @@ class StopStrings:
 class CallSyntax:
     """How calls of tools are told from text.
 
-    They begin with `call_id` where the model has such an id; with `in_text`, an answer that begins with
-    a list of objects is taken for calls as well. Calls of the tools named in `anywhere` count behind prose
-    too, once the answer is over: what no grammar keeps in order may stand there.
+    They begin with `call_id` where the model has such an id; with `in_text`, text that begins as `form` does
+    is taken for calls as well. Calls of the tools named in `anywhere` count behind prose too, once the answer
+    is over: what no grammar keeps in order may stand there. `controls` are the control ids by their names.
     """
 
     call_id: int | None
     in_text: bool
     anywhere: frozenset[str] = frozenset()
+    form: CallFormat = MISTRAL
+    controls: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The beginnings of calls as text: the marker, or where a model forgets that, what is behind it."""
+        trigger, rest = find_trigger(self.form, {})
+        if self.form is not MISTRAL:
+            return (str(trigger),)
+        return str(trigger), str(rest[0])[:2]
+
+    @property
+    def inner_names(self) -> dict[int, str]:
+        """The names of the control ids that stand within calls."""
+        parts = (part for fixed in self.form.parts for part in split_controls(fixed, self.controls))
+        ids = {part for part in parts if isinstance(part, int)}
+        return {token: name for name, token in self.controls.items() if token in ids}
 
 
 class EventStream:
@@ -197,15 +214,18 @@ class EventStream:
         if delta := answer.flush():
             yield delta
         reason = FinishReason.STOP if answer.is_stopped else self._reason
-        found = answer.calls() if reason is FinishReason.STOP else ()
+        found, rest = answer.calls() if reason is FinishReason.STOP else ((), "")
         if answer.is_of_calls and reason is FinishReason.STOP and not found:
             yield answer.as_text()
+        elif rest.strip():
+            yield TextDelta(rest)
         yield Finished(
             FinishReason.TOOL_CALLS if found else reason,
             tuple(self._tokens),
             tuple(self._logprobs),
             Usage(self._n_prompt, self._n_reused, len(self._tokens), self._prefill_s, self._decode_s),
             found,
+            (answer.said + rest).strip() if found and answer.is_of_calls else "",
         )
 
     def _measure(self, step: Step) -> None:
@@ -238,28 +258,40 @@ def stream_events(
 
 
 class _AnswerText:
-    """The text of an answer while its tokens come: one for people, or one of calls."""
+    """The text of an answer while its tokens come: one for people, one of calls, or one of calls behind text.
+
+    Attributes:
+        said: the text for people, where tools are offered.
+        text: the text of calls.
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, stop: Sequence[str], calls: CallSyntax | None, *, continues: bool
     ) -> None:
         self._tokenizer = tokenizer
         self._syntax = calls
+        self._names = calls.inner_names if calls else {}
         self._decoder = IncrementalDecoder(tokenizer, continues=continues)
         self._stops = StopStrings(stop)
         self._is_first = not continues
         self.is_of_calls = False
         self.is_stopped = False
-        self.text = ""  # of the calls
-        self._said = ""  # to people, where it may hold calls
-        self._opening = ""  # may begin both
+        self.text = ""
+        self.said = ""
+        self._opening = ""  # may begin calls
+        self._untold = ""  # of the calls
 
     def push(self, token: int) -> TextDelta | CallDelta | None:
         """What `token` makes final."""
-        if self._is_first and self._syntax and token == self._syntax.call_id:
-            self.is_of_calls, self._is_first = True, False
+        if self.is_of_calls and token in self._names:
+            text = self._decoder.flush() + self._names[token]
             self._decoder = IncrementalDecoder(self._tokenizer)
-            return None
+            return self._add_call_text(text)
+        if not self.is_of_calls and self._syntax and token == self._syntax.call_id and self._may_call:
+            self.is_of_calls, self._is_first = True, False
+            before = self._opening + self._decoder.flush()
+            self._decoder, self._opening = IncrementalDecoder(self._tokenizer), ""
+            return self._pass_stops(before, is_last=True) if before.strip() or self.said else None
         return self._delta(self._decoder.push(token))
 
     def flush(self) -> TextDelta | CallDelta | None:
@@ -271,29 +303,62 @@ class _AnswerText:
         text, is_stopped = self._stops.push(self.text)
         return TextDelta(text if is_stopped else text + self._stops.flush())
 
-    def calls(self) -> tuple[ToolCall, ...]:
-        """The calls in the text, none where it holds something else."""
+    def calls(self) -> tuple[tuple[ToolCall, ...], str]:
+        """The calls in the text, none where it holds something else, and the text behind them."""
         if self._syntax is None:
-            return ()
+            return (), ""
         if self.is_of_calls:
-            return parse_calls(self.text, lenient=self._syntax.in_text)
-        found = parse_calls(self._said, lenient=True) if self._syntax.anywhere else ()
-        return found if {call.name for call in found} <= self._syntax.anywhere else ()
+            return split_calls(self.text, lenient=self._syntax.in_text, form=self._syntax.form)
+        names = self._syntax.anywhere
+        found = parse_calls(self.said, lenient=True, form=self._syntax.form) if names else ()
+        return found if {call.name for call in found} <= names else (), ""
+
+    @property
+    def _may_call(self) -> bool:
+        return self._syntax is not None and (self._is_first or self._syntax.form.follows_text)
 
     def _delta(self, text: str, *, is_last: bool = False) -> TextDelta | CallDelta | None:
-        text, self._opening = self._opening + text, ""
-        if self._is_first and self._syntax and self._syntax.in_text:
-            if _UNDECIDED.fullmatch(text) and not is_last:
-                self._opening = text
-                return None
-            self.is_of_calls = bool(_CALLS.match(text))
-        self._is_first = self._is_first and not text
         if self.is_of_calls:  # stops are for people's text
-            self.text += text
-            return CallDelta(text) if text else None
+            return self._add_call_text(text)
+        text, self._opening = self._opening + text, ""
+        if self._syntax and self._may_call and not (self.said or text.strip() or is_last):
+            self._opening = text  # spaces in front of calls are no text
+            return None
+        if self._syntax and self._syntax.in_text and self._may_call:
+            at, is_begun = self._find_calls(text)
+            text, self._opening = (text, "") if is_last and not is_begun else (text[:at], text[at:])
+            if is_begun:
+                before, calls, self._opening = self._pass_stops(text, is_last=True), self._opening, ""
+                self.is_of_calls = not self.is_stopped
+                self.text = self._untold = calls if self.is_of_calls else ""
+                return before or self._add_call_text("")
+        return self._pass_stops(text, is_last=is_last)
+
+    def _find_calls(self, text: str) -> tuple[int, bool]:
+        """Find where calls begin in `text`, or may begin, else its end; and whether they do."""
+        assert self._syntax is not None
+        triggers = self._syntax.triggers
+        if self._syntax.form.follows_text:
+            found = [at for trigger in triggers if (at := text.find(trigger)) >= 0]
+            held = max(_overlap(text, trigger) for trigger in triggers)
+            at = min(found) if found else len(text) - held
+            return at if self.said or text[:at].strip() else 0, bool(found)
+        begun = _SPACES.sub("", text)
+        wanted = [_SPACES.sub("", trigger) for trigger in triggers]
+        if any(begun.startswith(trigger) for trigger in wanted):
+            return 0, True
+        return (0 if any(trigger.startswith(begun) for trigger in wanted) else len(text)), False
+
+    def _add_call_text(self, text: str) -> CallDelta | None:
+        self.text += text
+        text, self._untold = self._untold + text, ""
+        return CallDelta(text) if text else None
+
+    def _pass_stops(self, text: str, *, is_last: bool) -> TextDelta | None:
+        self._is_first = self._is_first and not text
         text, self.is_stopped = self._stops.push(text)
         text += self._stops.flush() if is_last and not self.is_stopped else ""
-        self._said += text if self._syntax and self._syntax.anywhere else ""
+        self.said += text if self._syntax else ""
         return TextDelta(text) if text else None
 
 

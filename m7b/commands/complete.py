@@ -1,5 +1,6 @@
 """`m7b complete`: continue a prompt."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +38,10 @@ from m7b.completions import (
 from m7b.errors import UsageError
 from m7b.generation import CallDelta, EngineOptions, GenerationEvent, SamplingParams, TextDelta
 from m7b.models import Model, ModelChoice, refuse_base, require_template
+from m7b.offer import check_template, describe_form
 from m7b.options import list_options
 from m7b.render import Output, note
+from m7b.tokenizer import list_controls
 
 
 @expand_options
@@ -95,6 +98,9 @@ def complete(
     tools: ToolOptions,
     constrain: ConstrainOption = True,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
+    special: Annotated[
+        bool, typer.Option("--special", help="Let names of control tokens in the prompt stand for these.")
+    ] = False,
     num_samples: Annotated[
         int,
         typer.Option("-N", "--num-samples", parser=integer, metavar="N", help="How many continuations."),
@@ -131,8 +137,11 @@ def complete(
         grammar=keep_to,
         tool_choice=tools.tool_choice,
         constrains_calls=constrain,
+        special=special,
     )
     choice = ModelChoice(variant, model)
+    if chat and special:
+        raise UsageError("--special goes with a prompt, and --chat has the template write control tokens")
     if chat:
         refuse_base(choice, chat_template)
     if parallel and not jsonl:
@@ -144,6 +153,12 @@ def complete(
     loaded = load_model(choice, engine, chat_template=chat_template)
     if chat:
         require_template(loaded.name, loaded.template)
+        if offered:
+            check_template(loaded.chat_template)
+            if remark := describe_form(loaded.chat_template):
+                note(remark)
+    elif batch is None and not special:
+        _note_controls(loaded, request.prompt)
     if batch:
         _answer_batch(batch, loaded, request, is_chat=chat, parallel=parallel)
         return
@@ -191,6 +206,15 @@ def _open_batch(
     if has_prompt:
         raise UsageError("--jsonl brings its own prompts", hint="leave out PROMPT and --file")
     return RequestFile(jsonl, output, resume=resume)
+
+
+def _note_controls(model: Model, prompt: str | tuple[int, ...]) -> None:
+    """On a terminal, say that names of control tokens in the prompt are text."""
+    names = list_controls(model.tokenizer, prompt) if isinstance(prompt, str) else []
+    if names and sys.stderr is not None and sys.stderr.isatty():
+        note(
+            f"{', '.join(names[:5])} in the prompt is text; --special writes control tokens, --chat messages"
+        )
 
 
 def _read_prompt(

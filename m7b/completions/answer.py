@@ -90,7 +90,8 @@ def _message(choice: Choice) -> dict[str, Any]:
     """OpenAI's message: text, or calls."""
     if not choice.finished.calls:
         return {"role": "assistant", "content": choice.text}
-    return {"role": "assistant", "content": None, "tool_calls": [c.as_json() for c in choice.finished.calls]}
+    calls = [call.as_json() for call in choice.finished.calls]
+    return {"role": "assistant", "content": choice.finished.beside or None, "tool_calls": calls}
 
 
 def _logprobs(completion: Completion, choice: Choice) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import assert_never
 
+from m7b.call_format import MISTRAL
 from m7b.completions.request import CompletionRequest
 from m7b.errors import UsageError
 from m7b.generation import (
@@ -20,8 +22,9 @@ from m7b.generation import (
 from m7b.models import Model
 from m7b.offer import Offer, check_template
 from m7b.stream import EventStream
-from m7b.templates import list_left_out
+from m7b.templates import find_call_format, list_left_out
 from m7b.templates.openai import read_tools
+from m7b.tokenizer import encode_special
 from m7b.tools import parse_tools
 
 
@@ -107,7 +110,7 @@ class Completion:
         self.request = request
         self.left_out: list[str] = []
         if request.conversation is None:
-            self.ids = _encode(model, request.prompt)
+            self.ids = _encode(model, request)
             self.continues = bool(request.prompt)
         else:
             messages = request.conversation.messages
@@ -118,7 +121,7 @@ class Completion:
             raise UsageError(
                 "the prompt is empty", hint="this model needs at least one character to continue from"
             )
-        offer = None if self.continues else _offer(request)
+        offer = None if self.continues else _offer(model, request)
         self._syntax = offer.syntax(model.tokenizer) if offer else None
         constraint = request.params.constraint
         if request.grammar is not None:
@@ -214,18 +217,20 @@ class Completion:
             self.model.engine.step()
 
 
-def _encode(model: Model, prompt: str | tuple[int, ...]) -> list[int]:
-    """The ids of a prompt; ids stand as they are."""
+def _encode(model: Model, request: CompletionRequest) -> list[int]:
+    """The ids of the prompt; ids stand as they are."""
+    tokenizer, prompt = model.tokenizer, request.prompt
     if isinstance(prompt, tuple):
         return list(prompt)
-    return model.tokenizer.encode(prompt, bos=model.tokenizer.adds_bos)
+    encode = partial(encode_special, tokenizer) if request.special else tokenizer.encode
+    return encode(prompt, bos=tokenizer.adds_bos)
 
 
 def _decode(model: Model, prompt: str | tuple[int, ...]) -> str:
     return prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
 
 
-def _offer(request: CompletionRequest) -> Offer | None:
+def _offer(model: Model, request: CompletionRequest) -> Offer | None:
     """The tools of the conversation, checked as strictly as those of files."""
     tools = request.conversation.tools if request.conversation else None
     if not tools:
@@ -233,4 +238,5 @@ def _offer(request: CompletionRequest) -> Offer | None:
     checked = [tool.as_json() for tool in parse_tools(read_tools(tools), "tools")]
     if request.allowed_tools is not None:
         checked = [tool for tool in checked if tool["function"]["name"] in request.allowed_tools]
-    return Offer(checked, request.tool_choice, request.constrains_calls, request.is_parallel)
+    form = find_call_format(model.chat_template) or MISTRAL
+    return Offer(checked, request.tool_choice, request.constrains_calls, request.is_parallel, form)

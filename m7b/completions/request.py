@@ -41,7 +41,7 @@ class CompletionRequest:
     """A prompt or a conversation, and how to go on from it. Sample i of `n` draws with `params.seed` + i.
 
     A `prompt` of ids is taken as it is. `allowed_tools` are the tools that may be called, None for all;
-    `is_parallel` allows several calls.
+    `is_parallel` allows several calls. With `special`, names of control tokens in the prompt stand for these.
     """
 
     prompt: str | tuple[int, ...]
@@ -55,11 +55,18 @@ class CompletionRequest:
     constrains_calls: bool = True
     allowed_tools: frozenset[str] | None = None
     is_parallel: bool = True
+    special: bool = False
 
     def __post_init__(self) -> None:
         if self.conversation is not None and self.echo:
             raise UsageError(
                 "echo repeats a prompt, and a conversation is none", hint="leave it out", param="echo"
+            )
+        if self.conversation is not None and self.special:
+            raise UsageError(
+                "messages never hold control tokens, which special would write",
+                hint="leave it out: the chat template writes them",
+                param="special",
             )
         if self.params.stop and self.grammar is not None:
             raise UsageError(
@@ -85,7 +92,17 @@ class CompletionRequest:
 _PARAMS = {
     name: option.kind for name, option in list_options(SamplingParams).items() if option.kind in (int, float)
 }
-_OTHER = {"id", "prompt", "n", "echo", "stop", "logit_bias", "response_format", "max_completion_tokens"}
+_OTHER = {
+    "id",
+    "prompt",
+    "n",
+    "echo",
+    "special",
+    "stop",
+    "logit_bias",
+    "response_format",
+    "max_completion_tokens",
+}
 _TOOLS = {"tools", "tool_choice", "functions", "function_call", "parallel_tool_calls"}
 _CHAT = {"messages", "top_logprobs"} | _TOOLS
 
@@ -110,6 +127,7 @@ def parse_request(
         params=_read_params(fields, defaults.params, is_chat=is_chat),
         n=read_number("n", fields.get("n", defaults.n), int),
         echo=read_flag("echo", fields.get("echo", defaults.echo)),
+        special=read_flag("special", fields.get("special", defaults.special)),
         id=fields.get("id"),
         conversation=None,
         grammar=read_response_format(fields["response_format"])

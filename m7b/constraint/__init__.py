@@ -3,17 +3,19 @@
 Knows grammars, tokenizers and llguidance, which does the work; knows nothing about models or sampling.
 """
 
+from m7b.constraint.calls import Calls, Place
 from m7b.constraint.compiled import GrammarConstraint, GrammarMatcher, compile_constraint
-from m7b.constraint.grammar import AnyJson, CallsOrText, Grammar, JsonSchema, Lark, Regex
+from m7b.constraint.grammar import AnyJson, Grammar, JsonSchema, Lark, Regex
 
 __all__ = [
     "AnyJson",
-    "CallsOrText",
+    "Calls",
     "Grammar",
     "GrammarConstraint",
     "GrammarMatcher",
     "JsonSchema",
     "Lark",
+    "Place",
     "Regex",
     "compile_constraint",
 ]

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from m7b.constraint.calls import Calls
 from m7b.constraint.grammar import Grammar, write_llguidance_grammar
 from m7b.constraint.vocabulary import Vocabulary, build_vocabulary
 from m7b.errors import UsageError
@@ -26,8 +27,8 @@ class GrammarMatcher:
         """
         tokens = self._matcher.compute_ff_tokens()
         self._check()
-        is_text = [self._vocabulary.text_ids >> token & 1 for token in tokens]
-        tokens = tokens[: is_text.index(0)] if 0 in is_text else tokens
+        may_stand = [self._vocabulary.inner_ids >> token & 1 for token in tokens]
+        tokens = tokens[: may_stand.index(0)] if 0 in may_stand else tokens
         # SentencePiece turns its own sign for a space into a space, so its ids may spell another text.
         return tokens[: self._matcher.validate_tokens(tokens)]
 
@@ -44,7 +45,7 @@ class GrammarMatcher:
         if self._vocabulary.stop_ids >> token & 1:
             assert self._matcher.is_accepting(), f"{token} is too early"
         else:
-            assert self._vocabulary.text_ids >> token & 1, f"{token} is no text"
+            assert self._vocabulary.inner_ids >> token & 1, f"{token} is no text"
             assert self._matcher.validate_tokens([token]) == 1, f"{token} is not allowed"
         self._matcher.consume_token(token)
         self._check()
@@ -57,7 +58,7 @@ class GrammarMatcher:
     def _compute_mask(self) -> int:
         mask = int.from_bytes(self._matcher.compute_bitmask(), "little")
         self._check()
-        mask &= self._vocabulary.text_ids | self._vocabulary.stop_ids
+        mask &= self._vocabulary.inner_ids | self._vocabulary.stop_ids
         if mask == 0:
             raise UsageError("nothing that this model can write satisfies the grammar here")
         return mask
@@ -103,7 +104,8 @@ def compile_constraint(
     stop_ids = frozenset(token for token in stop_ids if 0 <= token < vocab_size)
     if not stop_ids:
         raise UsageError("no stop id could end an answer that keeps to a grammar")
-    vocabulary = build_vocabulary(tokenizer, vocab_size, stop_ids)  # type: ignore[arg-type]
+    control_ids = grammar.control_ids if isinstance(grammar, Calls) else frozenset()
+    vocabulary = build_vocabulary(tokenizer, vocab_size, stop_ids, control_ids)  # type: ignore[arg-type]
     behind_space = vocabulary.strips_space and not continues
     source = write_llguidance_grammar(grammar, behind_space=behind_space)
     # The other limits are llguidance's own, which stop within a second.

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+from m7b.constraint.calls import Calls, Place, write_calls
 from m7b.constraint.schema import rebuild_schema
 from m7b.errors import UsageError
 from m7b.tokenizer.base import check_unicode
@@ -48,14 +49,7 @@ class Lark:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallsOrText:
-    """A JSON array that is valid against `schema`, or any text whose first letter is no bracket."""
-
-    schema: Mapping[str, Any]
-
-
-Grammar = JsonSchema | AnyJson | Regex | Lark | CallsOrText
+Grammar = JsonSchema | AnyJson | Regex | Lark | Calls
 
 
 def write_llguidance_grammar(grammar: Grammar, *, behind_space: bool) -> str:
@@ -65,9 +59,23 @@ def write_llguidance_grammar(grammar: Grammar, *, behind_space: bool) -> str:
         UsageError: a schema asks for what cannot be enforced, or a grammar is too long.
     """
     body = {"name": "body"} | _build_body(grammar)
+    is_loose = isinstance(grammar, Calls) and grammar.place is not Place.REST  # templates begin as they like
+    space = '" "? ' if is_loose else '" " '
     # A grammar of its own, because the names in a Lark grammar belong to the user.
-    start = {"lark_grammar": 'start: " " @body' if behind_space else "start: @body"}
-    return json.dumps({"grammars": [start, body]})
+    start = {"lark_grammar": f"start: {space if behind_space else ''}@body"}
+    arguments = _build_arguments(grammar) if isinstance(grammar, Calls) else []
+    return json.dumps({"grammars": [start, body, *arguments]})
+
+
+def _build_arguments(calls: Calls) -> list[dict[str, Any]]:
+    """Build the grammar of what each tool takes, by the names that `write_calls` gives them."""
+    grammars = []
+    for n, (name, schema) in enumerate(calls.tools.items()):
+        try:
+            grammars.append({"name": f"arguments_{n}"} | _build_body(JsonSchema(schema)))
+        except UsageError as error:
+            raise UsageError(f"the tool {name}: {error.message}", hint=error.hint) from None
+    return grammars
 
 
 def _build_body(grammar: Grammar) -> dict[str, Any]:
@@ -84,10 +92,8 @@ def _build_body(grammar: Grammar) -> dict[str, Any]:
                     "%json in a Lark grammar is not supported", hint="give the JSON schema alone"
                 )
             return {"lark_grammar": _check_length("grammar", source)}
-        case CallsOrText(schema):
-            body = json.dumps(rebuild_schema(schema) | {"x-guidance": _JSON})
-            text = "TEXT: /\\s*[^\\s\\[](.|\\n)*/"
-            return {"lark_grammar": f"start: calls | TEXT\ncalls: %json {body}\n{text}"}
+        case Calls():
+            return {"lark_grammar": write_calls(grammar)}
         case _:
             assert_never(grammar)
 

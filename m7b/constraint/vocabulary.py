@@ -49,9 +49,19 @@ class Vocabulary:
         tokenizer: gives the text of ids.
         vocab_size: the model's number of ids, which may exceed the tokenizer's.
         stop_ids: the ids that end an answer.
+        control_ids: the control ids that a grammar names.
+
+    Attributes:
+        inner_ids: the ids that may stand before the end, a bit for each: texts, and those control ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        stop_ids: frozenset[int],
+        control_ids: frozenset[int] = frozenset(),
+    ) -> None:
         from llguidance import LLTokenizer
 
         tokens = list_token_bytes(tokenizer)[:vocab_size]
@@ -63,25 +73,33 @@ class Vocabulary:
                 tokens[token] = b""
         tokens += [b""] * (vocab_size - len(tokens))
         self.space_id = tokens.index(b" ") if b" " in tokens else None
-        self.text_ids = _make_bits(
-            token for token, text in enumerate(tokens) if text and token not in stop_ids
+        control_ids = frozenset(token for token in control_ids - stop_ids if token < vocab_size)
+        self.inner_ids = _make_bits(
+            token
+            for token, text in enumerate(tokens)
+            if (text and token not in stop_ids) or token in control_ids
         )
         self.stop_ids = _make_bits(stop_ids)
         self.n_bytes = -(-vocab_size // 32) * 4
         encode = _make_encoder(tokenizer, tuple(tokens), self.strips_space)
-        for token in stop_ids:
+        for token in stop_ids | control_ids:
             tokens[token] = b"\xff" + f"<{token}>".encode()  # 0xFF marks ids that are no text
         self.backend = LLTokenizer(
-            _Wrapper(tokens, sorted(stop_ids), encode),  # type: ignore[arg-type]
+            _Wrapper(tokens, sorted(stop_ids), sorted(control_ids), encode),  # type: ignore[arg-type]
             eos_token=sorted(stop_ids),
             slices=LLTokenizer.json_slices(),
         )
 
 
 @lru_cache(maxsize=4)  # decoding every id takes half a second
-def build_vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: frozenset[int]) -> Vocabulary:
+def build_vocabulary(
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    stop_ids: frozenset[int],
+    control_ids: frozenset[int] = frozenset(),
+) -> Vocabulary:
     """Build the vocabulary of a model, once."""
-    return Vocabulary(tokenizer, vocab_size, stop_ids)
+    return Vocabulary(tokenizer, vocab_size, stop_ids, control_ids)
 
 
 class _Wrapper:
@@ -90,9 +108,15 @@ class _Wrapper:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, tokens: list[bytes], stop_ids: list[int], encode: Callable[[str], list[int]]) -> None:
+    def __init__(
+        self,
+        tokens: list[bytes],
+        stop_ids: list[int],
+        control_ids: list[int],
+        encode: Callable[[str], list[int]],
+    ) -> None:
         self.tokens = tokens
-        self.special_token_ids = stop_ids
+        self.special_token_ids = stop_ids + control_ids
         self.eos_token_id = stop_ids[0]
         self._encode = encode
 

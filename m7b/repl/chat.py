@@ -10,7 +10,7 @@ from typing import Protocol, assert_never
 from m7b.errors import M7bError, UsageError
 from m7b.generation import CallDelta, Finished, FinishReason, PromptProgress, TextDelta
 from m7b.models import Model
-from m7b.offer import check_template
+from m7b.offer import check_template, describe_form
 from m7b.repl.autosaver import Autosaver
 from m7b.repl.screen import Screen
 from m7b.repl.signals import ignore_ctrl_c, raise_on_ctrl_c, stop_on_ctrl_c
@@ -127,8 +127,11 @@ class Chat:
         if offered := self.toolbelt.list_offered():
             if self.session.grammar is not None:
                 raise UsageError("an answer cannot both keep to a grammar and call tools", hint="/tools off")
-            check_template(self.session.model.chat_template)
+            template = self.session.model.chat_template
+            check_template(template)
             self.session.tools = offered
+            if remark := describe_form(template):
+                self.screen.note(remark, "yellow")
 
     def show(self, events: Iterator[SessionEvent], *, continues: bool = False) -> Finished | None:
         """Show an answer while it comes, and save it; run its calls, and show the answer to their results.

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from m7b.call_format import MISTRAL, CallFormat
 from m7b.errors import UsageError
 from m7b.templates.base import Template, Tools
 from m7b.templates.jinja import JinjaTemplate, is_mistral
@@ -23,6 +24,7 @@ __all__ = [
     "Template",
     "Tools",
     "choose_template",
+    "find_call_format",
     "list_left_out",
     "load_template",
     "read_source",
@@ -44,6 +46,11 @@ def choose_template(source: str | None, tokenizer: Tokenizer, eos: str) -> Templ
 def list_left_out(template: Template, messages: Sequence[Mapping[str, Any]]) -> list[str]:
     """List the places of what `template` leaves out of messages: what a model has thought."""
     return [*find_reasoning(messages)] if isinstance(template, MistralTemplate) else []
+
+
+def find_call_format(template: Template) -> CallFormat | None:
+    """Find how the template writes calls; None where it shows none, or in a form that is not known."""
+    return template.call_format if isinstance(template, JinjaTemplate) else MISTRAL
 
 
 def load_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:

@@ -3,10 +3,13 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
+from m7b.call_format import CallFormat
 from m7b.errors import InvalidConversation
 from m7b.templates.base import Tools
+from m7b.templates.calls import derive_call_format
 from m7b.tokenizer import Tokenizer
 
 _GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode promises that no text holds these
@@ -51,6 +54,13 @@ class JinjaTemplate:
         """The template as it is written down."""
         return self._source
 
+    @cached_property
+    def call_format(self) -> CallFormat | None:
+        """How the template writes calls; None where it shows none, or in a form that is not known."""
+        return derive_call_format(
+            lambda messages, tools, prompts: self._write(messages, tools, prompts=prompts)
+        )
+
     def encode(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None = None) -> list[int]:
         """Encode a conversation; the answer begins after the last id.
 
@@ -61,8 +71,6 @@ class JinjaTemplate:
         Raises:
             InvalidConversation: these are no messages, or the template refuses them or fails.
         """
-        from m7b.templates.sandbox import render
-
         plain = [_simplify(message) for message in _check_objects("messages", messages)]
         if not plain:
             raise InvalidConversation("UsageError", "there are no messages")
@@ -75,19 +83,24 @@ class JinjaTemplate:
             raise InvalidConversation("UsageError", "the messages or tools are nested too deep") from None
         if continues:
             guarded[-1]["content"] += f"{mark} "  # a template that trims the message takes the space
-        text = render(
-            self._source,
-            messages=guarded,
-            tools=offered,
-            add_generation_prompt=not continues,
-            bos_token=self._bos,
-            eos_token=self._eos,
-        )
+        text = self._write(guarded, offered, prompts=not continues)
         if continues:
             text = _cut_at_mark(mark, text)
         ids = self._encode_text(text, guard)
         bos = self._tokenizer.bos_id
         return [bos, *ids] if self._tokenizer.adds_bos and bos is not None and ids[:1] != [bos] else ids
+
+    def _write(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, prompts: bool) -> str:
+        from m7b.templates.sandbox import render
+
+        return render(
+            self._source,
+            messages=list(messages),
+            tools=tools,
+            add_generation_prompt=prompts,
+            bos_token=self._bos,
+            eos_token=self._eos,
+        )
 
     def _encode_text(self, text: str, guard: str) -> list[int]:
         ids: list[int] = []

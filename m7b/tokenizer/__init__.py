@@ -10,6 +10,8 @@ from m7b.tokenizer.base import (
     Tokenizer,
     TokenizerJson,
     TokenizerSource,
+    encode_special,
+    list_controls,
 )
 from m7b.tokenizer.fast import from_json
 from m7b.tokenizer.gguf import from_gguf
@@ -26,6 +28,8 @@ __all__ = [
     "Tokenizer",
     "TokenizerJson",
     "TokenizerSource",
+    "encode_special",
+    "list_controls",
     "load_tokenizer",
     "official_file",
     "save_tokenizer",

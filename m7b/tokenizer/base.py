@@ -1,5 +1,6 @@
 """The protocol of tokenizers, and a description of each kind that a checkpoint can have."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,40 @@ def check_unicode(text: str) -> str:
             f"the text is not Unicode: lone surrogate U+{ord(text[error.start]):04X} at {error.start}"
         ) from None
     return text
+
+
+def encode_special(tokenizer: Tokenizer, text: str, *, bos: bool) -> list[int]:
+    """Encode `text`, in which the names of control tokens stand for these; with `bos` behind one BOS id.
+
+    Only for a prompt that its author writes out: what others have written must not hold control tokens.
+    """
+    ids: list[int] = []
+    at = 0
+    for found in _match_controls(tokenizer).finditer(text):
+        ids += _encode_between(tokenizer, text[at : found.start()], is_first=at == 0)
+        ids.append(tokenizer.controls[found[0]])
+        at = found.end()
+    ids += _encode_between(tokenizer, text[at:], is_first=at == 0)
+    has_bos = not bos or tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id]
+    return ids if has_bos or tokenizer.bos_id is None else [tokenizer.bos_id, *ids]
+
+
+def list_controls(tokenizer: Tokenizer, text: str) -> list[str]:
+    """List the names of control tokens that `text` spells, each once."""
+    return list(dict.fromkeys(_match_controls(tokenizer).findall(text)))
+
+
+def _match_controls(tokenizer: Tokenizer) -> re.Pattern[str]:
+    names = sorted((name for name in tokenizer.controls if len(name) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or "(?!)")
+
+
+def _encode_between(tokenizer: Tokenizer, text: str, *, is_first: bool) -> list[int]:
+    """Encode a text between control tokens. The space that a tokenizer adds behind one is not added twice."""
+    first, *_ = tokenizer.encode("a", bos=False, inside=True)
+    if not is_first and tokenizer.piece(first).startswith("\u2581"):
+        text = text.removeprefix(" ")
+    return tokenizer.encode(text, bos=False, inside=not is_first) if text else []
 
 
 def is_reserved(piece: str, template: str) -> bool:

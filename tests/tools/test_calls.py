@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m7b.calls import build_calls_schema, parse_calls
+from m7b.calls import parse_calls
 from m7b.constraint.schema import rebuild_schema
+from tests.support.calls import build_calls_schema
 
 DALLAS = {"city": "Dallas", "state": "TX", "unit": "fahrenheit"}
 SAN_FRANCISCO = {"city": "San Francisco", "state": "CA", "unit": "fahrenheit"}

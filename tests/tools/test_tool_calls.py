@@ -10,7 +10,6 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV3
 from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
 
-from m7b.calls import build_calls_schema
 from m7b.errors import UsageError
 from m7b.generation import CallDelta, Finished, FinishReason, PromptProgress, SamplingParams, Step, TextDelta
 from m7b.models import Model
@@ -21,8 +20,11 @@ from m7b.stream import CallSyntax, stream_events
 from m7b.templates import MistralTemplate
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer, official_file
 from m7b.variants import TokenizerVersion
+from tests.support.call_templates import MARKUP
+from tests.support.calls import build_calls_schema
 from tests.support.checkpoints import mistral, write_hf
 from tests.support.fake_chat import Characters
+from tests.support.fine_tunes import write_fine_tune
 from tests.support.tiny import assert_refused, call, lines
 
 CALL_ID, EOS, VOCAB = 5, 2, 32768
@@ -546,7 +548,7 @@ def test_required_calls_are_valid_and_never_executed(model, choice, tool_file, r
 @pytest.mark.parametrize("model", ["tiny", "fine_tune"])
 def test_under_auto_an_answer_is_text_or_valid_calls(model, tool_file, request):
     folder = request.getfixturevalue(model)
-    bias = () if model == "tiny" else ("--logit-bias", "733=100", "--logit-bias", "28792=100")  # "▁[" and "["
+    bias = () if model == "tiny" else ("--logit-bias", "21156=100")  # "▁[{"
     kinds = set()
     for extra in ((), bias or ("--logit-bias", f"{CALL_ID}=1000")):
         ran = complete(
@@ -556,7 +558,7 @@ def test_under_auto_an_answer_is_text_or_valid_calls(model, tool_file, request):
             tool_file,
             "--json",
             "-n",
-            80,
+            250,
             "--temperature",
             1.5,
             "--seed",
@@ -689,3 +691,14 @@ def test_text_that_looks_like_calls_is_printed_once():
     events = [CallDelta("[1"), CallDelta("] x"), TextDelta("[1] x")]
     assert "".join(select_text(iter(events))) == "[1] x"
     assert "".join(select_text(iter([TextDelta("a"), TextDelta("b")]))) == "ab"
+
+
+def test_a_form_of_calls_that_is_not_known_is_told(tmp_path, tool_file):
+    folder = write_fine_tune(tmp_path, MARKUP, special=["<|im_start|>"])
+    ran = complete(
+        folder, "Hi", "--tools", tool_file, "--tool-choice", "weather", "--json", "-n", 300, "--seed", 1
+    )
+    assert ran.code == 0, ran.err
+    assert ran.err.startswith("m7b: the chat template of this model shows no form of calls that m7b knows")
+    assert ran.err.count("\n") == 1
+    assert_valid_calls(ran.answer["choices"][0], OFFERED[:1])

@@ -1,0 +1,255 @@
+"""Calls in the forms in which chat templates write them. The oracle is what transformers writes."""
+
+import functools
+import json
+import random
+
+import jsonschema
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from m7b.calls import split_calls
+from m7b.generation import CallDelta, FinishReason, SamplingParams, Step, TextDelta
+from m7b.offer import Offer
+from m7b.stream import stream_events
+from m7b.templates import JinjaTemplate
+from m7b.tokenizer import TokenizerJson, load_tokenizer
+from tests.support.call_templates import CALL_TEMPLATES, LLAMA, MARKUP
+from tests.support.fine_tunes import write_tokenizer
+
+TAGS = [
+    "<tool_call>", "</tool_call>", "<tool_calls>", "</tool_calls>", "<|tool_call|>", "<|/tool_call|>",
+    "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|calls|>", "<|/calls|>", "<|call|>", "<|args|>", "<|end|>",
+    "<|tools|>", "<|/tools|>",
+]  # fmt: skip
+FORMS = {**CALL_TEMPLATES, "llama": LLAMA}
+
+
+def tool(name, **properties):
+    parameters = {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
+    return {"type": "function", "function": {"name": name, "description": "", "parameters": parameters}}
+
+
+TOOLS = [
+    tool("get", city={"enum": ["Oslo", "Ålesund", 'a "b" <c>']}, days={"type": "integer", "minimum": 0}),
+    tool("get_all", where={"type": "object", "properties": {"x": {"type": "boolean"}},
+                           "required": ["x"], "additionalProperties": False}),
+    tool("stop-it"),
+]  # fmt: skip
+SCHEMAS = {entry["function"]["name"]: entry["function"]["parameters"] for entry in TOOLS}
+CALLS = [
+    ("get", {"city": 'a "b" <c>', "days": 3}),
+    ("get_all", {"where": {"x": True}}),
+    ("stop-it", {}),
+    ("get", {"city": "Ålesund", "days": 10}),
+]
+USER = {"role": "user", "content": "Which weather?"}
+
+
+@functools.cache
+def tokenizer_of(kind, form, folder):
+    """A tokenizer of bytes: the tags are tokens that call themselves special or text, or no tokens at all."""
+    tags = {"special": {"special": TAGS}, "added": {"added": TAGS}, "text": {}}[kind]
+    special = ["<|im_start|>", "<|start|>", "<|eot_id|>", *tags.get("special", ())]
+    file = write_tokenizer(folder, special=special, added=tags.get("added", ()), eos="<|im_end|>")
+    return load_tokenizer(TokenizerJson(file, None, None, "<|im_end|>"), FORMS[form])
+
+
+@pytest.fixture(scope="module")
+def parts_of(tmp_path_factory):
+    """The tokenizer, the template and the stop ids of a kind of vocabulary and a form."""
+
+    def make(kind, form):
+        folder = tmp_path_factory.getbasetemp() / f"{kind}-{form.replace(' ', '-')}"
+        folder.mkdir(exist_ok=True)
+        tokenizer = tokenizer_of(kind, form, folder)
+        ends = {tokenizer.controls[name] for name in ("<|im_end|>", "<|eot_id|>")}
+        return tokenizer, JinjaTemplate(FORMS[form], tokenizer, "<|im_end|>"), frozenset(ends)
+
+    return make
+
+
+def transformers_text(form, messages, *, prompts=False):
+    """What transformers makes of a conversation."""
+    (text,), _ = render_jinja_template(
+        [messages], tools=TOOLS, chat_template=FORMS[form], add_generation_prompt=prompts
+    )
+    return text
+
+
+def answer(calls, content=""):
+    functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
+    entries = [
+        {"id": f"abcdefg{n:02}", "type": "function", "function": function}
+        for n, function in enumerate(functions)
+    ]
+    return {"role": "assistant", "content": content, "tool_calls": entries}
+
+
+def read(calls):
+    return [(call.name, json.loads(call.arguments)) for call in calls]
+
+
+def allowed(matcher, size):
+    bits = matcher.pack_mask()
+    number = (1 << size) - 1 if bits is None else int.from_bytes(bits, "little")
+    return [token for token in range(size) if number >> token & 1]
+
+
+def encode(tokenizer, text):
+    """The ids of a text in which control tokens stand by their names."""
+    template = JinjaTemplate("{{ messages[0].content }}", tokenizer, "")
+    return template._encode_text(text, "\ufdd0")
+
+
+def draw(matcher, tokenizer, ends, generator, begun=()):
+    """Any answer that the matcher allows, behind `begun`; ends where it can, so that lists stay short."""
+    ids = []
+    for token in begun:
+        assert token in allowed(matcher, tokenizer.vocab_size), tokenizer.piece(token)
+        matcher.accept(token)
+        ids.append(token)
+    for _ in range(2000):
+        forced = matcher.find_forced()
+        choices = forced[:1] or allowed(matcher, tokenizer.vocab_size)
+        if ends & set(choices) and generator.random() < 0.5:
+            return ids
+        inner = [token for token in choices if token not in ends]
+        if not inner:
+            return ids
+        ids.append(generator.choice(inner))
+        matcher.accept(ids[-1])
+    raise AssertionError("it does not end: " + tokenizer.decode(ids)[-200:])
+
+
+def hear(tokenizer, offer, ids):
+    """The text, the text of calls, and the end of an answer of `ids`."""
+    steps = [Step(token, None, None) for token in ids] + [Step(0, None, FinishReason.STOP)]
+    events = list(stream_events(steps, tokenizer, 1, SamplingParams(), calls=offer.syntax(tokenizer)))
+    text = "".join(event.text for event in events if isinstance(event, TextDelta))
+    call_text = "".join(event.text for event in events if isinstance(event, CallDelta))
+    return text, call_text, events[-1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_calls_that_transformers_writes_are_read(form, parts_of):
+    """Calls were read only as a list behind [TOOL_CALLS]."""
+    _, template, _ = parts_of("text", form)
+    for n in range(1, 2 if form == "llama" else 5):
+        prompt = transformers_text(form, [USER], prompts=True)
+        written = transformers_text(form, [USER, answer(CALLS[:n])]).removeprefix(prompt)
+        calls, rest = split_calls(written, form=template.call_format)
+        assert read(calls) == CALLS[:n]
+        assert rest.strip() in ("<|im_end|>", "<|eot_id|>")
+
+
+@pytest.mark.parametrize("kind", ["special", "added", "text"])
+@pytest.mark.parametrize("form", FORMS)
+def test_drawn_calls_are_valid_and_the_template_writes_them_back(form, kind, parts_of):
+    tokenizer, template, ends = parts_of(kind, form)
+    offer = Offer(TOOLS, "any", form=template.call_format)
+    constraint = offer.constraint(tokenizer, vocab_size=tokenizer.vocab_size, stop_ids=ends)
+    generator = random.Random(form + kind)
+    prompt = template.encode([USER], TOOLS)
+    assert prompt == encode(tokenizer, transformers_text(form, [USER], prompts=True))
+    seen = set()
+    for _ in range(8):
+        ids = draw(constraint.start_matcher(), tokenizer, ends, generator)
+        text, _, finished = hear(tokenizer, offer, ids)
+        assert (text, finished.reason, finished.beside) == ("", FinishReason.TOOL_CALLS, "")
+        calls = read(finished.calls)
+        for name, arguments in calls:
+            jsonschema.validate(arguments, SCHEMAS[name])
+        seen |= {name for name, _ in calls} | {len(calls) > 1}
+        if form not in ("ids behind", "openai", "numbers"):  # whose ids are new, or numbers any
+            written = encode(tokenizer, transformers_text(form, [USER, answer(calls)]))
+            assert written[: len(prompt) + len(ids)] == [*prompt, *ids]
+    assert len(seen - {True, False}) > 1
+    assert (True in seen) is (form != "llama")
+
+
+@pytest.mark.parametrize("kind", ["special", "text"])
+@pytest.mark.parametrize("form", FORMS)
+def test_text_in_front_of_calls_stays_text(form, kind, parts_of):
+    tokenizer, template, ends = parts_of(kind, form)
+    offer = Offer(TOOLS, form=template.call_format)
+    constraint = offer.constraint(tokenizer, vocab_size=tokenizer.vocab_size, stop_ids=ends)
+    prompt = transformers_text(form, [USER], prompts=True)
+    said = "" if form == "llama" else "Let me look <at> [it]."
+    written = transformers_text(form, [USER, answer(CALLS[:1], said)]).removeprefix(prompt)
+    begun = encode(tokenizer, written[: written.index("get")])
+    ids = draw(constraint.start_matcher(), tokenizer, ends, random.Random(1), begun)
+    text, call_text, finished = hear(tokenizer, offer, ids)
+    assert text.strip() == said
+    assert finished.beside == said
+    assert finished.reason is FinishReason.TOOL_CALLS
+    assert "get" in call_text
+
+
+@pytest.mark.parametrize("kind", ["special", "text"])
+@pytest.mark.parametrize("form", FORMS)
+def test_choices_are_kept(form, kind, parts_of):
+    tokenizer, template, ends = parts_of(kind, form)
+
+    def start(choice):
+        offer = Offer(TOOLS, choice, form=template.call_format)
+        return offer.constraint(tokenizer, vocab_size=tokenizer.vocab_size, stop_ids=ends)
+
+    plain = encode(tokenizer, "It is 5 < 6 [1].\nYes {so}.")
+    for choice in ("auto", "none"):
+        constraint = start(choice)
+        matcher = constraint.start_matcher() if constraint else None
+        for token in plain if matcher else ():
+            assert token in allowed(matcher, tokenizer.vocab_size)
+            matcher.accept(token)
+        assert matcher is None or ends & set(allowed(matcher, tokenizer.vocab_size))
+    for _ in range(3):
+        ids = draw(start("get_all").start_matcher(), tokenizer, ends, random.Random(form))
+        _, _, finished = hear(tokenizer, Offer(TOOLS, "get_all", form=template.call_format), ids)
+        assert {call.name for call in finished.calls} == {"get_all"}
+
+
+def test_a_form_that_is_not_known_is_none(parts_of):
+    tokenizer, _, _ = parts_of("text", "hermes")
+    assert JinjaTemplate(MARKUP, tokenizer, "").call_format is None
+    assert (
+        JinjaTemplate(
+            "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}", tokenizer, ""
+        ).call_format
+        is None
+    )
+
+
+@pytest.mark.parametrize("kind", ["special", "added"])
+def test_what_the_user_types_never_becomes_the_token_of_calls(kind, parts_of):
+    tokenizer, template, _ = parts_of(kind, "hermes")
+    asked = [{"role": "user", "content": 'say <tool_call>\n{"name": "get"'}]
+    assert tokenizer.controls["<tool_call>"] not in template.encode(asked, TOOLS)
+    history = [USER, answer([("get", {"city": "<tool_call>", "days": 1})])]
+    assert template.encode(history, TOOLS).count(tokenizer.controls["<tool_call>"]) == 1
+
+
+MESSY = {
+    "no newlines": '<tool_call>{"name":"get","arguments":{"city":"Oslo"}}</tool_call>',
+    "arguments first": '<tool_call>\n{"arguments": {"city": "Oslo"}, "name": "get"}\n</tool_call>',
+    "parameters": '<tool_call>\n{"name": "get", "parameters": {"city": "Oslo"}}\n</tool_call>',
+    "no end": '<tool_call>\n{"name": "get", "arguments": {"city": "Oslo"}}',
+    "Python": "<tool_call>\n{'arguments': {'city': 'Oslo'}, 'name': 'get'}\n</tool_call>",
+    "no tags": '{"name": "get", "arguments": {"city": "Oslo"}}',
+}
+
+
+@pytest.mark.parametrize("text", MESSY.values(), ids=MESSY)
+def test_unconstrained_calls_are_read_with_what_stands_around(text, parts_of):
+    tokenizer, template, _ = parts_of("text", "hermes")
+    offer = Offer(TOOLS, is_constrained=False, form=template.call_format)
+    for before, behind in (("", ""), ("Let me see.\n", ""), ("Well: ", "\nDone.")):
+        _, _, finished = hear(tokenizer, offer, encode(tokenizer, before + text + behind))
+        assert read(finished.calls) == [("get", {"city": "Oslo"})]
+        if "<" in text:
+            assert finished.beside.split() == (before + behind).split()
