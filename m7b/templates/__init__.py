@@ -6,10 +6,11 @@ message spells its name.
 
 from pathlib import Path
 
-from m7b.errors import UsageError
-from m7b.templates.base import Template, Tools
+from m7b.errors import InvalidConversation, UsageError
+from m7b.templates.base import Template, Tools, shows_tools
 from m7b.templates.jinja import JinjaTemplate, is_mistral
 from m7b.templates.mistral import MistralTemplate
+from m7b.templates.named import TemplatePair
 from m7b.tokenizer import MistralTokenizer, Tokenizer
 from m7b.variants import TokenizerVersion
 
@@ -21,19 +22,35 @@ __all__ = [
     "choose_template",
     "load_template",
     "read_source",
+    "shows_tools",
 ]
 
 
-def choose_template(source: str | None, tokenizer: Tokenizer, eos: str) -> Template | None:
+def choose_template(
+    source: str | None, tokenizer: Tokenizer, eos: str, *, tool_source: str | None = None
+) -> Template | None:
     """Choose the template of a checkpoint that has the Jinja `source`, None where it has none.
 
-    Where the source writes what Mistral's templates write, mistral-common runs instead: same text, exact ids.
+    Where tools are offered, `tool_source` is used instead; a checkpoint may bring it alone. Where a source
+    writes what Mistral's templates write, mistral-common runs instead: same text, exact ids. But v1 has no
+    place for tools, whatever was put into its source.
     """
-    if source is None:
+    tool_source = tool_source or source
+    if tool_source is None:
         return None
-    if isinstance(tokenizer, MistralTokenizer) and is_mistral(source):
-        return MistralTemplate(tokenizer)
-    return JinjaTemplate(source, tokenizer, eos)
+    with_tools = JinjaTemplate(tool_source, tokenizer, eos)
+    if source is None:
+        return TemplatePair(None, with_tools)
+    if not isinstance(tokenizer, MistralTokenizer) or not is_mistral(source):
+        is_one = tool_source == source
+        return with_tools if is_one else TemplatePair(JinjaTemplate(source, tokenizer, eos), with_tools)
+    plain = MistralTemplate(tokenizer)
+    if is_mistral(tool_source) and shows_tools(plain):
+        return plain
+    try:
+        return TemplatePair(plain, with_tools) if shows_tools(with_tools) else plain
+    except InvalidConversation:
+        return plain  # what fails with tools has no place for them
 
 
 def load_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:

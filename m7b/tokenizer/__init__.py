@@ -11,6 +11,7 @@ from m7b.tokenizer.base import (
     TokenizerJson,
     TokenizerSource,
 )
+from m7b.tokenizer.ends import find_end_ids, select_ends
 from m7b.tokenizer.fast import from_json
 from m7b.tokenizer.gguf import from_gguf
 from m7b.tokenizer.mistral import OFFICIAL_SHA256, MistralTokenizer, official_file
@@ -26,9 +27,11 @@ __all__ = [
     "Tokenizer",
     "TokenizerJson",
     "TokenizerSource",
+    "find_end_ids",
     "load_tokenizer",
     "official_file",
     "save_tokenizer",
+    "select_ends",
     "to_gguf",
 ]
 
