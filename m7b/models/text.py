@@ -3,6 +3,7 @@
 Those of the official variants ship with mistral-common and need no checkpoint.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from m7b.errors import UnsupportedCheckpoint, UsageError
@@ -37,9 +38,8 @@ def load_chosen_template(choice: ModelChoice, chat_template: str | None) -> tupl
         files = open_model(choice, window=0)
         name, checkpoint = files.name, files.checkpoint
         tokenizer = read_tokenizer(checkpoint, chat_template)
-    return tokenizer, require_template(
-        name, _choose_template(choice.release, tokenizer, checkpoint, chat_template)
-    )
+    template = _choose_template(choice.release, tokenizer, checkpoint, chat_template)
+    return tokenizer, require_template(name, template, checkpoint.chat_templates if checkpoint else ())
 
 
 def load_texts(
@@ -64,15 +64,15 @@ def refuse_base(choice: ModelChoice, chat_template: str | None) -> None:
         )
 
 
-def require_template(name: str, template: Template | None) -> Template:
-    """The template of the model called `name`, if there is one.
+def require_template(name: str, template: Template | None, others: Iterable[str] = ()) -> Template:
+    """The template of the model called `name`, if there is one; `others` are for special uses.
 
     Raises:
         UsageError: there is none.
     """
     if template is None:
         raise UsageError(
-            f"{name} brings no chat template",
+            f"{name} brings no chat template{' but ' if others else ''}{', '.join(sorted(others))}",
             hint="name one with --chat-template v1, v3 or a Jinja file, or use m7b complete",
         )
     return template
