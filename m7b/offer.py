@@ -10,16 +10,11 @@ from m7b.constraint import Calls, Place, compile_constraint
 from m7b.errors import UsageError
 from m7b.generation import Constraint, Matcher
 from m7b.stream import CallSyntax
-from m7b.templates import Template, Tools, find_call_format
+from m7b.templates import Template, Tools, find_call_format, shows_tools
 from m7b.tokenizer import Tokenizer
 
 AUTO, ANY, NONE = "auto", "any", "none"
 """A tool choice: `auto` may call or not, `any` must call, `none` must not; a tool's name must call that."""
-
-_PROBE = {
-    "type": "function",
-    "function": {"name": "probe", "description": "", "parameters": {"type": "object"}},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +130,7 @@ def check_template(template: Template) -> None:
     Raises:
         UsageError: it does not.
     """
-    message = [{"role": "user", "content": "a"}]
-    if template.encode(message, [_PROBE]) == template.encode(message):
+    if not shows_tools(template):
         raise UsageError(
             "the chat template of this model has no place for tools",
             hint="use instruct-v0.3, or a fine-tune whose template has one",

@@ -264,7 +264,16 @@ class Session:
         continues = asked[-1].role == "assistant"
         tokenizer = self.model.tokenizer
         syntax = offer.syntax(tokenizer) if offer else None
-        for event in stream_events(steps, tokenizer, len(ids), params, continues=continues, calls=syntax):
+        events = stream_events(
+            steps,
+            tokenizer,
+            len(ids),
+            params,
+            continues=continues,
+            calls=syntax,
+            controls=self.model.controls,
+        )
+        for event in events:
             yield from rolled
             rolled.clear()
             yield event
@@ -352,13 +361,13 @@ class Session:
         return Offer(self.tools, choice if may_call else NONE, self.constrains_calls, form=form)
 
     def _complete_params(self, params: SamplingParams, offer: Offer | None) -> SamplingParams:
-        """Add to `params` the stop ids of the model and the constraint of the grammar or the tools."""
+        """Add to `params` the ids that end an answer, and the constraint of the grammar or the tools."""
         constraint = params.constraint
         if self.grammar is not None:
             constraint = self.model.compile(self.grammar)
         elif offer:
             constraint = self.model.constrain_calls(offer)
-        return replace(params, stop_ids=params.stop_ids | self.model.stop_ids, constraint=constraint)
+        return replace(params, stop_ids=self.model.list_stop_ids(params), constraint=constraint)
 
     @property
     def _has_system(self) -> bool:

@@ -30,6 +30,8 @@ REPLACEMENT = "\ufffd"
 """What decoding gives for a byte that is no character."""
 _HOLD = 3  # an unfinished UTF-8 character is at most three bytes, each shown as U+FFFD
 _SPACES = re.compile(r"\s+")
+_FIRST_MARK, _MAX_MARKS = 0xD800, 2048
+_MARKS = re.compile("[\ud800-\udfff]")
 _LONG = 32  # tokens of undecodable bytes after which a cut is tried
 
 
@@ -91,11 +93,24 @@ class IncrementalDecoder:
 
 
 class StopStrings:
-    """Passes text through up to the first stop string, holding back what may be the start of one."""
+    """Passes text through up to the first stop string, holding back what may be the start of one.
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+    Args:
+        stops: the stop strings. One may hold names of control tokens, as text and as what it stands for.
+        controls: the control ids by their names.
+    """
+
+    def __init__(self, stops: Sequence[str], controls: Mapping[str, int] | None = None) -> None:
+        names = [name for name in controls or {} if any(name in stop for stop in stops)]
+        # Control tokens have no text. In a stop, half a character stands for one, which no text holds.
+        marks = {name: chr(_FIRST_MARK + at) for at, name in enumerate(names[:_MAX_MARKS])}
+        self._marks = {(controls or {})[name]: mark for name, mark in marks.items()}
+        self._stops = tuple(dict.fromkeys([*stops, *(_replace_all(stop, marks) for stop in stops)]))
         self._pending = ""
+
+    def mark(self, token: int) -> str:
+        """What to push for a control token that a stop string names, behind the text before it."""
+        return self._marks.get(token, "")
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that is safe to show, and whether a stop string ended it.
@@ -107,16 +122,16 @@ class StopStrings:
         if found:
             safe = self._pending[: min(found)[1]]
             self._pending = ""
-            return safe, True
+            return _MARKS.sub("", safe), True
         held = max((_overlap(self._pending, stop) for stop in self._stops), default=0)
         cut = len(self._pending) - held
         safe, self._pending = self._pending[:cut], self._pending[cut:]
-        return safe, False
+        return _MARKS.sub("", safe), False
 
     def flush(self) -> str:
         """The text that was held back and turned out to be no stop string."""
         held, self._pending = self._pending, ""
-        return held
+        return _MARKS.sub("", held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +177,7 @@ class EventStream:
         params: stops.
         continues: whether the answer's text carries on from the prompt's, or begins a text.
         calls: how to tell calls of tools, where some are offered. What looks like calls and is none is text.
+        controls: the control ids that stops can name.
         clock: seconds, for `Usage`.
 
     Attributes:
@@ -176,9 +192,10 @@ class EventStream:
         *,
         continues: bool = False,
         calls: CallSyntax | None = None,
+        controls: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._answer = _AnswerText(tokenizer, params.stop, calls, continues=continues)
+        self._answer = _AnswerText(tokenizer, params.stop, calls, continues=continues, controls=controls)
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._reason = FinishReason.LENGTH
@@ -245,10 +262,13 @@ def stream_events(
     *,
     continues: bool = False,
     calls: CallSyntax | None = None,
+    controls: Mapping[str, int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[GenerationEvent]:
     """Tell what `steps` after a prompt of `n_prompt` tokens mean; see `EventStream`."""
-    events = EventStream(tokenizer, n_prompt, params, continues=continues, calls=calls, clock=clock)
+    events = EventStream(
+        tokenizer, n_prompt, params, continues=continues, calls=calls, controls=controls, clock=clock
+    )
     for step in steps:
         if event := events.push(step):
             yield event
@@ -266,13 +286,19 @@ class _AnswerText:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str], calls: CallSyntax | None, *, continues: bool
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str],
+        calls: CallSyntax | None,
+        *,
+        continues: bool,
+        controls: Mapping[str, int] | None,
     ) -> None:
         self._tokenizer = tokenizer
         self._syntax = calls
         self._names = calls.inner_names if calls else {}
         self._decoder = IncrementalDecoder(tokenizer, continues=continues)
-        self._stops = StopStrings(stop)
+        self._stops = StopStrings(stop, controls)
         self._is_first = not continues
         self.is_of_calls = False
         self.is_stopped = False
@@ -292,7 +318,7 @@ class _AnswerText:
             before = self._opening + self._decoder.flush()
             self._decoder, self._opening = IncrementalDecoder(self._tokenizer), ""
             return self._pass_stops(before, is_last=True) if before.strip() or self.said else None
-        return self._delta(self._decoder.push(token))
+        return self._delta(self._decoder.push(token), mark=self._stops.mark(token))
 
     def flush(self) -> TextDelta | CallDelta | None:
         """What was held back."""
@@ -317,10 +343,10 @@ class _AnswerText:
     def _may_call(self) -> bool:
         return self._syntax is not None and (self._is_first or self._syntax.form.follows_text)
 
-    def _delta(self, text: str, *, is_last: bool = False) -> TextDelta | CallDelta | None:
+    def _delta(self, text: str, *, mark: str = "", is_last: bool = False) -> TextDelta | CallDelta | None:
         if self.is_of_calls:  # stops are for people's text
             return self._add_call_text(text)
-        text, self._opening = self._opening + text, ""
+        text, self._opening = self._opening + text + mark, ""
         if self._syntax and self._may_call and not (self.said or text.strip() or is_last):
             self._opening = text  # spaces in front of calls are no text
             return None
@@ -360,6 +386,13 @@ class _AnswerText:
         text += self._stops.flush() if is_last and not self.is_stopped else ""
         self.said += text if self._syntax else ""
         return TextDelta(text) if text else None
+
+
+def _replace_all(text: str, marks: Mapping[str, str]) -> str:
+    """Replace each name in `marks` by its mark, longer names first."""
+    for name in sorted(marks, key=len, reverse=True):
+        text = text.replace(name, marks[name])
+    return text
 
 
 def _overlap(text: str, stop: str) -> int:

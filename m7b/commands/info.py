@@ -11,7 +11,8 @@ from m7b.commands.shared.options import (
     VariantOption,
     WindowOption,
 )
-from m7b.models import ModelChoice, open_model
+from m7b.errors import UnsupportedCheckpoint
+from m7b.models import ModelChoice, ModelFiles, find_stop_ids, load_texts, open_model
 from m7b.render import Output
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer
 from m7b.variants import VARIANTS
@@ -54,6 +55,7 @@ def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict
     from m7b.runtime.model.config import ModelConfig
 
     checkpoint: Checkpoint | None = None
+    files: ModelFiles | None = None
     if choice.release and not choice.is_installed:
         name, config = choice.release, ModelConfig.of_variant(VARIANTS[choice.release])
         if window is not None:
@@ -69,7 +71,7 @@ def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict
     return {
         "name": name,
         "release": _release(name),
-        "checkpoint": checkpoint and _checkpoint(checkpoint),
+        "checkpoint": files and _checkpoint(choice, files),
         "note": checkpoint.note if checkpoint else "",
         "config": asdict(config),
         "parameters": config.n_params,
@@ -93,14 +95,23 @@ def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict
     }
 
 
-def _checkpoint(checkpoint: "Checkpoint") -> dict[str, Any]:
+def _checkpoint(choice: ModelChoice, files: ModelFiles) -> dict[str, Any]:
+    checkpoint = files.checkpoint
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format.value,
         "dtypes": sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
         "bytes": checkpoint.n_bytes,
-        "stop_ids": sorted(checkpoint.stop_ids),
+        "stop_ids": sorted(_stop_ids(choice, files)),
     }
+
+
+def _stop_ids(choice: ModelChoice, files: ModelFiles) -> frozenset[int]:
+    """What ends an answer; what the files tell of it alone, where they lack a tokenizer that fits."""
+    try:
+        return find_stop_ids(files.checkpoint, *load_texts(choice, files, None))
+    except UnsupportedCheckpoint:
+        return files.checkpoint.stop_ids
 
 
 def _release(name: str) -> dict[str, str] | None:
@@ -125,8 +136,9 @@ def _tokenizer(name: str, checkpoint: "Checkpoint | None") -> dict[str, Any] | N
 
 def _template(name: str, checkpoint: "Checkpoint | None") -> str | None:
     """What turns a conversation into ids, None where the model was not trained to chat."""
-    if checkpoint and checkpoint.chat_template:
-        return "the checkpoint's own (Jinja)"
+    if checkpoint and checkpoint.chat_templates:
+        others = sorted(checkpoint.chat_templates.keys() - {"default"})
+        return f"the checkpoint's own (Jinja){''.join(f', {other}' for other in others)}"
     variant = VARIANTS.get(name)
     return f"Mistral {variant.tokenizer}" if variant and variant.is_instruct and variant.tokenizer else None
 

@@ -21,6 +21,7 @@ from m7b.commands.shared.prompt import read_file, read_prompt, tell_left_out
 from m7b.completions import RequestFile, parse_chat_prompt
 from m7b.errors import UsageError
 from m7b.models import ModelChoice, load_chosen_template, load_chosen_tokenizer
+from m7b.offer import check_template
 from m7b.render import Output
 from m7b.templates import MistralTemplate, Template
 from m7b.tokenizer import Tokenizer
@@ -76,6 +77,8 @@ def tokenize(
     elif chat:
         conversation = parse_chat_prompt(read_file(Path(text or "-")), prompt_allowed=False)
         tokenizer, template = load_chosen_template(choice, chat_template)
+        if conversation.tools:
+            check_template(template)
         ids = template.encode(conversation.messages, conversation.tools)
         tell_left_out(template, conversation.messages)
         _show(tokenizer, ids, as_json=as_json)
@@ -161,6 +164,8 @@ def _encode_messages(fields: dict[str, Any], tokenizer: Tokenizer, template: Tem
     if isinstance(template, MistralTemplate):
         ids = template.encode(messages, tools, **_list_settings(fields))
     else:
+        if tools:
+            check_template(template)
         ids = template.encode(messages, tools)
     return {"id": fields.get("id"), "tokens": ids, "text": "".join(map(tokenizer.piece, ids))}
 

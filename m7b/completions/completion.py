@@ -130,7 +130,7 @@ class Completion:
             check_template(model.chat_template)
             constraint = model.constrain_calls(offer)
         self._params = replace(
-            request.params, stop_ids=request.params.stop_ids | model.stop_ids, constraint=constraint
+            request.params, stop_ids=model.list_stop_ids(request.params), constraint=constraint
         )
         self._samples: list[_Sample] = []
         self.prompt_logprobs: list[TokenLogprob] = []
@@ -172,6 +172,7 @@ class Completion:
                 params,
                 continues=self.continues,
                 calls=self._syntax,
+                controls=self.model.controls,
             )
             text = _decode(self.model, request.prompt) if request.echo else ""
             self._samples.append(_Sample(index, engine.submit(self.ids, params), stream, text))

@@ -19,6 +19,7 @@ class DownloadFormat(StrEnum):
 _SMALL = {
     "hf": (
         *("config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"),
+        "additional_chat_templates/*.jinja",
         *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
         *("added_tokens.json", "vocab.json", "merges.txt", "quantize_config.json", "quant_config.json"),
     ),

@@ -9,8 +9,10 @@ from m7b.models.files import ModelFiles, open_model
 from m7b.models.loading import LoadEvent, Loading, Remark, load_model
 from m7b.models.model import Model
 from m7b.models.text import (
+    find_stop_ids,
     load_chosen_template,
     load_chosen_tokenizer,
+    load_texts,
     read_tokenizer,
     refuse_base,
     require_template,
@@ -24,10 +26,12 @@ __all__ = [
     "ModelFiles",
     "Remark",
     "chat_releases",
+    "find_stop_ids",
     "installed_variant",
     "load_chosen_template",
     "load_chosen_tokenizer",
     "load_model",
+    "load_texts",
     "open_model",
     "read_tokenizer",
     "refuse_base",

@@ -9,7 +9,7 @@ from m7b.generation import EngineOptions
 from m7b.models.choice import ModelChoice
 from m7b.models.files import ModelFiles, open_model
 from m7b.models.model import Model
-from m7b.models.text import load_texts
+from m7b.models.text import find_stop_ids, load_texts
 from m7b.progress import run_with_progress
 from m7b.variants import VARIANTS
 
@@ -71,6 +71,9 @@ def load_model(
     elif not options.quant and (rare := checkpoint.list_unknown()):
         report(Remark(f"weights stored as {', '.join(sorted(rare))} are held as Q8_0"))
     tokenizer, template = load_texts(choice, files, chat_template)
+    if template is None and checkpoint.chat_templates:
+        named = ", ".join(sorted(checkpoint.chat_templates))
+        report(Remark(f"this checkpoint's chat templates are for special uses, and are not used: {named}"))
     engine = run_with_progress(
         load_engine(checkpoint, options),
         lambda progress: report(Loading(name, progress.done, progress.total)),
@@ -80,7 +83,7 @@ def load_model(
         engine,
         tokenizer,
         template,
-        checkpoint.stop_ids,
+        find_stop_ids(checkpoint, tokenizer, template),
         vocab_size=config.vocab_size,
         ctx_size=options.ctx_size or config.max_seq_len,
         window=config.sliding_window,
@@ -89,6 +92,7 @@ def load_model(
         load_s=time.perf_counter() - started,
         n_bytes=checkpoint.n_bytes,
         n_params=config.n_params,
+        controls=tokenizer.controls,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from m7b.constraint import Grammar, compile_constraint
-from m7b.generation import Constraint
+from m7b.generation import Constraint, SamplingParams
 from m7b.models.text import require_template
 from m7b.offer import Offer
 from m7b.templates import Template
@@ -32,6 +32,7 @@ class Model:
         load_s: the seconds that loading took.
         n_bytes: what the weights take on disk.
         n_params: the number of weights.
+        controls: the control tokens that stop strings can name, by their names.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Model:
     load_s: float = 0.0
     n_bytes: int = 0
     n_params: int = 0
+    controls: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def chat_template(self) -> Template:
@@ -66,6 +68,11 @@ class Model:
             stop_ids=self.stop_ids,
             continues=continues,
         )
+
+    def list_stop_ids(self, params: SamplingParams) -> frozenset[int]:
+        """List the ids that end an answer: the model's, those in `params`, and controls among its stops."""
+        named = (self.controls[stop] for stop in params.stop if stop in self.controls)
+        return self.stop_ids | params.stop_ids | frozenset(named)
 
     def constrain_calls(self, offer: Offer) -> Constraint | None:
         """What keeps the calls of `offer` valid, None where nothing has to."""

@@ -3,13 +3,14 @@
 Those of the official variants ship with mistral-common and need no checkpoint.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from m7b.errors import UnsupportedCheckpoint, UsageError
 from m7b.models.choice import ModelChoice
 from m7b.models.files import ModelFiles, open_model
 from m7b.templates import MistralTemplate, Template, choose_template, load_template, read_source
-from m7b.tokenizer import MistralTokenizer, OfficialVocabulary, Tokenizer, load_tokenizer
+from m7b.tokenizer import MistralTokenizer, OfficialVocabulary, Tokenizer, find_end_ids, load_tokenizer
 from m7b.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -37,9 +38,8 @@ def load_chosen_template(choice: ModelChoice, chat_template: str | None) -> tupl
         files = open_model(choice, window=0)
         name, checkpoint = files.name, files.checkpoint
         tokenizer = read_tokenizer(checkpoint, chat_template)
-    return tokenizer, require_template(
-        name, _choose_template(choice.release, tokenizer, checkpoint, chat_template)
-    )
+    template = _choose_template(choice.release, tokenizer, checkpoint, chat_template)
+    return tokenizer, require_template(name, template, checkpoint.chat_templates if checkpoint else ())
 
 
 def load_texts(
@@ -64,15 +64,15 @@ def refuse_base(choice: ModelChoice, chat_template: str | None) -> None:
         )
 
 
-def require_template(name: str, template: Template | None) -> Template:
-    """The template of the model called `name`, if there is one.
+def require_template(name: str, template: Template | None, others: Iterable[str] = ()) -> Template:
+    """The template of the model called `name`, if there is one; `others` are for special uses.
 
     Raises:
         UsageError: there is none.
     """
     if template is None:
         raise UsageError(
-            f"{name} brings no chat template",
+            f"{name} brings no chat template{' but ' if others else ''}{', '.join(sorted(others))}",
             hint="name one with --chat-template v1, v3 or a Jinja file, or use m7b complete",
         )
     return template
@@ -91,13 +91,24 @@ def read_tokenizer(checkpoint: "Checkpoint", chat_template: str | None = None) -
             hint="put tokenizer.model or tokenizer.json beside the weights",
         )
     named = read_source(chat_template) if chat_template is not None else None
-    tokenizer = load_tokenizer(checkpoint.tokenizer, named or checkpoint.chat_template or "")
+    tokenizer = load_tokenizer(checkpoint.tokenizer, named or "\n".join(checkpoint.chat_templates.values()))
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise UnsupportedCheckpoint(
             f"{checkpoint.path}: the tokenizer has {tokenizer.vocab_size} ids, "
             f"the model {checkpoint.config.vocab_size}"
         )
     return tokenizer
+
+
+def find_stop_ids(
+    checkpoint: "Checkpoint", tokenizer: Tokenizer, template: Template | None
+) -> frozenset[int]:
+    """Find the ids that end an answer: those that the files tell, those that do so by their names, and those
+    with which the template ends one. Many fine-tunes tell in one of these places alone.
+    """
+    written = template.find_ends() if template else frozenset()
+    ids = checkpoint.stop_ids | find_end_ids(tokenizer) | written
+    return frozenset(token for token in ids if 0 <= token < checkpoint.config.vocab_size)
 
 
 def _official_tokenizer(choice: ModelChoice) -> Tokenizer | None:
@@ -117,4 +128,5 @@ def _choose_template(
     variant = VARIANTS.get(name or "")
     if variant and isinstance(tokenizer, MistralTokenizer):
         return MistralTemplate(tokenizer) if variant.is_instruct else None
-    return choose_template(checkpoint.chat_template if checkpoint else None, tokenizer, eos)
+    sources = checkpoint.chat_templates if checkpoint else {}
+    return choose_template(sources.get("default"), tokenizer, eos, tool_source=sources.get("tool_use"))

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from m7b.call_format import MISTRAL, CallFormat
-from m7b.errors import UsageError
-from m7b.templates.base import Template, Tools
+from m7b.errors import InvalidConversation, UsageError
+from m7b.templates.base import Template, Tools, shows_tools
 from m7b.templates.jinja import JinjaTemplate, is_mistral
 from m7b.templates.mistral import MistralTemplate
+from m7b.templates.named import TemplatePair
 from m7b.templates.openai import find_reasoning
 from m7b.text_input import decode_text
 from m7b.tokenizer import MistralTokenizer, Tokenizer
@@ -28,19 +29,35 @@ __all__ = [
     "list_left_out",
     "load_template",
     "read_source",
+    "shows_tools",
 ]
 
 
-def choose_template(source: str | None, tokenizer: Tokenizer, eos: str) -> Template | None:
+def choose_template(
+    source: str | None, tokenizer: Tokenizer, eos: str, *, tool_source: str | None = None
+) -> Template | None:
     """Choose the template of a checkpoint that has the Jinja `source`, None where it has none.
 
-    Where the source writes what Mistral's templates write, mistral-common runs instead: same text, exact ids.
+    Where tools are offered, `tool_source` is used instead; a checkpoint may bring it alone. Where a source
+    writes what Mistral's templates write, mistral-common runs instead: same text, exact ids. But v1 has no
+    place for tools, whatever was put into its source.
     """
-    if source is None:
+    tool_source = tool_source or source
+    if tool_source is None:
         return None
-    if isinstance(tokenizer, MistralTokenizer) and is_mistral(source):
-        return MistralTemplate(tokenizer)
-    return JinjaTemplate(source, tokenizer, eos)
+    with_tools = JinjaTemplate(tool_source, tokenizer, eos)
+    if source is None:
+        return TemplatePair(None, with_tools)
+    if not isinstance(tokenizer, MistralTokenizer) or not is_mistral(source):
+        is_one = tool_source == source
+        return with_tools if is_one else TemplatePair(JinjaTemplate(source, tokenizer, eos), with_tools)
+    plain = MistralTemplate(tokenizer)
+    if is_mistral(tool_source) and shows_tools(plain):
+        return plain
+    try:
+        return TemplatePair(plain, with_tools) if shows_tools(with_tools) else plain
+    except InvalidConversation:
+        return plain  # what fails with tools has no place for them
 
 
 def list_left_out(template: Template, messages: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -50,7 +67,12 @@ def list_left_out(template: Template, messages: Sequence[Mapping[str, Any]]) -> 
 
 def find_call_format(template: Template) -> CallFormat | None:
     """Find how the template writes calls; None where it shows none, or in a form that is not known."""
-    return template.call_format if isinstance(template, JinjaTemplate) else MISTRAL
+    match template:
+        case TemplatePair(with_tools=inner):
+            return find_call_format(inner)
+        case JinjaTemplate():
+            return template.call_format
+    return MISTRAL
 
 
 def load_template(name: str, tokenizer: Tokenizer, eos: str) -> Template:

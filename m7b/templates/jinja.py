@@ -4,13 +4,17 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m7b.call_format import CallFormat
 from m7b.errors import InvalidConversation
 from m7b.templates.base import Tools
 from m7b.templates.calls import derive_call_format
+from m7b.templates.jinja_messages import join_parts, read_message
 from m7b.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from m7b.templates.sandbox import Program
 
 _GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode promises that no text holds these
 _CONVERSATION = (
@@ -18,6 +22,9 @@ _CONVERSATION = (
     {"role": "assistant", "content": "A1"},
     {"role": "user", "content": "U2"},
 )
+_CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {}}}
+_PARTS = [{"type": "text", "text": "P1"}, {"type": "text", "text": "P2"}]
+_PRINTED = re.compile(r"[\"']text[\"']: ?[\"']P1")  # a list of parts, written as Python or JSON does
 
 
 class JinjaTemplate:
@@ -38,6 +45,7 @@ class JinjaTemplate:
         self._tokenizer = tokenizer
         self._bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
         self._eos = eos
+        self._forms: dict[tuple[str, bool], bool] = {}
         # A guard needs two characters to stand between.
         names = [name for name in tokenizer.controls if len(name) > 1]
         beginnings = {name[:end] for name in names for end in range(1, len(name))}
@@ -61,6 +69,17 @@ class JinjaTemplate:
             lambda messages, tools, prompts: self._write(messages, tools, prompts=prompts)
         )
 
+    def find_ends(self) -> frozenset[int]:
+        """Find the control ids that follow an answer in the template's text, at once or behind spaces."""
+        ends = set()
+        system = {"role": "system", "content": "S"}
+        for talk in (_CONVERSATION, [system, *_CONVERSATION], _CONVERSATION[:2]):
+            shaped = [self._shape_content(dict(message)) for message in talk]
+            _, *behind = re.split("(?i)A1", self._try(shaped))
+            if behind and (end := self._control.match(behind[-1].lstrip())):
+                ends.add(self._tokenizer.controls[end[0]])
+        return frozenset(ends)
+
     def encode(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None = None) -> list[int]:
         """Encode a conversation; the answer begins after the last id.
 
@@ -71,7 +90,9 @@ class JinjaTemplate:
         Raises:
             InvalidConversation: these are no messages, or the template refuses them or fails.
         """
-        plain = [_simplify(message) for message in _check_objects("messages", messages)]
+        plain = [
+            self._shape_content(read_message(message)) for message in _check_objects("messages", messages)
+        ]
         if not plain:
             raise InvalidConversation("UsageError", "there are no messages")
         continues = _is_continued(messages)
@@ -82,7 +103,7 @@ class JinjaTemplate:
         except RecursionError:
             raise InvalidConversation("UsageError", "the messages or tools are nested too deep") from None
         if continues:
-            guarded[-1]["content"] += f"{mark} "  # a template that trims the message takes the space
+            _append(guarded[-1], f"{mark} ")  # a template that trims the message takes the space
         text = self._write(guarded, offered, prompts=not continues)
         if continues:
             text = _cut_at_mark(mark, text)
@@ -90,17 +111,49 @@ class JinjaTemplate:
         bos = self._tokenizer.bos_id
         return [bos, *ids] if self._tokenizer.adds_bos and bos is not None and ids[:1] != [bos] else ids
 
-    def _write(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, prompts: bool) -> str:
-        from m7b.templates.sandbox import render
+    @cached_property
+    def _program(self) -> "Program":
+        from m7b.templates.sandbox import Program
 
-        return render(
-            self._source,
+        return Program(self._source)
+
+    def _write(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, prompts: bool) -> str:
+        return self._program.run(
             messages=list(messages),
             tools=tools,
+            documents=None,
             add_generation_prompt=prompts,
             bos_token=self._bos,
             eos_token=self._eos,
         )
+
+    def _try(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """What the template writes of `messages`, nothing where it refuses them."""
+        try:
+            return self._write(messages, None, prompts=False)
+        except InvalidConversation:
+            return ""
+
+    def _shape_content(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Give the content the form that the template takes: text, or parts that it joins itself."""
+        role, content = message["role"], message["content"]
+        match content:
+            case list() if not self._shows(role, in_parts=True):
+                content = join_parts(content)
+            case str() if content and not self._shows(role, in_parts=False):
+                if self._shows(role, in_parts=True):
+                    content = [{"type": "text", "text": content}]
+        return message | {"content": content}
+
+    def _shows(self, role: str, *, in_parts: bool) -> bool:
+        """Whether the template writes the text of a message of `role`, as text or in parts."""
+        if "text" not in self._source:
+            return not in_parts
+        if (role, in_parts) not in self._forms:
+            text = self._try(_make_talk(role, _PARTS if in_parts else "P1"))
+            shown = all(part in text for part in ("P1", "P2")[: 1 + in_parts])
+            self._forms[role, in_parts] = shown and not _PRINTED.search(text)
+        return self._forms[role, in_parts]
 
     def _encode_text(self, text: str, guard: str) -> list[int]:
         ids: list[int] = []
@@ -140,20 +193,45 @@ class JinjaTemplate:
 
 def is_mistral(source: str) -> bool:
     """Whether a template writes the same as Mistral's own, except for spaces."""
-    from m7b.templates.sandbox import render
+    from m7b.templates.sandbox import Program
 
+    program = Program(source)
     texts = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
     try:
-        written = render(source, messages=list(_CONVERSATION), **texts)
+        written = program.run(messages=list(_CONVERSATION), **texts)
     except InvalidConversation:
         return False
     if "".join(written.split()) != "<s>[INST]U1[/INST]A1</s>[INST]U2[/INST]":
         return False
     try:
-        system = render(source, messages=[{"role": "system", "content": "S"}, _CONVERSATION[0]], **texts)
+        system = program.run(messages=[{"role": "system", "content": "S"}, _CONVERSATION[0]], **texts)
     except InvalidConversation:
         return True  # the templates of 2023 refuse a system message
     return "".join(system.split()) == "<s>[INST]SU1[/INST]"
+
+
+def _make_talk(role: str, content: Any) -> list[dict[str, Any]]:
+    """Make a conversation in which a message of `role` has `content`."""
+    user, answer, _ = _CONVERSATION
+    message = {"role": role, "content": content}
+    match role:
+        case "user":
+            return [message]
+        case "assistant":
+            return [user, message, user]
+        case "tool":
+            result = message | {"tool_call_id": _CALL["id"], "name": "f"}
+            return [user, {"role": "assistant", "content": "", "tool_calls": [_CALL]}, result, answer]
+        case _:
+            return [message, user]
+
+
+def _append(message: dict[str, Any], text: str) -> None:
+    """Append to the content of a message, which may be parts."""
+    if isinstance(message["content"], list):
+        message["content"][-1]["text"] += text
+    else:
+        message["content"] += text
 
 
 def _match_any(names: Iterable[str]) -> str:
@@ -188,19 +266,3 @@ def _cut_at_mark(mark: str, text: str) -> str:
         raise InvalidConversation("UsageError", "the chat template does not show the message to continue")
     before = before.replace(f"{mark} ", "").replace(mark, "")  # where the template shows the message twice
     return before if behind.startswith(" ") else before.rstrip()
-
-
-def _simplify(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a message to what templates expect: its content is text, and it has no `prefix`."""
-    if not isinstance(message.get("role"), str):
-        raise InvalidConversation("UsageError", "a message has no role")
-    content = message.get("content")
-    if isinstance(content, list):
-        texts: list[Any] = [chunk.get("text") if isinstance(chunk, Mapping) else None for chunk in content]
-        if not all(isinstance(text, str) for text in texts):
-            raise InvalidConversation("UsageError", "a message holds something other than text")
-        content = "\n\n".join(texts)
-    if not isinstance(content, str | None):
-        raise InvalidConversation("UsageError", f"a message's content is a {type(content).__name__}")
-    fields = {name: value for name, value in message.items() if name != "prefix"}
-    return fields | {"content": content if content is not None or message.get("tool_calls") else ""}

@@ -47,6 +47,7 @@ class MistralTemplate:
             )
         kind = InstructTokenizerV1 if self._version is TokenizerVersion.V1 else InstructTokenizerV3
         self._instruct: Any = kind(tokenizer.backend)
+        self._eos_id: int = tokenizer.backend.eos_id
 
     @property
     def description(self) -> str:
@@ -57,6 +58,10 @@ class MistralTemplate:
     def source(self) -> str:
         """The text that the ids decode to. mistral-common never builds this text."""
         return _SOURCES[self._version]
+
+    def find_ends(self) -> frozenset[int]:
+        """The id that ends an answer, EOS."""
+        return frozenset({self._eos_id})
 
     def encode(
         self,

@@ -2,9 +2,10 @@
 
 import json
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NoReturn, cast
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -17,26 +18,37 @@ _BUDGET = 1 << 26  # characters that a template may compute in all
 _TURN = 512  # characters that one turn of a loop, or one call of a macro, costs
 
 
-def render(source: str, **variables: Any) -> str:
-    """Run a chat template in the environment that `transformers` gives it; returns its text.
+class Program:
+    """A chat template in the environment that `transformers` gives it, compiled when it first runs."""
 
-    Raises:
-        InvalidConversation: the template refuses, or fails.
-    """
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.globals["namespace"] = _Namespace
-    del environment.globals["lipsum"]  # makes text without measure
-    try:
-        return environment.from_string(source).render(variables)
-    except Exception as error:  # noqa: BLE001 - a template is a program that anyone may have written
-        verb = "says" if type(error) is TemplateError else "fails"
-        reason = str(error) or type(error).__name__
-        raise InvalidConversation("TemplateError", f"the chat template {verb}: {reason}") from None
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._environment = environment = _Sandbox(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.globals["namespace"] = _Namespace
+        del environment.globals["lipsum"]  # makes text without measure
+
+    @cached_property
+    def _compiled(self) -> Template:
+        return self._environment.from_string(self._source)
+
+    def run(self, **variables: Any) -> str:
+        """Run the template; returns its text.
+
+        Raises:
+            InvalidConversation: the template refuses, or fails.
+        """
+        self._environment.refill()
+        try:
+            return self._compiled.render(variables)
+        except Exception as error:  # noqa: BLE001 - a template is a program that anyone may have written
+            verb = "says" if type(error) is TemplateError else "fails"
+            reason = str(error) or type(error).__name__
+            raise InvalidConversation("TemplateError", f"the chat template {verb}: {reason}") from None
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -51,6 +63,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, finalize=self.weigh)
+        self.refill()
+
+    def refill(self) -> None:
+        """Let another run begin with the whole budget."""
         self._left = _BUDGET
 
     def weigh(self, value: Any) -> Any:

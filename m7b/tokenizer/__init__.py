@@ -13,6 +13,7 @@ from m7b.tokenizer.base import (
     encode_special,
     list_controls,
 )
+from m7b.tokenizer.ends import find_end_ids, select_ends
 from m7b.tokenizer.fast import from_json
 from m7b.tokenizer.gguf import from_gguf
 from m7b.tokenizer.mistral import OFFICIAL_SHA256, MistralTokenizer, official_file
@@ -29,10 +30,12 @@ __all__ = [
     "TokenizerJson",
     "TokenizerSource",
     "encode_special",
+    "find_end_ids",
     "list_controls",
     "load_tokenizer",
     "official_file",
     "save_tokenizer",
+    "select_ends",
     "to_gguf",
 ]
 

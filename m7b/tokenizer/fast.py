@@ -1,12 +1,13 @@
 """Tokenizers run by Hugging Face's `tokenizers`: a tokenizer.json, or byte-level BPE from elsewhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from m7b.errors import DamagedCheckpoint, UsageError
 from m7b.tokenizer.base import TokenizerJson, check_unicode, is_reserved, name_missing_piece
+from m7b.tokenizer.ends import select_ends
 
 
 class FastTokenizer:
@@ -98,7 +99,8 @@ class FastTokenizer:
 
 
 def from_json(source: TokenizerJson, reserved: str) -> FastTokenizer:
-    """Load a tokenizer.json; EOS, and added tokens that `reserved` holds, become control tokens.
+    """Load a tokenizer.json; EOS, what ends a turn by its name, and added tokens that `reserved` holds become
+    control tokens.
 
     Raises:
         DamagedCheckpoint: the file is no usable tokenizer.json.
@@ -109,7 +111,7 @@ def from_json(source: TokenizerJson, reserved: str) -> FastTokenizer:
         model = Backend.from_file(str(source.path))
         model.no_truncation()
         model.no_padding()
-        _reserve(model, reserved + (source.eos_token or ""))
+        _reserve(model, reserved, {source.bos_token, source.eos_token})
         plain, processed = model.encode("a", add_special_tokens=False).ids, model.encode("a").ids
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -126,11 +128,15 @@ def from_json(source: TokenizerJson, reserved: str) -> FastTokenizer:
     return FastTokenizer(model, description, bos_id=bos_id, eos_id=eos_id, adds_bos=adds_bos)
 
 
-def _reserve(model: Any, template: str) -> None:
-    """Make the added tokens that `template` writes special."""
-    added = [
-        token for token in model.get_added_tokens_decoder().values() if is_reserved(token.content, template)
-    ]
-    for token in added:
+def _reserve(model: Any, template: str, named: Set[str | None]) -> None:
+    """Make special what ends a turn, tokens that are `named`, and the added ones that `template` writes."""
+    from tokenizers import AddedToken
+
+    vocab = model.get_vocab()
+    found = {token.content: token for token in model.get_added_tokens_decoder().values()}
+    written = {name for name in found if is_reserved(name, template)}
+    names = sorted((select_ends(vocab) | named) & vocab.keys() | written, key=vocab.__getitem__)
+    special = [found.get(name) or AddedToken(name, normalized=False) for name in names]
+    for token in special:
         token.special = True
-    model.add_special_tokens(added)  # these replace the tokens of the same name
+    model.add_special_tokens(special)  # these replace the tokens of the same name

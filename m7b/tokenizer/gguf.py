@@ -7,6 +7,7 @@ from typing import Any
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
 from m7b.tokenizer.base import GGUFVocabulary, Tokenizer, is_reserved
+from m7b.tokenizer.ends import select_ends
 from m7b.tokenizer.fast import FastTokenizer
 from m7b.tokenizer.mistral import MistralTokenizer
 
@@ -16,15 +17,19 @@ _CONTROL, _USER_DEFINED = 3, 4  # SentencePiece's piece types, which GGUF uses f
 def from_gguf(source: GGUFVocabulary, reserved: str) -> Tokenizer:
     """Build the tokenizer that the metadata describe.
 
-    EOS, and user-defined pieces that `reserved` holds, become control tokens.
+    EOS, what ends a turn by its name, and user-defined pieces that `reserved` holds become control tokens.
 
     Raises:
         DamagedCheckpoint: the vocabulary contradicts itself.
         UnsupportedCheckpoint: it is of a kind that m7b does not read.
     """
-    reserved += "" if source.eos_id is None else source.pieces[source.eos_id]
-    pieces = zip(source.pieces, source.types, strict=True)
-    types = [_CONTROL if t == _USER_DEFINED and is_reserved(piece, reserved) else t for piece, t in pieces]
+    ends = select_ends(source.pieces) | (
+        {source.pieces[source.eos_id]} if source.eos_id is not None else set()
+    )
+    types = [
+        _CONTROL if piece in ends or (type_ == _USER_DEFINED and is_reserved(piece, reserved)) else type_
+        for piece, type_ in zip(source.pieces, source.types, strict=True)
+    ]
     source = replace(source, types=types)
     match source.model:
         case "llama":

@@ -332,9 +332,10 @@ def test_a_llama_model_is_accepted_and_has_no_window(tmp_path):
 
 @pytest.mark.parametrize(
     ("generation", "expected"),
-    [(None, {2}), ({}, {2}), ({"eos_token_id": None}, {2}), ({"eos_token_id": [5, 7]}, {5, 7})],
+    [(None, {2}), ({}, {2}), ({"eos_token_id": None}, {2}), ({"eos_token_id": [5, 7]}, {2, 5, 7})],
 )
-def test_stop_ids_are_those_of_generation_config_else_of_config(tmp_path, generation, expected):
+def test_stop_ids_are_those_of_config_and_generation_config(tmp_path, generation, expected):
+    """What generation_config.json said hid what config.json did."""
     folder = write_hf(MODEL, tmp_path)
     (folder / "generation_config.json").unlink()
     if generation is not None:

@@ -335,7 +335,8 @@ def test_a_client_that_goes_away_frees_its_row(served, stream):
     host, port = served.url.removeprefix("http://").split(":")
     body = json.dumps({"messages": MESSAGES, "stream": stream, "max_tokens": 900, "logit_bias": {"2": -100}})
     with socket.create_connection((host, int(port))) as client:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         client.sendall((head + body).encode())
         wait_for(lambda: served.count("m7b_sequences_running") == 1)
     wait_for(lambda: served.count("m7b_sequences_running") == 0, 10)

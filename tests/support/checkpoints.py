@@ -147,8 +147,13 @@ def write_gguf(
     if config.sliding_window:
         writer.add_sliding_window(config.sliding_window)
     for key, value in metadata.items():
-        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
-        add(key, value)
+        add = {
+            str: writer.add_string,
+            float: writer.add_float32,
+            int: writer.add_uint32,
+            list: writer.add_array,
+        }
+        add[type(value)](key, value)
     tensors = {_gguf_name(name): weight for name, weight in native_tensors(model).items()}
     for name, weight in (tensors | (extra or {})).items():
         writer.add_tensor(name, weight.float().numpy())

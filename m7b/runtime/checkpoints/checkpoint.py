@@ -76,7 +76,8 @@ class Checkpoint:
 
     `tensors` has exactly the canonical names and shapes of `config`. `read` gives one of them in
     canonical row order, and `read_blocks` does so without turning quantized blocks into numbers; only
-    formats that have such blocks bring it. `stop_ids` end an answer. `license` is what the file says of
+    formats that have such blocks bring it. `stop_ids` end an answer, as the files say it; `chat_templates`
+    are Jinja's, by their names, `default` the one without. `license` is what the file says of
     it, perhaps nothing. `note` is for the user, empty where all is well. `quant` is the quantization of
     bitsandbytes that its layers are stored in.
     """
@@ -89,11 +90,16 @@ class Checkpoint:
     read: Callable[[str], torch.Tensor]
     tokenizer: TokenizerSource | None
     stop_ids: frozenset[int]
-    chat_template: str | None
+    chat_templates: Mapping[str, str]
     license: str = ""
     note: str = ""
     read_blocks: Callable[[str], Blocks] | None = None
     quant: str | None = None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template that is for all conversations, None where there is none."""
+        return self.chat_templates.get("default")
 
     @property
     def n_bytes(self) -> int:

@@ -1,6 +1,7 @@
-"""What the folder formats share: finding the tokenizer and the chat template beside the weights."""
+"""What the folder formats share: finding the tokenizer and the chat templates beside the weights."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from m7b.tokenizer import (
     SentencePieceFile,
     TokenizerJson,
     TokenizerSource,
+    select_ends,
 )
 from m7b.variants import VARIANTS
 
@@ -37,24 +39,67 @@ def tokenizer_source(folder: Path, vocab_size: int) -> TokenizerSource | None:
             raise DamagedCheckpoint(
                 f"{folder / 'tokenizer_config.json'}: add_bos_token is neither true nor false"
             )
-        bos_token, eos_token = (_content(config.get(key)) for key in ("bos_token", "eos_token"))
+        bos_token, eos_token = (_special_token(folder, config, key) for key in ("bos_token", "eos_token"))
         return TokenizerJson(folder / "tokenizer.json", bos_token, adds_bos, eos_token)
     return SentencePieceFile(models[0]) if models else None
 
 
-def chat_template(folder: Path) -> str | None:
-    """The Jinja template that the checkpoint brings, the one named `default` of several; None where none."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return _bytes(file).decode("utf-8")
-        except ValueError as error:
-            raise DamagedCheckpoint(f"{file}: not UTF-8: {error}") from None
-    template = _tokenizer_config(folder).get("chat_template")
-    if isinstance(template, list):
-        named = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
-        template = next(named, {}).get("template")
-    return template if isinstance(template, str) else None
+def stop_ids(folder: Path) -> frozenset[int]:
+    """The added tokens that end an answer: EOS, and those that end a turn by their names."""
+    config = _tokenizer_config(folder)
+    added = _added_tokens(folder, config)
+    ends = select_ends(added) | {_special_token(folder, config, "eos_token")}
+    return frozenset(token for name, token in added.items() if name in ends)
+
+
+def chat_templates(folder: Path) -> dict[str, str]:
+    """The Jinja templates that the checkpoint brings, by their names.
+
+    Files of their own count; tokenizer_config.json, then the old chat_template.json, where none is `default`.
+    """
+    places = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    files = {"default": folder / "chat_template.jinja"} | {file.stem: file for file in places}
+    found = {name: _text(file) for name, file in files.items() if file.is_file()}
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        if "default" not in found:
+            found = _named_templates(_read_json(folder / name).get("chat_template")) | found
+    return found
+
+
+def _named_templates(value: Any) -> dict[str, str]:
+    """One template, a list of templates with names, or an object of them."""
+    match value:
+        case str():
+            return {"default": value}
+        case dict():
+            named = value
+        case list():
+            named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        case _:
+            named = {}
+    return {name: text for name, text in named.items() if isinstance(name, str) and isinstance(text, str)}
+
+
+def _added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
+    """The ids of the tokens that were added to a vocabulary, as the files beside it tell of them."""
+    listed = config.get("added_tokens_decoder")
+    decoder = listed if isinstance(listed, dict) else {}
+    added = {_content(token): int(key) for key, token in decoder.items() if key.isdecimal() and len(key) < 10}
+    named = _read_json(folder / "added_tokens.json") | added
+    return {name: token for name, token in named.items() if isinstance(name, str) and type(token) is int}
+
+
+def _special_token(folder: Path, config: Mapping[str, Any], key: str) -> str | None:
+    """A token by its role, as tokenizer_config.json says it, else the older special_tokens_map.json."""
+    token = config.get(key)
+    return _content(_read_json(folder / "special_tokens_map.json").get(key) if token is None else token)
+
+
+def _text(file: Path) -> str:
+    try:
+        return _bytes(file).decode("utf-8")
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{file}: not UTF-8: {error}") from None
 
 
 def _bytes(file: Path) -> bytes:
@@ -65,7 +110,10 @@ def _bytes(file: Path) -> bytes:
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    file = folder / "tokenizer_config.json"
+    return _read_json(folder / "tokenizer_config.json")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 

@@ -1,6 +1,7 @@
 """GGUF files of Mistral and Llama models: metadata and tensors in one, weights as numbers or as blocks."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "expert_count": (None, 0),
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+# What ends an answer; at the latter three llama.cpp ends one too.
+_ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+_TEMPLATE = re.compile(r"tokenizer\.chat_template(?:\.(.+))?")
 
 # Each tensor type that is read, with the dtype that holds it without loss or, quantized, well enough.
 _NUMBERS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -126,10 +130,8 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         read=lambda name: canonical_rows(name, _dequantize(*stored[found[name].source_name]), config),
         tokenizer=_vocabulary(fields),
         stop_ids=_stop_ids(fields),
-        chat_template=template
-        if isinstance(template := fields.raw("tokenizer.chat_template"), str)
-        else None,
-        license=license if isinstance(license := fields.raw("general.license"), str) else "",
+        chat_templates=_chat_templates(header.metadata),
+        license=named if isinstance(named := fields.raw("general.license"), str) else "",
         note="" if window_given else _lost_window(config),
         read_blocks=lambda name: _blocks(name, *stored[found[name].source_name], config),
     )
@@ -319,8 +321,14 @@ def _token_id(fields: Fields, key: str) -> int | None:
 
 
 def _stop_ids(fields: Fields) -> frozenset[int]:
-    ids = (_token_id(fields, key) for key in ("eos_token_id", "eot_token_id"))
+    ids = (_token_id(fields, f"{name}_token_id") for name in _ENDS)
     return frozenset(token for token in ids if token is not None)
+
+
+def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The templates by their names: `tokenizer.chat_template.NAME`, the default one without a name."""
+    found = {_TEMPLATE.fullmatch(key): value for key, value in metadata.items()}
+    return {key[1] or "default": value for key, value in found.items() if key and isinstance(value, str)}
 
 
 def _lost_window(config: ModelConfig) -> str:

@@ -18,7 +18,7 @@ from m7b.runtime.checkpoints.fields import (
     find_head_dim,
     read_json,
 )
-from m7b.runtime.checkpoints.folder import chat_template, tokenizer_source
+from m7b.runtime.checkpoints.folder import chat_templates, stop_ids, tokenizer_source
 from m7b.runtime.checkpoints.methods import gather
 from m7b.runtime.checkpoints.scaling import find_rope, read_scaling
 from m7b.runtime.model.config import ModelConfig
@@ -88,8 +88,8 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         tensors=found,
         read=read,
         tokenizer=tokenizer_source(path, config.vocab_size),
-        stop_ids=_stop_ids(path, fields),
-        chat_template=chat_template(path),
+        stop_ids=_stop_ids(path, fields) | stop_ids(path),
+        chat_templates=chat_templates(path),
         read_blocks=read_blocks if block_readers is not None else None,
         quant=quantized.quant,
     )
@@ -161,18 +161,18 @@ def _rope_theta(fields: Fields, window: int | None) -> float:
 
 
 def _stop_ids(path: Path, fields: Fields) -> frozenset[int]:
-    """`eos_token_id` of generation_config.json, or where that does not say, of config.json."""
+    """`eos_token_id` of config.json and of generation_config.json: programs disagree on which one counts."""
     generation = path / "generation_config.json"
-    if generation.is_file():
-        chosen = Fields(generation, read_json(generation))
-        fields = fields if chosen.raw("eos_token_id") is None else chosen
+    others = [Fields(generation, read_json(generation))] if generation.is_file() else []
+    return frozenset().union(*map(_eos_ids, [fields, *others]))
+
+
+def _eos_ids(fields: Fields) -> list[int]:
     value = fields.raw("eos_token_id")
-    if value is None:
-        return frozenset()
-    ids = value if isinstance(value, list) else [value]
+    ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         raise fields.bad("eos_token_id", "an id or a list of ids")
-    return frozenset(ids)
+    return ids
 
 
 def _weights_entry(path: Path) -> Path | None:

@@ -14,7 +14,7 @@ from m7b.runtime.checkpoints.fields import (
     find_head_dim,
     read_json,
 )
-from m7b.runtime.checkpoints.folder import tokenizer_source
+from m7b.runtime.checkpoints.folder import stop_ids, tokenizer_source
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.rope import canonical_rows
 
@@ -53,8 +53,8 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
         tensors=found,
         read=lambda name: canonical_rows(name, torch_files.read(found[name]), config),
         tokenizer=tokenizer_source(path, config.vocab_size),
-        stop_ids=frozenset({_EOS}),
-        chat_template=None,
+        stop_ids=frozenset({_EOS}) | stop_ids(path),
+        chat_templates={},
     )
 
 

@@ -42,7 +42,7 @@ def random_checkpoint(name: str, config: ModelConfig, seed: int = 0) -> Checkpoi
         read=read,
         tokenizer=None,
         stop_ids=frozenset(),
-        chat_template=None,
+        chat_templates={},
     )
 
 

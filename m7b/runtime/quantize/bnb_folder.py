@@ -1,6 +1,7 @@
 """A Hugging Face folder whose layers bitsandbytes has quantized, as transformers writes and reads it."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,8 +104,11 @@ class FolderPlan:
         """The tokenizer and the template: the checkpoint's own files where it is of this format too."""
         checkpoint = self.checkpoint
         save_tokenizer(checkpoint.tokenizer, self.tokenizer, folder)
-        if checkpoint.chat_template:
-            (folder / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
+        for name, source in checkpoint.chat_templates.items():
+            is_default = name == "default"
+            file = "chat_template.jinja" if is_default else f"additional_chat_templates/{_tidy(name)}.jinja"
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text(source, encoding="utf-8")
         if checkpoint.format is Format.HF:
             for name in _KEPT_FILES:
                 if (checkpoint.path / name).is_file():
@@ -135,6 +139,11 @@ class FolderPlan:
             "dtype": dtype,
             "quantization_config": _quantization_config(self.settings, dtype),
         }
+
+
+def _tidy(name: str) -> str:
+    """The name of a template as one of a file."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
 def _quantization_config(settings: "Settings", dtype: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from m7b.runtime.model.scaling import (
 from m7b.runtime.quantize.recipe import choose_types
 from m7b.runtime.quantize.rounding import best_blocks
 from m7b.runtime.quantize.writing import ROWS, Written, relative_error
-from m7b.tokenizer import GGUFVocabulary, Tokenizer, to_gguf
+from m7b.tokenizer import GGUFVocabulary, Tokenizer, select_ends, to_gguf
 
 if TYPE_CHECKING:
     from m7b.runtime.quantize import Settings
@@ -146,11 +146,13 @@ class FilePlan:
         writer.add_quantization_version(GGML_QUANT_VERSION)
         add_shape(writer, checkpoint.config)
         _add_vocabulary(writer, self.vocabulary)
-        others = sorted(checkpoint.stop_ids - {self.vocabulary.eos_id})
-        if others:
-            writer.add_eot_token_id(others[0])
-        if checkpoint.chat_template:
-            writer.add_chat_template(checkpoint.chat_template)
+        for add, token in zip(
+            (writer.add_eot_token_id, writer.add_eom_token_id), self._list_other_ends(), strict=False
+        ):
+            add(token)
+        if checkpoint.chat_templates:
+            named = checkpoint.chat_templates.items()
+            writer.add_chat_template([{"name": name, "template": text} for name, text in named])
         for name, type_ in self.types.items():
             shape: tuple[int, ...] = checkpoint.config.tensor_shapes()[name]
             is_float = type_ in (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
@@ -163,6 +165,13 @@ class FilePlan:
                 self._n_bytes(name),
                 raw_dtype=type_,
             )
+
+    def _list_other_ends(self) -> list[int]:
+        """What ends an answer beside EOS, those first that readers do not know by their names."""
+        pieces, others = self.vocabulary.pieces, self.checkpoint.stop_ids - {self.vocabulary.eos_id}
+        known = select_ends(pieces)
+        within = (token for token in others if 0 <= token < len(pieces))
+        return sorted(within, key=lambda token: (pieces[token] in known, token))
 
 
 def add_shape(writer: GGUFWriter, config: ModelConfig) -> None:
