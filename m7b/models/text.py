@@ -10,11 +10,21 @@ from m7b.errors import UnsupportedCheckpoint, UsageError
 from m7b.models.choice import ModelChoice
 from m7b.models.files import ModelFiles, open_model
 from m7b.templates import MistralTemplate, Template, choose_template, load_template, read_source
-from m7b.tokenizer import MistralTokenizer, OfficialVocabulary, Tokenizer, find_end_ids, load_tokenizer
-from m7b.variants import VARIANTS
+from m7b.tokenizer import (
+    InnerSpace,
+    MistralTokenizer,
+    OfficialVocabulary,
+    Tokenizer,
+    find_end_ids,
+    load_tokenizer,
+)
+from m7b.variants import VARIANTS, TokenizerVersion
 
 if TYPE_CHECKING:
     from m7b.runtime.checkpoints import Checkpoint
+
+
+_MOST_BEYOND = 1024  # ids without a row that are looked at one by one
 
 
 def load_chosen_tokenizer(choice: ModelChoice) -> Tokenizer:
@@ -91,11 +101,18 @@ def read_tokenizer(checkpoint: "Checkpoint", chat_template: str | None = None) -
             hint="put tokenizer.model or tokenizer.json beside the weights",
         )
     named = read_source(chat_template) if chat_template is not None else None
-    tokenizer = load_tokenizer(checkpoint.tokenizer, named or "\n".join(checkpoint.chat_templates.values()))
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+    spelled = named or "\n".join(checkpoint.chat_templates.values())
+    tokenizer = load_tokenizer(checkpoint.tokenizer, spelled)
+    n_rows = checkpoint.config.vocab_size
+    beyond = range(n_rows, tokenizer.vocab_size)
+    if len(beyond) <= _MOST_BEYOND and not all(map(tokenizer.is_control, beyond)):
+        # As control tokens they are harmless: no text becomes them.
+        tokenizer = load_tokenizer(checkpoint.tokenizer, spelled + "".join(map(tokenizer.piece, beyond)))
+    if not all(map(tokenizer.is_control, beyond)):
         raise UnsupportedCheckpoint(
-            f"{checkpoint.path}: the tokenizer has {tokenizer.vocab_size} ids, "
-            f"the model {checkpoint.config.vocab_size}"
+            f"{checkpoint.path}: the tokenizer has {tokenizer.vocab_size} ids, the model {n_rows}, "
+            f"and text can become {tokenizer.piece(n_rows)!r}, which has no row",
+            hint="take the tokenizer that belongs to these weights",
         )
     return tokenizer
 
@@ -113,7 +130,11 @@ def find_stop_ids(
 
 def _official_tokenizer(choice: ModelChoice) -> Tokenizer | None:
     version = VARIANTS[choice.release].tokenizer if choice.release else None
-    return load_tokenizer(OfficialVocabulary(version)) if version else None
+    if version is None:
+        return None
+    # The tokenizer.json that Mistral published with v0.3 puts none, those before put one always.
+    inner = InnerSpace.NEVER if version is TokenizerVersion.V3 else InnerSpace.ALWAYS
+    return load_tokenizer(OfficialVocabulary(version, inner))
 
 
 def _choose_template(

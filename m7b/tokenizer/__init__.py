@@ -3,8 +3,11 @@
 Text never becomes a control id, whatever it spells: only templates place those.
 """
 
+from m7b.tokenizer.added import from_sentencepiece
 from m7b.tokenizer.base import (
+    AddedPiece,
     GGUFVocabulary,
+    InnerSpace,
     OfficialVocabulary,
     SentencePieceFile,
     Tokenizer,
@@ -22,7 +25,9 @@ from m7b.tokenizer.to_gguf import to_gguf
 
 __all__ = [
     "OFFICIAL_SHA256",
+    "AddedPiece",
     "GGUFVocabulary",
+    "InnerSpace",
     "MistralTokenizer",
     "OfficialVocabulary",
     "SentencePieceFile",
@@ -54,9 +59,10 @@ def load_tokenizer(source: TokenizerSource, reserved: str = "") -> Tokenizer:
     """
     match source:
         case OfficialVocabulary(version):
-            return MistralTokenizer(official_file(version), f"Mistral's {version} tokenizer (SentencePiece)")
-        case SentencePieceFile(path):
-            return MistralTokenizer(path, f"{path.name} (SentencePiece)")
+            description = f"Mistral's {version} tokenizer (SentencePiece)"
+            return MistralTokenizer(official_file(version), description, inner_space=source.inner_space)
+        case SentencePieceFile():
+            return from_sentencepiece(source, reserved)
         case TokenizerJson():
             return from_json(source, reserved)
         case GGUFVocabulary():

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -60,18 +61,39 @@ class Tokenizer(Protocol):
         ...
 
 
+class InnerSpace(StrEnum):
+    """Whether a space goes in front of text behind a control token; one that begins a text always gets it."""
+
+    ALWAYS = "always"
+    UNLESS_SPACE = "unless it begins with one"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
 class OfficialVocabulary:
     """One of Mistral's own tokenizers, shipped with mistral-common."""
 
     version: TokenizerVersion
+    inner_space: InnerSpace = field(default=InnerSpace.ALWAYS, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AddedPiece:
+    """A token that a fine-tune added; `token` None takes the next id that is free."""
+
+    piece: str
+    token: int | None
+    is_control: bool
 
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceFile:
-    """A `tokenizer.model` that is not one of Mistral's own."""
+    """A `tokenizer.model` that is not one of Mistral's own, with what the files beside it add."""
 
     path: Path
+    added: tuple[AddedPiece, ...] = ()
+    eos_token: str | None = None
+    inner_space: InnerSpace = field(default=InnerSpace.ALWAYS, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

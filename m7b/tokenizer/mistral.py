@@ -1,11 +1,12 @@
 """SentencePiece tokenizers, run by mistral-common."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from m7b.errors import DamagedCheckpoint
-from m7b.tokenizer.base import check_unicode, name_missing_piece
+from m7b.tokenizer.base import InnerSpace, check_unicode, name_missing_piece
 from m7b.variants import TokenizerVersion
 
 _OFFICIAL_FILES = {
@@ -31,7 +32,14 @@ def official_file(version: TokenizerVersion) -> Path:
 class MistralTokenizer:
     """A SentencePiece tokenizer, run by mistral-common."""
 
-    def __init__(self, path: Path, description: str, *, adds_bos: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        description: str,
+        *,
+        adds_bos: bool = True,
+        inner_space: InnerSpace = InnerSpace.ALWAYS,
+    ) -> None:
         from mistral_common.tokens.tokenizers import base, sentencepiece
 
         try:
@@ -41,6 +49,8 @@ class MistralTokenizer:
             raise DamagedCheckpoint(f"{path}: not a SentencePiece model: {error}") from None
         self._description = description
         self._adds_bos = adds_bos
+        self._inner_space = inner_space
+        self._content = b"" if inner_space is InnerSpace.ALWAYS else path.read_bytes()
         self._controls = {self._model.id_to_piece(token): token for token in self._model.special_ids}
 
     @property
@@ -79,8 +89,33 @@ class MistralTokenizer:
         return self._controls
 
     def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
-        """Encode `text`, with `bos` behind `bos_id`. A space always goes in front of the text."""
-        return self._model.encode(check_unicode(text), bos=bos, eos=False)
+        """Encode `text`, with `bos` behind `bos_id`; a space goes in front, `inside` where it is wanted."""
+        text = check_unicode(text)
+        if inside and not self._wants_space(text):
+            ids: list[int] = self._bare.encode(text)
+            return [self._model.bos_id, *ids] if bos else ids
+        return self._model.encode(text, bos=bos, eos=False)
+
+    def _wants_space(self, text: str) -> bool:
+        match self._inner_space:
+            case InnerSpace.ALWAYS:
+                return True
+            case InnerSpace.UNLESS_SPACE:
+                return not text.startswith(" ")
+            case InnerSpace.NEVER:
+                return False
+            case other:
+                assert_never(other)
+
+    @cached_property
+    def _bare(self) -> Any:
+        """The same model without the space that it puts in front of a text."""
+        from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+        proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+        proto.ParseFromString(self._content)
+        proto.normalizer_spec.add_dummy_prefix = False
+        return SentencePieceProcessor(model_proto=proto.SerializeToString())
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode `ids`; control ids vanish, bytes that are no UTF-8 become U+FFFD."""

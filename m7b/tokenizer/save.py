@@ -16,14 +16,15 @@ from m7b.tokenizer.fast import FastTokenizer
 from m7b.tokenizer.gguf import build_sentencepiece_model
 from m7b.tokenizer.mistral import official_file
 
-_BESIDE = ("tokenizer_config.json", "tokenizer.model")
+_BESIDE = ("tokenizer_config.json", "tokenizer.model", "added_tokens.json", "special_tokens_map.json")
 
 
 def save_tokenizer(source: TokenizerSource | None, tokenizer: Tokenizer, folder: Path) -> None:
     """Write `tokenizer`, which was loaded from `source`, into `folder`."""
     match source:
-        case TokenizerJson(path):
-            shutil.copyfile(path, folder / "tokenizer.json")
+        case TokenizerJson(path) | SentencePieceFile(path, added=(_, *_)):
+            name = "tokenizer.json" if isinstance(source, TokenizerJson) else "tokenizer.model"
+            shutil.copyfile(path, folder / name)
             for name in _BESIDE:
                 if (path.parent / name).is_file():
                     shutil.copyfile(path.parent / name, folder / name)

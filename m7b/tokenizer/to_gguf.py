@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
+from m7b.tokenizer.added import build_model
 from m7b.tokenizer.base import (
     GGUFVocabulary,
     OfficialVocabulary,
@@ -30,25 +31,33 @@ def to_gguf(source: TokenizerSource, tokenizer: Tokenizer, vocab_size: int) -> G
         case GGUFVocabulary():
             return source
         case OfficialVocabulary(version):
-            return _convert_sentencepiece(official_file(version), tokenizer, vocab_size)
-        case SentencePieceFile(path):
-            return _convert_sentencepiece(path, tokenizer, vocab_size)
+            file = SentencePieceFile(official_file(version))
+            return _convert_sentencepiece(file, tokenizer, vocab_size)
+        case SentencePieceFile():
+            return _convert_sentencepiece(source, tokenizer, vocab_size)
         case TokenizerJson(path):
             return _convert_json(path, tokenizer, vocab_size)
 
 
-def _convert_sentencepiece(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
+def _convert_sentencepiece(
+    source: SentencePieceFile, tokenizer: Tokenizer, vocab_size: int
+) -> GGUFVocabulary:
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    proto.ParseFromString(path.read_bytes())
+    proto.ParseFromString(build_model(source))
+    del proto.pieces[vocab_size:]  # ids that the model has no rows for
     missing = vocab_size - len(proto.pieces)
     return GGUFVocabulary(
-        path=path,
+        path=source.path,
         model="llama",
         pre="default",
         pieces=[piece.piece for piece in proto.pieces] + _make_padding(len(proto.pieces), missing),
-        types=[int(piece.type) for piece in proto.pieces] + [_UNUSED] * missing,
+        types=[
+            _CONTROL if tokenizer.is_control(token) and piece.type == _USER_DEFINED else int(piece.type)
+            for token, piece in enumerate(proto.pieces)
+        ]
+        + [_UNUSED] * missing,
         scores=[float(piece.score) for piece in proto.pieces] + [0.0] * missing,
         merges=[],
         bos_id=tokenizer.bos_id,
@@ -69,9 +78,11 @@ def _convert_json(path: Path, tokenizer: Tokenizer, vocab_size: int) -> GGUFVoca
     pieces = _make_padding(0, vocab_size)
     types = [_UNUSED] * vocab_size
     for piece, token in ids.items():
-        pieces[token], types[token] = piece, _NORMAL
+        if token < vocab_size:
+            pieces[token], types[token] = piece, _NORMAL
     for entry in added:
-        types[entry["id"]] = _CONTROL if entry.get("special") else _USER_DEFINED
+        if entry["id"] < vocab_size:
+            types[entry["id"]] = _CONTROL if entry.get("special") else _USER_DEFINED
     is_byte_level = "ByteLevel" in json.dumps(content.get("pre_tokenizer"))
     scores = [0.0] * vocab_size
     if not is_byte_level:

@@ -1,6 +1,7 @@
 """What the folder formats share: finding the tokenizer and the chat templates beside the weights."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from m7b.errors import CheckpointNotFound, DamagedCheckpoint
 from m7b.runtime.checkpoints.fields import read_json
 from m7b.tokenizer import (
     OFFICIAL_SHA256,
+    AddedPiece,
+    InnerSpace,
     OfficialVocabulary,
     SentencePieceFile,
     TokenizerJson,
@@ -31,7 +34,7 @@ def tokenizer_source(folder: Path, vocab_size: int) -> TokenizerSource | None:
     for model in models:
         version = OFFICIAL_SHA256.get(hashlib.sha256(_bytes(model)).hexdigest())
         if version and _VOCAB_SIZES[version] == vocab_size:
-            return OfficialVocabulary(version)
+            return OfficialVocabulary(version, _inner_space(folder))
     if (folder / "tokenizer.json").is_file():
         config = _tokenizer_config(folder)
         adds_bos = config.get("add_bos_token")
@@ -41,7 +44,12 @@ def tokenizer_source(folder: Path, vocab_size: int) -> TokenizerSource | None:
             )
         bos_token, eos_token = (_special_token(folder, config, key) for key in ("bos_token", "eos_token"))
         return TokenizerJson(folder / "tokenizer.json", bos_token, adds_bos, eos_token)
-    return SentencePieceFile(models[0]) if models else None
+    if not models:
+        return None
+    names = _special_names(folder)
+    return SentencePieceFile(
+        models[0], _added_pieces(folder, set(names.values())), names.get("eos_token"), _inner_space(folder)
+    )
 
 
 def stop_ids(folder: Path) -> frozenset[int]:
@@ -100,6 +108,50 @@ def _text(file: Path) -> str:
         return _bytes(file).decode("utf-8")
     except ValueError as error:
         raise DamagedCheckpoint(f"{file}: not UTF-8: {error}") from None
+
+
+def _added_pieces(folder: Path, special: set[str]) -> tuple[AddedPiece, ...]:
+    """The tokens that a fine-tune without a tokenizer.json added, those without an id last."""
+    file = folder / "added_tokens.json"
+    decoder = _tokenizer_config(folder).get("added_tokens_decoder") or {}  # where it is, it counts alone
+    ids: dict[str, Any] = {} if decoder else _read_json(file)
+    pieces = {piece: AddedPiece(piece, token, piece in special) for piece, token in ids.items()}
+    for token, entry in decoder.items() if isinstance(decoder, dict) else ():
+        piece = _content(entry)
+        if piece is not None and token.isdecimal() and len(token) < 12:
+            is_control = bool(entry.get("special")) or piece in special
+            pieces[piece] = AddedPiece(piece, int(token), is_control)
+    if bad := [piece for piece, token in ids.items() if type(token) is not int or not piece]:
+        raise DamagedCheckpoint(f"{file}: {bad[0]!r} has no id")
+    nameless = sorted(special - pieces.keys() - {""})
+    return (*pieces.values(), *(AddedPiece(piece, None, True) for piece in nameless))
+
+
+def _special_names(folder: Path) -> dict[str, str]:
+    """What the folder calls its special tokens, by their keys."""
+    names: dict[str, str] = {}
+    for values in (_read_json(folder / "special_tokens_map.json"), _tokenizer_config(folder)):
+        for key, value in values.items():
+            more = value if key == "additional_special_tokens" and isinstance(value, list) else ()
+            named = {f"{key}.{n}": each for n, each in enumerate(more)}
+            if key.endswith("_token") and not isinstance(value, bool):
+                named[key] = value
+            names |= {name: text for name, each in named.items() if (text := _content(each))}
+    return names
+
+
+def _inner_space(folder: Path) -> InnerSpace:
+    """Whether transformers would put a space in front of text behind a control token, for this folder."""
+    if (folder / "tokenizer.json").is_file():
+        settings = read_json(folder / "tokenizer.json")
+        if '"Prepend"' in json.dumps(settings.get("normalizer")):
+            return InnerSpace.ALWAYS
+        is_always = '"prepend_scheme": "always"' in json.dumps(settings.get("pre_tokenizer"))
+        return InnerSpace.UNLESS_SPACE if is_always else InnerSpace.NEVER
+    config = _read_json(folder / "config.json")
+    # Of Mistral's models transformers passes over `legacy`.
+    is_legacy = config.get("model_type") == "llama" and _tokenizer_config(folder).get("legacy") is True
+    return InnerSpace.UNLESS_SPACE if is_legacy else InnerSpace.NEVER
 
 
 def _bytes(file: Path) -> bytes:
