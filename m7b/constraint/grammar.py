@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from m7b.constraint.schema import rebuild_schema
+from m7b.constraint.rules import write_schema_rules
 from m7b.errors import UsageError
 from m7b.tokenizer.base import check_unicode
 
@@ -73,7 +73,7 @@ def write_llguidance_grammar(grammar: Grammar, *, behind_space: bool) -> str:
 def _build_body(grammar: Grammar) -> dict[str, Any]:
     match grammar:
         case JsonSchema(schema):
-            return {"json_schema": rebuild_schema(schema) | {"x-guidance": _JSON}}
+            return {"lark_grammar": f"start: json\n{write_schema_rules(schema)}"}
         case AnyJson():
             return {"json_schema": {"type": ["object", "array"], "x-guidance": _JSON}}
         case Regex(pattern):
@@ -85,9 +85,8 @@ def _build_body(grammar: Grammar) -> dict[str, Any]:
                 )
             return {"lark_grammar": _check_length("grammar", source)}
         case CallsOrText(schema):
-            body = json.dumps(rebuild_schema(schema) | {"x-guidance": _JSON})
             text = "TEXT: /\\s*[^\\s\\[](.|\\n)*/"
-            return {"lark_grammar": f"start: calls | TEXT\ncalls: %json {body}\n{text}"}
+            return {"lark_grammar": f"start: json | TEXT\n{text}\n{write_schema_rules(schema)}"}
         case _:
             assert_never(grammar)
 
