@@ -23,7 +23,7 @@ from m7b.commands.shared.options import (
 )
 from m7b.commands.shared.progress import BatchStatus, PromptStatus
 from m7b.commands.shared.prompt import read_prompt
-from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions
+from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions, leave_out_tools
 from m7b.completions import (
     ChatPrompt,
     Completion,
@@ -130,6 +130,7 @@ def complete(
     batch = _open_batch(file if prompt is None else prompt, jsonl, output, resume=resume)
     if batch is None:
         request = _fill(request, read_prompt(prompt, file, keep_newline=keep_newline), is_chat=chat)
+    request = leave_out_tools(request)
     loaded = load_model(choice, engine, chat_template=chat_template)
     if chat:
         require_template(loaded.name, loaded.template)

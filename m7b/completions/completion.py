@@ -20,7 +20,7 @@ from m7b.generation import (
 from m7b.models import Model
 from m7b.offer import Offer, check_template
 from m7b.stream import EventStream
-from m7b.tools import parse_tools
+from m7b.tools import check_tool, parse_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,4 +205,6 @@ def _offer(request: CompletionRequest) -> Offer | None:
     if not tools:
         return None
     checked = [tool.as_json() for tool in parse_tools(tools, "tools")]
+    for tool in checked if request.constrains_calls else ():
+        check_tool(tool)
     return Offer(checked, request.tool_choice, request.constrains_calls)

@@ -5,6 +5,7 @@ Knows grammars, tokenizers and llguidance, which does the work; knows nothing ab
 
 from m7b.constraint.compiled import GrammarConstraint, GrammarMatcher, compile_constraint
 from m7b.constraint.grammar import AnyJson, CallsOrText, Grammar, JsonSchema, Lark, Regex
+from m7b.constraint.rules import check_schema
 
 __all__ = [
     "AnyJson",
@@ -15,5 +16,6 @@ __all__ = [
     "JsonSchema",
     "Lark",
     "Regex",
+    "check_schema",
     "compile_constraint",
 ]

@@ -18,6 +18,7 @@ from m7b.repl.slash import find_command
 from m7b.repl.toolbelt import Toolbelt
 from m7b.session import Dropped, Session, SessionEvent
 from m7b.stream import REPLACEMENT
+from m7b.tools import keep_enforceable
 
 COMMAND_LINE = re.compile(r"/(?!/)(?P<name>\S*)(?P<argument>.*)", re.DOTALL)
 
@@ -128,6 +129,10 @@ class Chat:
             if self.session.grammar is not None:
                 raise UsageError("an answer cannot both keep to a grammar and call tools", hint="/tools off")
             check_template(self.session.model.chat_template)
+            if self.session.constrains_calls:
+                offered, left_out = keep_enforceable(offered, demanded=self.session.tool_choice)
+                for line in left_out:
+                    self.screen.note(line, "yellow")
             self.session.tools = offered
 
     def show(self, events: Iterator[SessionEvent], *, continues: bool = False) -> Finished | None:
