@@ -29,6 +29,7 @@ _SIZES = {
     "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains",
     "maxContains",
 }  # fmt: skip
+_UNREACHABLE = 1_000_000  # no answer has so many letters or items
 _NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _NOT_ENFORCED = {"$dynamicRef", "$recursiveRef"}
 _OLD_DRAFTS = ("draft-03", "draft-04", "draft-06", "draft-07")
@@ -149,7 +150,9 @@ class _Reader:
             self._read_values(part, [value] if key == "const" else value, at)
         elif key in _NOT_ENFORCED:
             raise UsageError(f"the schema's keyword {key!r} cannot be enforced (at {at})", hint="use $ref")
-        elif _check_value(key, value, at):
+        elif _check_value(key, value, at) and not (
+            key in _SIZES and key.startswith("max") and value > _UNREACHABLE
+        ):
             part[key] = int(value) if key in _SIZES else value
 
     def _read_values(self, part: Part, values: list[Any], at: str) -> None:

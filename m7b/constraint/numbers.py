@@ -110,6 +110,8 @@ def _write_any(numbers: Numbers) -> list[str]:
     bounds = [abs(bound) for bound in (numbers.low, numbers.high) if bound is not None]
     if not bounds:
         return ['%json {"type": "number"}']
+    if min(bounds) > MAX_NUMBER:
+        return _write_integers(numbers)
     if max(bounds) > _MANY:
         small = _clip(numbers, _MANY)
         is_near = small.low is not None and small.high is not None and small.low < small.high

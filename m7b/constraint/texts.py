@@ -1,5 +1,6 @@
 """Questions about strings that keep to patterns, answered by llguidance over single bytes."""
 
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ def _build_matcher(strings: Strings) -> "LLMatcher":
     limits = LLParserLimits(verbose_errors=False, precompute_large_lexemes=False)
     matcher = LLMatcher(_build_byte_tokenizer(), grammar, log_level=0, limits=limits)
     if matcher.is_error():
-        raise UsageError(f"a pattern cannot be enforced: {' '.join(matcher.get_error().split())}")
+        reason = re.sub(r"^at \d+\(\d+\): | \d+ \| .*", "", " ".join(matcher.get_error().split()))
+        raise UsageError(f"a pattern cannot be enforced: {reason}")
     return matcher
 
 
