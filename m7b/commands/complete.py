@@ -24,7 +24,7 @@ from m7b.commands.shared.options import (
 )
 from m7b.commands.shared.progress import BatchStatus, PromptStatus
 from m7b.commands.shared.prompt import read_parts, read_prompt, tell_left_out
-from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions
+from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions, leave_out_tools
 from m7b.completions import (
     ChatPrompt,
     Completion,
@@ -150,6 +150,7 @@ def complete(
     if batch is None:
         read = _read_conversation if chat else _read_prompt
         request = read(request, prompt, file or [], keep_newline=keep_newline)
+    request = leave_out_tools(request)
     loaded = load_model(choice, engine, chat_template=chat_template)
     if chat:
         require_template(loaded.name, loaded.template)

@@ -25,7 +25,7 @@ from m7b.stream import EventStream
 from m7b.templates import find_call_format, list_left_out
 from m7b.templates.openai import read_tools
 from m7b.tokenizer import encode_special
-from m7b.tools import parse_tools
+from m7b.tools import check_tool, parse_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,5 +239,7 @@ def _offer(model: Model, request: CompletionRequest) -> Offer | None:
     checked = [tool.as_json() for tool in parse_tools(read_tools(tools), "tools")]
     if request.allowed_tools is not None:
         checked = [tool for tool in checked if tool["function"]["name"] in request.allowed_tools]
+    for tool in checked if request.constrains_calls else ():
+        check_tool(tool)
     form = find_call_format(model.chat_template) or MISTRAL
     return Offer(checked, request.tool_choice, request.constrains_calls, request.is_parallel, form)

@@ -1,9 +1,10 @@
 """A grammar compiled for a vocabulary, and the state of one answer in it."""
 
+import re
 from typing import TYPE_CHECKING
 
 from m7b.constraint.calls import Calls
-from m7b.constraint.grammar import Grammar, write_llguidance_grammar
+from m7b.constraint.grammar import Grammar, Lark, write_llguidance_grammar
 from m7b.constraint.vocabulary import Vocabulary, build_vocabulary
 from m7b.errors import UsageError
 from m7b.tokenizer import Tokenizer
@@ -112,7 +113,10 @@ def compile_constraint(
     limits = LLParserLimits(verbose_errors=False)
     matcher = LLMatcher(vocabulary.backend, source, log_level=0, limits=limits)
     if matcher.is_error():
-        raise UsageError(f"the grammar cannot be enforced: {' '.join(matcher.get_error().split())}")
+        reason = " ".join(matcher.get_error().split())
+        if not isinstance(grammar, Lark):  # the lines that it quotes are ours
+            reason = re.sub(r"^at \d+\(\d+\): | \d+ \| .*", "", reason)
+        raise UsageError(f"the grammar cannot be enforced: {reason}")
     constraint = GrammarConstraint(matcher, vocabulary)
     probe = constraint.start_matcher()
     probe.pack_mask()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, assert_never
 
 from m7b.constraint.calls import Calls, Place, write_calls
-from m7b.constraint.schema import rebuild_schema
+from m7b.constraint.rules import write_schema_rules
 from m7b.errors import UsageError
 from m7b.tokenizer.base import check_unicode
 
@@ -81,7 +81,7 @@ def _build_arguments(calls: Calls) -> list[dict[str, Any]]:
 def _build_body(grammar: Grammar) -> dict[str, Any]:
     match grammar:
         case JsonSchema(schema):
-            return {"json_schema": rebuild_schema(schema) | {"x-guidance": _JSON}}
+            return {"lark_grammar": f"start: json\n{write_schema_rules(schema)}"}
         case AnyJson():
             return {"json_schema": {"type": ["object", "array"], "x-guidance": _JSON}}
         case Regex(pattern):

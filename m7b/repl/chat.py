@@ -18,6 +18,7 @@ from m7b.repl.slash import find_command
 from m7b.repl.toolbelt import Toolbelt
 from m7b.session import Dropped, Session, SessionEvent
 from m7b.stream import REPLACEMENT
+from m7b.tools import keep_enforceable
 
 COMMAND_LINE = re.compile(r"/(?!/)(?P<name>\S*)(?P<argument>.*)", re.DOTALL)
 
@@ -129,6 +130,10 @@ class Chat:
                 raise UsageError("an answer cannot both keep to a grammar and call tools", hint="/tools off")
             template = self.session.model.chat_template
             check_template(template)
+            if self.session.constrains_calls:
+                offered, left_out = keep_enforceable(offered, demanded=self.session.tool_choice)
+                for line in left_out:
+                    self.screen.note(line, "yellow")
             self.session.tools = offered
             if remark := describe_form(template):
                 self.screen.note(remark, "yellow")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from m7b.tools.schema import simplify_schema
+from m7b.tools.schema import allow_repeats, simplify_schema
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -95,7 +95,8 @@ def _build_function(name: str, function: Callable[..., Any]) -> Function:
     for parameter_name, text in told.items():
         if parameter_name in schema["properties"]:
             schema["properties"][parameter_name].setdefault("description", text)
-    return Function(name, description, _sort_keys(simplify_schema(schema)), signature, model, function)
+    small = allow_repeats(simplify_schema(schema))
+    return Function(name, description, _sort_keys(small), signature, model, function)
 
 
 def _check_parameter(name: str, parameter: inspect.Parameter, function: Callable[..., Any]) -> None:

@@ -45,6 +45,20 @@ def drop_titles(schema: Any) -> Any:
     return _map_parts(small, drop_titles)
 
 
+def allow_repeats(schema: Any) -> Any:
+    """Drop `uniqueItems`, which pydantic writes for sets, and takes repeated items for.
+
+    It stays where the items are an enum, which a grammar can keep different, and where they are counted.
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    items = schema.get("items")
+    is_enum = isinstance(items, Mapping) and ("enum" in items or items.get("type") == "boolean")
+    keeps = is_enum or schema.get("minItems", 0) > 1
+    kept = {key: value for key, value in schema.items() if key != "uniqueItems" or keeps}
+    return _map_parts(kept, allow_repeats)
+
+
 def _inline(schema: Any, definitions: Mapping[str, Any]) -> Any:
     if not isinstance(schema, Mapping):
         return schema

@@ -340,19 +340,80 @@ ENFORCED = {
         ['"2024-02-29"'],
         ['"2023-02-29"', '"2024-13-01"', '"x"'],
     ),
-    "uniqueItems": ({"type": "array", "uniqueItems": False}, ["[1, 1]"], ["1"]),
+    "uniqueItems": (
+        {"type": "array", "items": {"enum": [1, "a", None]}, "uniqueItems": True},
+        ["[]", '["a", 1]', '[null, "a", 1]'],
+        ["[1, 1]", "[1, 1.0]", '["a", null, "a"]'],
+    ),
+    "contains": (
+        {"type": "array", "contains": {"const": 1}},
+        ["[1]", "[2, [], 1, 2]", "[1, 1]"],
+        ["[]", "[2]"],
+    ),
+    "minContains": (
+        {"type": "array", "contains": {"type": "null"}, "minContains": 2},
+        ["[null, 1, null]"],
+        ["[null, 1]", "[]"],
+    ),
+    "maxContains": (
+        {"type": "array", "contains": {"type": "null"}, "maxContains": 1},
+        ["[1, null]", "[null]"],
+        ["[null, 1, null]", "[]"],
+    ),
+    "dependentRequired": (
+        {"type": "object", "dependentRequired": {"a": ["b"]}},
+        ['{"b": 1}', '{"b": 1, "a": 1}', "{}"],
+        ['{"a": 1}', '{"a": 1, "c": 2}'],
+    ),
+    "dependentSchemas": (
+        {"type": "object", "properties": {"a": {}}, "dependentSchemas": {"a": {"required": ["b"]}}},
+        ['{"a": 1, "b": 2}', '{"c": 1}'],
+        ['{"a": 1}'],
+    ),
+    "dependencies": (
+        {"type": "object", "dependencies": {"a": ["b"]}, "dependentRequired": {"a": ["b"]}},
+        ['{"b": 1}'],
+        ['{"a": 1}'],
+    ),
+    "propertyNames": (
+        {"type": "object", "propertyNames": {"pattern": "^[a-c]+$", "maxLength": 2}},
+        ['{"ab": 1}', "{}"],
+        ['{"d": 1}', '{"abc": 1}', '{"": 1}'],
+    ),
+    "not": ({"not": {"type": ["string", "object", "array"]}}, ["1", "null", "true"], ['"a"', "{}", "[]"]),
+    "if": (
+        {
+            "type": "object",
+            "properties": {"a": {"type": "boolean"}},
+            "if": {"properties": {"a": {"const": True}}, "required": ["a"]},
+            "then": {"required": ["b"]},
+            "else": {"properties": {"b": False}},
+        },
+        ['{"a": true, "b": 1}', '{"a": false}', "{}"],
+        ['{"a": true}', '{"a": false, "b": 1}', '{"b": 1}'],
+    ),
+    "then": ({"if": {"type": "number"}, "then": {"minimum": 3}}, ["3", '"a"'], ["2"]),
+    "else": ({"if": {"type": "number"}, "else": {"type": "null"}}, ["3", "null"], ['"a"']),
+    "unevaluatedItems": (
+        {"type": "array", "allOf": [{"prefixItems": [{"const": 1}]}], "unevaluatedItems": False},
+        ["[1]", "[]"],
+        ["[1, 2]", "[2]"],
+    ),
+    "unevaluatedProperties": (
+        {"type": "object", "allOf": [{"properties": {"a": {}}}], "unevaluatedProperties": False},
+        ['{"a": 1}', "{}"],
+        ['{"a": 1, "b": 2}', '{"b": 2}'],
+    ),
+    "$anchor": ({"$defs": {"x": {"$anchor": "y", "const": 1}}, "$ref": "#y"}, ["1"], ["2"]),
+    "$dynamicAnchor": ({"$defs": {"x": {"$dynamicAnchor": "y", "const": 1}}, "$ref": "#y"}, ["1"], ["2"]),
 }
-REFUSED = {
-    "$anchor": "a", "$dynamicAnchor": "a", "$dynamicRef": "#a", "$vocabulary": {}, "contains": {},
-    "minContains": 1, "maxContains": 1, "dependentRequired": {}, "dependentSchemas": {}, "propertyNames": {},
-    "not": {}, "if": {}, "then": {}, "else": {}, "unevaluatedItems": {}, "unevaluatedProperties": {},
-    "contentEncoding": "base64", "contentMediaType": "text/html", "contentSchema": {},
-    "dependencies": {}, "$recursiveRef": "#", "$recursiveAnchor": True,  # of older drafts
-}  # fmt: skip
+REFUSED = {"$dynamicRef": "#a", "$recursiveRef": "#"}
 NOTES = {
     "$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": "c", "title": "t",
     "description": "d", "default": 1, "examples": [1], "deprecated": True, "readOnly": True,
-    "writeOnly": True,
+    "writeOnly": True, "$vocabulary": {}, "contentEncoding": "base64", "contentMediaType": "text/html",
+    "contentSchema": {}, "$recursiveAnchor": True, "nullable": True, "example": "x", "x-order": 1,
+    "x-guidance": {"lenient": True}, "format": "int32", "discriminator": {"propertyName": "a"}, "foo": [],
 }  # fmt: skip
 
 
@@ -415,17 +476,11 @@ def test_annotation_changes_nothing(keyword, value, loaded):
 @pytest.mark.parametrize(
     ("schema", "named"),
     [
-        ({"x-guidance": {"lenient": True}}, "'x-guidance'"),
-        ({"properties": {"a": {"foo": 1}}}, "'foo'.*#/properties/a/foo"),
-        ({"nullable": True}, "'nullable'"),
-        ({"uniqueItems": True}, "'uniqueItems'"),
-        ({"minProperties": 2}, "'minProperties'"),
-        ({"properties": {"a": {"$id": "x"}}}, r"'\$id'"),
-        ({"format": "foo"}, '"foo"; it must be one of date, date-time'),
-        ({"format": "unknown"}, '"unknown"'),  # a name of llguidance's own for anything
-        ({"type": "integer", "format": "int32"}, '"int32"'),
+        ({"properties": {"a": {"uniqueItems": True}}}, "'uniqueItems'.*#/properties/a/uniqueItems"),
+        ({"items": {"$dynamicRef": "#a"}}, r"'\$dynamicRef'.*#/items"),
+        ({"not": {"patternProperties": {"a": {"type": "null"}}}}, "'patternProperties'.*#/not"),
+        ({"minProperties": 40}, "minProperties"),
         ({"type": "foo"}, '#/type is "foo"'),
-        ({"items": [{"type": "string"}]}, "#/items"),  # of older drafts
         ({"exclusiveMinimum": True, "minimum": 1}, "#/exclusiveMinimum is true"),  # of older drafts
         ({"multipleOf": -2}, "#/multipleOf is -2"),
         ({"minLength": -1}, "#/minLength is -1"),
@@ -434,10 +489,7 @@ def test_annotation_changes_nothing(keyword, value, loaded):
         ({"properties": []}, "#/properties"),
         ({"properties": {"a": 5}}, "#/properties/a is 5"),
         ({"pattern": 5}, "#/pattern is 5"),
-        ({"enum": []}, "#/enum"),
         ({"anyOf": []}, "#/anyOf"),
-        ({"const": 2**53}, "9007199254740992"),
-        ({"const": "a\x00"}, "control characters"),
         ({"const": "\ud800"}, "not JSON.*surrogates"),
         ({"const": float("nan")}, "not JSON"),
         ({"const": {1}}, "not JSON"),
@@ -445,13 +497,17 @@ def test_annotation_changes_nothing(keyword, value, loaded):
         ({"$ref": "http://example.com/x"}, r"#/\$ref is .*example"),
         ({"$ref": "other.json#/a"}, r"#/\$ref"),
         ({"$ref": "#name"}, r"#/\$ref"),
+        (
+            {"oneOf": [{"additionalProperties": False}, {"additionalProperties": {"type": "null"}}]},
+            "'oneOf'.*options may hold together",
+        ),
         ({"$ref": "#/$defs/x"}, "#/[$]defs/x, where there is no schema"),
         ({"$ref": "#/const/a", "const": {"a": {}}}, "no schema"),
-        ({"pattern": "(?=a)"}, "look-around"),
+        ({"pattern": "(?<=a)b"}, "lookarounds not supported"),
+        ({"pattern": "(a(?=b))*"}, "repeats a look-ahead"),
+        ({"pattern": "a("}, r"a \) is missing"),
         ({"pattern": r"(a)\1"}, "backreferences"),
         ({"pattern": r"\bfoo"}, "lookarounds not supported"),
-        ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "oneOf"),
-        ({"patternProperties": {"^a": {"const": 1}, "b$": {"const": 2}}}, "not disjoint"),
         ({"type": "number", "multipleOf": 3.14159265358979}, "multipleOf"),
     ],
     ids=str,
@@ -465,6 +521,7 @@ def test_schema_that_cannot_be_enforced_is_refused_by_what_is_wrong(schema, name
     "schema",
     [
         False,
+        {"enum": []},
         {"type": "integer", "minimum": 3, "maximum": 2},
         {"type": "integer", "multipleOf": 10, "minimum": 1, "maximum": 9},
         {"type": "string", "pattern": "^a$", "minLength": 3},

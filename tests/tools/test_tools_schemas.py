@@ -91,6 +91,13 @@ PARAMETERS = {
     ),
     "p: Point": (POINT, [{"x": 1}, {"x": 1, "y": 2}], [{}, {"x": "a"}]),
     "p: Item": (ITEM, [{"name": "a"}, {"name": "a", "title": "b"}], [{}]),
+    "p: set[str]": ({"type": "array", "items": {"type": "string"}}, [[], ["a", "a"]], [[1], "a"]),
+    "p: set[Literal['a', 'b']]": (
+        {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}, "uniqueItems": True},
+        [[], ["b", "a"]],
+        [["c"]],
+    ),
+    "p: pathlib.Path": ({"type": "string", "format": "path"}, ["/tmp"], [1]),
     "p: tuple[int, str]": (
         {
             "type": "array",
