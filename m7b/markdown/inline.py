@@ -7,6 +7,7 @@ import re
 from typing import Any, Literal
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from rich import box
 from rich.table import Table
@@ -16,16 +17,62 @@ from m7b.render import printable
 
 _STYLES = {"strong": "bold", "em": "italic", "s": "strike", "link": "underline"}
 _CODE = "bold cyan"
-_MARKUP = re.compile(r"[*_~`\[\]<\\]")
-_OPENERS = re.compile(r"\*(?=\S)|(?<!\w)_(?=\S)|~~(?=\S)|`|<\S*$|\]\([^)]*$")
+_MARKUP = re.compile(r"[*_~`\[\]<\\$]")
+_OPENERS = re.compile(
+    r"\*(?=\S)|(?<!\w)_(?=\S)|~~(?=\S)|`|<(?:/?[A-Za-z][^<>]*|[!?][^>]*)?$|\]\([^)]*$"
+    # A dollar may begin mathematics, but not one in front of a price or of a variable of the shell.
+    r"|\$(?![\s$]|\d[\d.,]*(?:[kKmMbB]\b|[^\w\\^{}$*+=<>]|$)|[A-Z_]{2,}\b|$)"
+)
+_DOLLARS = re.compile(r"\$(?=[^\s$])(?:\\.|[^\\$`])*(?<=\S)\$(?!\d)")
+_BEGIN = re.compile(r"\\begin\{(\w+\*?)\}")
+_CLOSERS = {"\\(": "\\)", "\\[": "\\]", "$$": "$$"}
+
+
+def _scan_math(state: StateInline, silent: bool) -> bool:
+    r"""A rule of the parser that leaves `\(x\)`, `\[x\]`, `$x$`, `$$x$$`, environments and `\\` as is."""
+    source, start = state.src, state.pos
+    if source[start] not in "\\$":
+        return False
+    pair = source[start : start + 2]
+    begin = _BEGIN.match(source, start)
+    closer = f"\\end{{{begin[1]}}}" if begin else _CLOSERS.get(pair)
+    end = source.find(closer, start + 2) if closer else -1
+    kind = "math"
+    if closer and end >= 0:
+        end += len(closer)
+    elif begin or pair == "\\[" or (pair == "$$" and _is_display(source, start)):
+        kind, end = "open_math", len(source)
+    elif pair == "\\(":
+        kind, end = "open_math", start + 2
+    elif pair in ("\\\\", "\\)", "\\]"):
+        end = start + 2
+    elif dollars := _DOLLARS.match(source, start):
+        end = dollars.end()
+    else:
+        return False
+    if not silent:
+        token = state.push(kind, "", 0)
+        token.content = source[start:end]
+        token.info = closer or ""
+    state.pos = end
+    return True
+
+
+def _is_display(source: str, start: int) -> bool:
+    """Whether two dollars may begin mathematics of several lines: they begin or end their own."""
+    return not (source[:start].strip() and source[start + 2 :].strip())
 
 
 class _Parser(MarkdownIt):
-    """Leaves HTML, entities and addresses as they are written: people read addresses, nobody opens them."""
+    """Leaves HTML, entities and addresses as they are written: people read addresses, nobody opens them.
+
+    So it does with mathematics in LaTeX, and with the double backslash that ends its rows.
+    """
 
     def __init__(self) -> None:
-        super().__init__("commonmark", {"html": False})
+        super().__init__("commonmark", {"html": True})
         self.enable("strikethrough").disable("entity")
+        self.inline.ruler.before("escape", "math", _scan_math)
 
     def validateLink(self, url: str) -> bool:
         return True
@@ -44,9 +91,18 @@ def is_settled(source: str) -> bool:
     """Whether later text cannot change the style of `source`: every delimiter in it has its partner."""
     if not _MARKUP.search(source):
         return True
+    tokens = _parse(source)
+    if any(token.type == "open_math" for token in tokens):
+        return False
     # Escapes, code and pairs become a dot: next to a delimiter they count as punctuation.
-    left = "".join(token.content if token.type == "text" else "." for token in _parse(source))
+    left = "".join(token.content if token.type == "text" else "." for token in tokens)
     return not (_OPENERS.search(left) or _has_open_bracket(left))
+
+
+def find_open_math(source: str) -> str | None:
+    r"""Find what ends the mathematics that `source` leaves open: `\]`, `$$` or `\end{...}`."""
+    tokens = _parse(source) if "\\" in source or "$$" in source else []
+    return next((token.info for token in tokens if token.type == "open_math" and token.info != "\\)"), None)
 
 
 def render(source: str, style: str = "") -> Text:
