@@ -117,7 +117,9 @@ def chat(
         choice = _choose_model(ctx, kept, variant, model, asks=is_interactive)
         from m7b.repl import Autosaver, Chat, Screen, Toolbelt
         from m7b.repl.keys import silence_keys
+        from m7b.repl.signals import raise_on_termination
 
+        stack.enter_context(raise_on_termination())
         if is_interactive:
             stack.enter_context(silence_keys())
         messages = store.load_messages(kept.id) if kept else []

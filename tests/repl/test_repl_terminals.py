@@ -1,0 +1,120 @@
+"""`m7b chat` on terminals as they are: keys of many kinds, pastes without marks, no answers, sudden ends."""
+
+import signal
+
+import pytest
+
+from m7b.messages import Message
+from tests.support.chat_home import ChatHome
+
+
+@pytest.fixture
+def home(tmp_path):
+    return ChatHome(tmp_path)
+
+
+# keys that have no code of their own
+
+NEWLINES = {
+    "Shift+Enter in kitty": "\x1b[13;2u",
+    "Ctrl+Enter in kitty": "\x1b[13;5u",
+    "Shift+Enter in kitty with events": "\x1b[13;2:1u",
+    "Shift+Enter on a keypad": "\x1b[57414;2u",
+    "Shift+Enter in xterm": "\x1b[27;2;13~",
+    "Ctrl+Shift+Enter in xterm": "\x1b[27;6;13~",
+    "Alt+Enter": "\x1b\r",
+    "Alt+Enter in kitty": "\x1b[13;3u",
+    "Alt+Enter in xterm": "\x1b[27;3;13~",
+    "Ctrl+J in kitty": "\x1b[106;5u",
+}
+
+
+@pytest.mark.parametrize("sequence", NEWLINES.values(), ids=NEWLINES)
+def test_enter_with_a_modifier_begins_a_new_line(home, sequence):
+    """It typed what follows the escape, as in [13;2u, or sent the message."""
+    with home.chat() as terminal:
+        terminal.type(f"a{sequence}b")
+        terminal.wait_for_draft("b")
+        assert terminal.submit("") == ["echo: a", "b"]
+
+
+def test_keys_in_the_long_form_do_what_the_short_ones_do(home):
+    with home.chat() as terminal:
+        terminal.type("a wrong\x1b[119;5uword\x1b[13;1u")
+        terminal.wait_for_prompt()
+        assert home.texts()[0] == "a word"
+
+
+# pastes that the terminal does not mark
+
+
+@pytest.mark.parametrize("end", ["", "\n"], ids=["open", "ended"])
+@pytest.mark.parametrize("n_lines", [2, 400])
+def test_a_paste_without_marks_is_not_sent(home, n_lines, end):
+    """Each of its lines was sent as a message."""
+    lines = [f"line {n} of a paste" for n in range(n_lines)]
+    with home.chat("--ctx-size", 100_000, "-n", 50_000) as terminal:
+        terminal.type(("\n".join(lines) + end).replace("\n", "\r"))
+        terminal.wait_for(lambda: f"... {lines[-1]}{chr(10) * len(end)}" in terminal.text)
+        terminal.wait_for_draft("" if end else lines[-1])
+        assert terminal.n_prompts == 1
+        terminal.key("enter")
+        terminal.wait_for_prompt()
+    assert home.texts()[::2] == ["\n".join(lines) + end]
+
+
+# terminals that do not answer
+
+
+def test_a_terminal_that_does_not_tell_where_its_cursor_is_gets_no_warning(home):
+    """It got one in the middle of the prompt."""
+    with home.chat(is_ready=False, is_mute=True) as terminal:
+        terminal.wait_for(">>>")
+        terminal.type("draft")
+        terminal.draw_for(3)
+        assert "WARNING" not in terminal.text
+        terminal.key("enter")
+        terminal.wait_for("echo: draft")
+
+
+# sudden ends
+
+GO = {"go": "one⏸"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["prompt", "answer", "load"])
+def test_a_signal_to_end_saves_the_turn_and_gives_the_terminal_back(home, number, moment):
+    """The shell had no echo afterwards, and the last second of an answer was lost."""
+    with home.chat(
+        is_ready=moment != "load", loads_slowly=moment == "load", answers={"go": "one⏸"}
+    ) as terminal:
+        if moment == "load":
+            terminal.wait_for("loading")
+        else:
+            home.go_on() if moment == "prompt" else None
+            terminal.type("go")
+            terminal.key("enter")
+            terminal.wait_for("\none")
+            if moment == "prompt":
+                terminal.wait_for_prompt()
+        assert not terminal.has_echo
+        terminal.send_signal(number)
+        assert terminal.exit_code() == 128 + number
+        assert terminal.has_echo
+        assert "Traceback" not in terminal.text
+    expected = (
+        []
+        if moment == "load"
+        else [Message("user", "go"), Message("assistant", "one", is_partial=moment == "answer")]
+    )
+    assert home.messages() == expected
+
+
+def test_a_signal_to_end_keeps_what_one_question_got(home):
+    asking = home.asking("go", answers={"go": "one⏸"})
+    assert asking.stdout.read(3) == b"one"
+    asking.send_signal(signal.SIGTERM)
+    assert asking.wait(30) == 143
+    asking.communicate()
+    assert home.messages()[1] == Message("assistant", "one", is_partial=True)
