@@ -1,5 +1,8 @@
 """`m7b chat` on terminals as they are: keys of many kinds, pastes without marks, no answers, sudden ends."""
 
+import base64
+import os
+import re
 import signal
 
 import pytest
@@ -118,3 +121,57 @@ def test_a_signal_to_end_keeps_what_one_question_got(home):
     assert asking.wait(30) == 143
     asking.communicate()
     assert home.messages()[1] == Message("assistant", "one", is_partial=True)
+
+
+# the clipboard
+
+
+def asked_for(raw):
+    """What the terminal was asked to put on the clipboard."""
+    (data,) = re.findall(rb"\x1b\]52;c;([\w+/=]*)\x07", raw)
+    return base64.b64decode(data).decode()
+
+
+@pytest.mark.parametrize("n_characters", [3, 5000])
+def test_copy_goes_through_gnu_screen(home, n_characters):
+    """It said that it copied, and screen kept it to itself."""
+    env = {"STY": "1.pts-1.host", "TERM": "screen-256color", "TMUX": ""}
+    text = "é" + "x" * n_characters
+    with home.chat("-n", 9000, "--ctx-size", 20000, env=env, answers={"go": text}) as terminal:
+        terminal.submit("go")
+        n_before = len(terminal.raw)
+        assert f"handed {len(text)} characters to the terminal" in "".join(terminal.submit("/copy"))
+        passed_on = re.findall(rb"\x1bP(.{,512})\x1b\\", terminal.raw[n_before:], re.S)
+        assert asked_for(b"".join(passed_on)) == text
+
+
+def test_copy_goes_through_tmux(home):
+    """By default tmux takes the sequence from no program inside it."""
+    tmux = home.executable("tmux", 'echo "$@" > "$HOME/called"; cat > "$HOME/copied"')
+    env = {
+        "TMUX": "/tmp/tmux-0/default,1,0",
+        "TERM": "tmux-256color",
+        "PATH": f"{home.folder}:{os.environ['PATH']}",
+    }
+    with home.chat(env=env, answers={"go": "é"}) as terminal:
+        terminal.submit("go")
+        assert terminal.submit("/copy") == ["handed 1 characters to tmux, and through it to the terminal"]
+    assert tmux
+    assert (home.folder / "copied").read_text() == "é"
+    assert (home.folder / "called").read_text() == "load-buffer -w -\n"
+
+
+@pytest.mark.parametrize(
+    "env", [{"TMUX": ""}, {"TMUX": "x", "PATH": "/nowhere"}], ids=["no tmux", "tmux is not found"]
+)
+def test_copy_asks_the_terminal_itself_otherwise(home, env):
+    with home.chat(env=env, answers={"go": "é"}) as terminal:
+        terminal.submit("go")
+        terminal.submit("/copy")
+        assert asked_for(terminal.raw) == "é"
+
+
+def test_copy_says_where_it_cannot(home):
+    with home.chat(env={"TERM": "linux", "TMUX": "", "STY": ""}) as terminal:
+        terminal.submit("go")
+        assert "has no clipboard" in " ".join(terminal.submit("/copy"))
