@@ -6,9 +6,19 @@ import os
 import re
 import sys
 from contextlib import suppress
+from enum import StrEnum
 from typing import Any, TextIO
 
 from m7b.errors import OutOfResources, UsageError
+
+
+class Theme(StrEnum):
+    """Colours for the background that the terminal has, for a light or a dark one, or none at all."""
+
+    AUTO = "auto"
+    LIGHT = "light"
+    DARK = "dark"
+    NONE = "none"
 
 
 class PipeClosed(Exception):

@@ -27,7 +27,7 @@ from m7b.markdown.blocks import (
 )
 from m7b.markdown.code import Highlighter
 from m7b.markdown.row import TerminalRow, is_wide
-from m7b.render import Output, PrintableStream, has_colours, printable
+from m7b.render import Output, PrintableStream, Theme, has_colours, printable
 
 __all__ = ["MarkdownStream"]
 
@@ -49,6 +49,7 @@ class MarkdownStream:
         stream: stdout unless another is given.
         plain: whether to write the text as it is; None does so where there is no terminal, or a dumb one.
         width: returns the columns of the terminal at this moment.
+        theme: the colours, for a light or a dark background or none.
     """
 
     def __init__(
@@ -57,9 +58,12 @@ class MarkdownStream:
         *,
         plain: bool | None = None,
         width: Callable[[], int] | None = None,
+        theme: Theme = Theme.DARK,
     ) -> None:
         self._output = Output(stream)
-        console = Console(file=stream or sys.stdout, no_color=not has_colours())
+        self._is_light = theme is Theme.LIGHT
+        no_color = theme is Theme.NONE or not has_colours()
+        console = Console(file=stream or sys.stdout, no_color=no_color)
         is_capable = self._output.is_terminal and not (console.is_dumb_terminal or console.legacy_windows)
         self._is_plain = not is_capable if plain is None else plain
         self._encoding = console.encoding
@@ -190,7 +194,7 @@ class MarkdownStream:
             return
         words = ready.rstrip(" ")
         if words.strip(" ") and (is_long or inline.is_settled(ready)):
-            self._row.put(inline.render(words, _HEADINGS[block.heading]))
+            self._row.put(inline.render(words, _HEADINGS[block.heading], is_light=self._is_light))
             self._at += len(words)
 
     def _end_line(self) -> None:
@@ -215,7 +219,7 @@ class MarkdownStream:
         match block:
             case Prose(heading=heading):
                 rest = re.sub(r" +#+ *$", "", rest) if heading else rest
-                self._row.put(inline.render(rest.rstrip(" "), _HEADINGS[heading]))
+                self._row.put(inline.render(rest.rstrip(" "), _HEADINGS[heading], is_light=self._is_light))
                 self._row.end_line()
             case Rule():
                 self._row.put_line(Text(self._rule * min(_RULE_CELLS, self._row.limit), "dim"))
@@ -245,7 +249,9 @@ class MarkdownStream:
         self._context = self._context.follow(self._line, block)
         if isinstance(block, Fence):
             self._raw = block
-            self._highlighter = Highlighter("" if block.is_quoted else block.language)
+            self._highlighter = Highlighter(
+                "" if block.is_quoted else block.language, is_light=self._is_light
+            )
         elif isinstance(block, Verbatim) and not block.is_closed_by(self._line):
             self._raw = block
         elif isinstance(block, Prose) and (end := inline.find_open_math(self._line[block.start :])):
@@ -269,7 +275,7 @@ class MarkdownStream:
     def _end_table(self) -> None:
         rows, self._rows = self._rows, []
         if len(rows) > 1 and self._row.limit >= _COLUMN_CELLS * inline.count_columns(rows):
-            self._row.put_block(inline.render_table(rows))
+            self._row.put_block(inline.render_table(rows, is_light=self._is_light))
         else:
             for row in rows:
                 self._put_literally(row)

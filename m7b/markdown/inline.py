@@ -16,7 +16,7 @@ from rich.text import Text
 from m7b.render import printable
 
 _STYLES = {"strong": "bold", "em": "italic", "s": "strike", "link": "underline"}
-_CODE = "bold cyan"
+_CODE, _CODE_ON_LIGHT = "bold cyan", "bold blue"
 _MARKUP = re.compile(r"[*_~`\[\]<\\$]")
 _OPENERS = re.compile(
     r"\*(?=\S)|(?<!\w)_(?=\S)|~~(?=\S)|`|<(?:/?[A-Za-z][^<>]*|[!?][^>]*)?$|\]\([^)]*$"
@@ -105,11 +105,12 @@ def find_open_math(source: str) -> str | None:
     return next((token.info for token in tokens if token.type == "open_math" and token.info != "\\)"), None)
 
 
-def render(source: str, style: str = "") -> Text:
+def render(source: str, style: str = "", *, is_light: bool = False) -> Text:
     """Render `source` as styled text without its markup. The address of a link follows its text."""
     text = Text(style=style)
     if not _MARKUP.search(source):
         return text.append(source)
+    code = _CODE_ON_LIGHT if is_light else _CODE
     styles: list[str] = []
     links: list[tuple[int, str]] = []  # where each open link starts, and its address
     for token in _parse(source):
@@ -126,20 +127,20 @@ def render(source: str, style: str = "") -> Text:
         elif token.type == "image":
             text.append(f"{token.content} ({_format_address(token)})", " ".join(styles))
         else:
-            text.append(token.content, " ".join([*styles, _CODE] if token.type == "code_inline" else styles))
+            text.append(token.content, " ".join([*styles, code] if token.type == "code_inline" else styles))
     return text
 
 
-def render_table(lines: list[str]) -> Table:
+def render_table(lines: list[str], *, is_light: bool = False) -> Table:
     """Render a table of its `lines`: a head, a delimiter row, rows."""
     head, delimiters, *rows = (_split_cells(line) for line in lines)
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for column in range(count_columns(lines)):
         title = head[column] if column < len(head) else ""
         justify = _justify(delimiters[column]) if column < len(delimiters) else "left"
-        grid.add_column(render(title), justify=justify, overflow="fold")
+        grid.add_column(render(title, is_light=is_light), justify=justify, overflow="fold")
     for row in rows:
-        grid.add_row(*map(render, row))
+        grid.add_row(*(render(cell, is_light=is_light) for cell in row))
     return grid
 
 

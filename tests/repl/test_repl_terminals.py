@@ -8,6 +8,8 @@ import signal
 import pytest
 
 from m7b.messages import Message
+from m7b.render import Theme
+from m7b.repl.background import read_answer, read_colorfgbg
 from tests.support.chat_home import ChatHome
 
 
@@ -175,3 +177,55 @@ def test_copy_says_where_it_cannot(home):
     with home.chat(env={"TERM": "linux", "TMUX": "", "STY": ""}) as terminal:
         terminal.submit("go")
         assert "has no clipboard" in " ".join(terminal.submit("/copy"))
+
+
+# light and dark
+
+BACKGROUNDS = {
+    "it says light": ({}, "rgb:ffff/ffff/dddd", Theme.LIGHT),
+    "it says dark": ({"COLORFGBG": "0;15"}, "rgb:1c/1c/1c", Theme.DARK),
+    "the variable says light": ({"COLORFGBG": "0;default;15"}, None, Theme.LIGHT),
+    "the variable says dark": ({"COLORFGBG": "15;0"}, None, Theme.DARK),
+    "nothing says anything": ({}, None, Theme.DARK),
+    "no colours": ({"NO_COLOR": "1"}, "rgb:ffff/ffff/ffff", Theme.NONE),
+    "a variable": ({"M7B_THEME": "light"}, "rgb:0/0/0", Theme.LIGHT),
+}
+COLOURS = {Theme.LIGHT: b"\x1b[1;34mx", Theme.DARK: b"\x1b[1;36mx", Theme.NONE: b"\x1b[1mx"}
+
+
+@pytest.mark.parametrize(("env", "background", "theme"), BACKGROUNDS.values(), ids=BACKGROUNDS)
+def test_colours_suit_the_background(home, env, background, theme):
+    with home.chat(env={"COLORFGBG": ""} | env, background=background, answers={"go": "`x`"}) as terminal:
+        terminal.submit("go")
+        assert COLOURS[theme] in terminal.raw
+
+
+def test_the_theme_is_a_flag_and_changes_with_a_command(home):
+    with home.chat("--theme", "none", background="rgb:ff/ff/ff", answers={"go": "`x`"}) as terminal:
+        for theme in ("light", "dark", "none"):
+            assert terminal.submit(f"/theme {theme}") == [f"the theme is {theme}"]
+            n_before = len(terminal.raw)
+            terminal.submit("go")
+            assert COLOURS[Theme(theme)] in terminal.raw[n_before:]
+        assert terminal.submit("/theme auto") == ["the theme is light"]
+        assert terminal.submit("/theme") == ["the theme is light"]
+        assert "there is no theme 'pink'" in terminal.submit("/theme pink")[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "theme", "typed"),
+    [
+        (b"\x1b]11;rgb:ffff/ffff/ffff\x1b\\\x1b[?62;22c", Theme.LIGHT, b""),
+        (b"\x1b]11;rgb:00/00/ff\x07\x1b[?6c", Theme.DARK, b""),
+        (b"\x1b]11;rgba:FFFF/FFFF/0000/FFFF\x1b\\\x1b[?6c", Theme.LIGHT, b""),
+        (b"\x1b[?6c", None, b""),
+        (b"hi\r\x1b]11;rgb:f/f/f\x07\x1b[At\x1b[?6chere", Theme.LIGHT, b"hi\r\x1b[Athere"),
+    ],
+)
+def test_what_is_typed_while_the_terminal_answers_is_kept(data, theme, typed):
+    assert read_answer(data) == (theme, typed)
+
+
+@pytest.mark.parametrize("text", ["", ";", "x", "15;-1", "15;", "0;bright"])
+def test_a_variable_that_says_nothing_is_ignored(text):
+    assert read_colorfgbg({"COLORFGBG": text}) is None

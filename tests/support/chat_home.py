@@ -91,6 +91,7 @@ class ChatHome:
         rows: int = 24,
         is_ready: bool = True,
         is_mute: bool = False,
+        background: str | None = None,
         **script: Any,
     ) -> Terminal:
         """`m7b chat` on a terminal, at its first prompt where it `is_ready`; a mute one never answers."""
@@ -101,6 +102,7 @@ class ChatHome:
             columns=columns,
             rows=rows,
             answers=not is_mute,
+            background=background,
         )
         if is_ready:
             try:

@@ -30,9 +30,17 @@ _KEYS = {
 class Screen(pyte.HistoryScreen):
     """A screen that answers the program's questions, and loses no line when it shrinks."""
 
-    def __init__(self, columns: int, rows: int, answer: Callable[[str], object]) -> None:
+    def __init__(
+        self, columns: int, rows: int, answer: Callable[[str], object], background: str | None
+    ) -> None:
         super().__init__(columns, rows, history=100_000)
         self._answer = answer
+        self._background = background
+
+    def set_icon_name(self, param: str) -> None:
+        # pyte takes the question for the background, OSC 11, for a name by OSC 1.
+        if param == ";?" and self._background:
+            self._answer(f"\x1b]11;{self._background}\x1b\\")
 
     def write_process_input(self, data: str) -> None:
         self._answer(data)
@@ -67,6 +75,7 @@ class Terminal:
         env: its whole environment.
         cwd: its working directory.
         answers: whether the terminal answers questions, such as where its cursor is.
+        background: its colour, as it answers the question for it; None does not.
     """
 
     def __init__(
@@ -78,6 +87,7 @@ class Terminal:
         columns: int = 80,
         rows: int = 24,
         answers: bool = True,
+        background: str | None = None,
     ) -> None:
         self.raw = b""
         self._child: Any = pexpect.spawn(
@@ -89,7 +99,7 @@ class Terminal:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         self._child.delaybeforesend = None
-        self._screen = Screen(columns, rows, self._child.send if answers else len)
+        self._screen = Screen(columns, rows, self._child.send if answers else len, background)
         self._stream = pyte.ByteStream(self._screen)
         self._n_seen = 0  # prompts that were waited for
 
