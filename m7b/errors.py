@@ -18,8 +18,10 @@ class ExitCode(IntEnum):
     PROMPT_TOO_LONG = 6
     SOME_FAILED = 7
     TOO_SLOW = 8
+    HUNG_UP = 129
     INTERRUPTED = 130
     PIPE_CLOSED = 141
+    TERMINATED = 143
 
 
 class M7bError(Exception):

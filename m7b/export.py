@@ -12,6 +12,9 @@ from m7b.errors import OutOfResources, UsageError
 from m7b.messages import Message
 from m7b.store import StoredConversation, as_utf8
 
+_PARAGRAPH = "x"
+_HTML_ENDS = ("-->", "?>", "]]>", "</pre>")
+
 
 class ExportFormat(StrEnum):
     """The formats a conversation can be exported in."""
@@ -70,7 +73,23 @@ def write_export(file: Path, text: str, *, replacing: bool = False) -> None:
 
 def _format_message(message: Message) -> str:
     mark = " (cut off)" if message.is_partial else ""
-    parts = [f"**{message.role}**{mark}", message.text]
+    parts = [f"**{message.role}**{mark}", _close_blocks(message.text)]
     if calls := message.extra.get("tool_calls"):
         parts.append(f"```json\n{json.dumps(calls, ensure_ascii=False)}\n```")
     return "".join(f"{part}\n\n" for part in parts if part).removesuffix("\n")
+
+
+def _close_blocks(text: str) -> str:
+    """Close what `text` leaves open, a fence or HTML, so that the next message is not read as part of it."""
+    from markdown_it import MarkdownIt
+
+    parse = MarkdownIt("commonmark").disable("inline").parse
+
+    def is_closed(text: str) -> bool:
+        *_, last, _ = [None, *parse(f"{text}\n\n{_PARAGRAPH}")]
+        return last is not None and (last.type, last.level, last.content) == ("inline", 1, _PARAGRAPH)
+
+    if is_closed(text):
+        return text
+    fences = [token.markup for token in parse(text) if token.type == "fence"]
+    return next(filter(is_closed, (f"{text}\n{end}" for end in (*fences[-1:], *_HTML_ENDS))), text)

@@ -3,11 +3,22 @@
 import io
 import json
 import os
+import re
 import sys
 from contextlib import suppress
+from enum import StrEnum
 from typing import Any, TextIO
 
 from m7b.errors import OutOfResources, UsageError
+
+
+class Theme(StrEnum):
+    """Colours for the background that the terminal has, for a light or a dark one, or none at all."""
+
+    AUTO = "auto"
+    LIGHT = "light"
+    DARK = "dark"
+    NONE = "none"
 
 
 class PipeClosed(Exception):
@@ -27,6 +38,7 @@ class Output:
         self._stream = stream or sys.stdout
         self._is_terminal = self._stream.isatty()
         self._has_colours = self._is_terminal and has_colours()
+        self._printable = PrintableStream()
         if isinstance(self._stream, io.TextIOWrapper):
             if self._is_terminal:
                 self._stream.reconfigure(errors="replace")
@@ -46,7 +58,7 @@ class Output:
             OutOfResources: the stream cannot be written, for example because the disk is full.
         """
         try:
-            shown = printable(text) if self._is_terminal else text
+            shown = self._printable.feed(text) if self._is_terminal else text
             self._stream.write(f"\x1b[1;35m{shown}\x1b[0m" if emphasis and self._has_colours else shown)
             self._stream.flush()
         except BrokenPipeError:
@@ -96,10 +108,25 @@ def has_colours() -> bool:
 
 
 def printable(text: str) -> str:
-    """Replace every control character but newline and tab by U+FFFD."""
+    """Replace every control character but newline and tab by U+FFFD, and line ends of Windows by newlines."""
     if text.isprintable():
         return text
-    return "".join(c if c in "\n\t" or not _is_control(c) else "\ufffd" for c in text)
+    lines = re.sub(r"\r+\n", "\n", text)
+    return "".join(c if c in "\n\t" or not _is_control(c) else "\ufffd" for c in lines)
+
+
+class PrintableStream:
+    """Makes a text printable that comes in pieces: it keeps a return until it is known what follows."""
+
+    def __init__(self) -> None:
+        self._returns = ""
+
+    def feed(self, text: str) -> str:
+        """Return what can be shown now."""
+        text = self._returns + text
+        known = text.rstrip("\r")
+        self._returns = text[len(known) :]
+        return printable(known)
 
 
 def note(text: str) -> None:

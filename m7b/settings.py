@@ -34,6 +34,7 @@ SETTINGS: Mapping[str, str | int | float | bool] = {
     "on_full": "drop-oldest",
     "vi": False,
     "markdown": True,
+    "theme": "auto",
     "save": True,
 }
 

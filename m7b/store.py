@@ -2,6 +2,7 @@
 
 import json
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -83,7 +84,7 @@ class Store:
 
     def find_named(self, name: str) -> StoredConversation | None:
         """Find the conversation called `name`."""
-        return next((found for found in self.list_conversations() if found.name == name), None)
+        return next((found for found in self.list_conversations() if _is_called(found, name)), None)
 
     def find(self, reference: str) -> StoredConversation:
         """Find the conversation whose id or name is `reference`.
@@ -93,7 +94,7 @@ class Store:
         """
         known = self.list_conversations()
         for found in known:
-            if reference in (str(found.id), found.name):
+            if reference == str(found.id) or _is_called(found, reference):
                 return found
         latest = ", ".join(found.name or str(found.id) for found in known[:5])
         hint = f"the latest are {latest}: see m7b sessions list" if known else "there are none yet"
@@ -106,14 +107,11 @@ class Store:
         return [self._read_message(row) for row in rows]
 
     def search(self, text: str) -> Iterator[tuple[StoredConversation, int, Message]]:
-        """Find the messages that hold `text`, in small letters or capitals.
-
-        Yields each with its conversation and its position there.
-        """
-        wanted = text.casefold()
+        """Find the messages that hold `text`, by `fold`; yields each with its conversation and position."""
+        wanted = fold(text)
         for conversation in self.list_conversations():  # nothing is locked while the caller takes its time
             for position, message in enumerate(self.load_messages(conversation.id)):
-                if wanted in message.text.casefold():
+                if wanted in fold(message.text):
                     yield conversation, position, message
 
     def create(self, model: str, name: str | None = None) -> int:
@@ -125,7 +123,7 @@ class Store:
         now = time.time()
         with self._database.begin_write() as connection:
             if name is not None:
-                check_name(name)
+                name = check_name(name)
                 _check_free(connection, name)
             done = connection.execute(
                 "INSERT INTO conversations (name, model, created, updated) VALUES (?, ?, ?, ?)",
@@ -176,7 +174,7 @@ class Store:
             UsageError: `name` is taken or cannot be a name, or there is no such conversation.
         """
         with self._database.begin_write() as connection:
-            check_name(name)
+            name = check_name(name)
             _check_free(connection, name, id)
             done = connection.execute("UPDATE conversations SET name = ? WHERE id = ?", (name, id))
             if not done.rowcount:
@@ -207,16 +205,36 @@ def as_utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def check_name(name: str) -> None:
-    """Check that a conversation can be called `name`.
+def compose(text: str) -> str:
+    """Return `text` with each letter and its accents as one character: what looks the same is the same."""
+    return unicodedata.normalize("NFC", text)
+
+
+def fold(text: str) -> str:
+    """Return what a search compares: one form of accents, ligatures and widths, and no capitals.
+
+    It is Unicode's compatibility caseless matching, composed at the end, so that e does not find é.
+    """
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFD", text).casefold())
+    return unicodedata.normalize("NFKC", folded.casefold())
+
+
+def check_name(name: str) -> str:
+    """Check that a conversation can be called `name`; returns it as it is kept.
 
     Raises:
         UsageError: it cannot.
     """
+    name = compose(name)
     if not 1 <= len(name) <= NAME_LENGTH or not name.isprintable() or name != name.strip():
         raise UsageError(f"{name!r} is no name", hint=f"a name is 1 to {NAME_LENGTH} printable characters")
     if name.isdigit():
         raise UsageError(f"{name!r} is no name", hint="numbers are ids: add a letter")
+    return name
+
+
+def _is_called(conversation: StoredConversation, name: str) -> bool:
+    return conversation.name is not None and compose(conversation.name) == compose(name)
 
 
 def _check_free(connection: Connection, name: str, id: int | None = None) -> None:

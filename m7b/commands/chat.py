@@ -27,6 +27,7 @@ from m7b.errors import UsageError
 from m7b.generation import EngineOptions, SamplingParams
 from m7b.models import Model, ModelChoice, refuse_base, require_template
 from m7b.paths import history_file, sessions_file
+from m7b.render import Theme
 from m7b.session import CHAT_SAMPLING, OnFull, Session
 from m7b.store import Store, StoredConversation, check_name
 from m7b.tools import Approval, Toolbox
@@ -80,6 +81,9 @@ def chat(
     markdown: Annotated[
         bool, typer.Option("--markdown/--no-markdown", help="On a terminal: render answers as Markdown.")
     ] = True,
+    theme: Annotated[
+        Theme, typer.Option("--theme", help="On a terminal: colours for its background, or none.")
+    ] = Theme.AUTO,
     vi: Annotated[bool, typer.Option("--vi/--emacs", help="Keys at the prompt.")] = False,
     tools: ToolOptions,
     tool_approval: Annotated[
@@ -123,10 +127,14 @@ def chat(
         toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
         tools.fill(toolbox)  # whose errors need not wait for the model
         from m7b.repl import Autosaver, Chat, Screen, Toolbelt
+        from m7b.repl.background import resolve_theme
         from m7b.repl.keys import silence_keys
+        from m7b.repl.signals import raise_on_termination
 
+        stack.enter_context(raise_on_termination())
         if is_interactive:
             stack.enter_context(silence_keys())
+        look = resolve_theme(theme)
         messages = store.load_messages(kept.id) if kept else []
         conversation = Session(
             _load(choice, engine, chat_template),
@@ -139,7 +147,7 @@ def chat(
         )
         if system is not None and (kept is None or is_flag(ctx, "system")):
             conversation.system = system
-        screen = Screen(markdown=markdown, is_interactive=is_interactive)
+        screen = Screen(markdown=markdown, is_interactive=is_interactive, theme=look)
         record = Autosaver(store if save else None, kept, messages, session)
         toolbelt = Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit)
         talk = Chat(

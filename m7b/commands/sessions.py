@@ -11,7 +11,7 @@ from m7b.errors import UsageError
 from m7b.export import ExportFormat, choose_format, format_export, write_export
 from m7b.paths import sessions_file
 from m7b.render import Output, note
-from m7b.store import Store, StoredConversation, as_utf8
+from m7b.store import Store, StoredConversation, as_utf8, fold
 
 sessions = typer.Typer(help="List, read, export, search and remove the conversations that were kept.")
 
@@ -131,7 +131,7 @@ def search(
     with _open() as store:
         for conversation, _, message in store.search(text):
             lines = message.text.splitlines() or [""]
-            line = next((line for line in lines if text.casefold() in line.casefold()), lines[0])
+            line = next((line for line in lines if fold(text) in fold(line)), lines[0])
             output.write(as_utf8(f"{conversation.id:>4}  {message.role:<9}  {line}\n"))
             n_found += 1
     if not n_found:

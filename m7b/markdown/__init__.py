@@ -12,10 +12,22 @@ from rich.console import Console
 from rich.text import Text
 
 from m7b.markdown import inline
-from m7b.markdown.blocks import HOLD, Block, Fence, Prose, Rule, TableRow, is_delimiter_row, parse_block
+from m7b.markdown.blocks import (
+    HOLD,
+    Block,
+    Code,
+    Context,
+    Fence,
+    Prose,
+    Rule,
+    TableRow,
+    Verbatim,
+    is_delimiter_row,
+    parse_block,
+)
 from m7b.markdown.code import Highlighter
 from m7b.markdown.row import TerminalRow, is_wide
-from m7b.render import Output, has_colours, printable
+from m7b.render import Output, PrintableStream, Theme, has_colours, printable
 
 __all__ = ["MarkdownStream"]
 
@@ -30,12 +42,14 @@ class MarkdownStream:
     """Prints Markdown line by line and word by word; it redraws only the last words of the current line.
 
     The cursor never moves up, so neither a long answer nor a resized terminal can garble what was printed.
-    A line end in the text stays a line end. To show an old text, `write` it and `finish`.
+    A line end in the text stays a line end, and the terminal wraps what is longer than a row. To show an old
+    text, `write` it and `finish`.
 
     Args:
         stream: stdout unless another is given.
         plain: whether to write the text as it is; None does so where there is no terminal, or a dumb one.
         width: returns the columns of the terminal at this moment.
+        theme: the colours, for a light or a dark background or none.
     """
 
     def __init__(
@@ -44,9 +58,12 @@ class MarkdownStream:
         *,
         plain: bool | None = None,
         width: Callable[[], int] | None = None,
+        theme: Theme = Theme.DARK,
     ) -> None:
         self._output = Output(stream)
-        console = Console(file=stream or sys.stdout, no_color=not has_colours())
+        self._is_light = theme is Theme.LIGHT
+        no_color = theme is Theme.NONE or not has_colours()
+        console = Console(file=stream or sys.stdout, no_color=no_color)
         is_capable = self._output.is_terminal and not (console.is_dumb_terminal or console.legacy_windows)
         self._is_plain = not is_capable if plain is None else plain
         self._encoding = console.encoding
@@ -60,10 +77,10 @@ class MarkdownStream:
         """Continue the text `before`, which is on the screen already and may end in an open code block."""
         if self._is_plain:
             return
-        *lines, begun = before.split("\n")
+        *lines, begun = printable(before).split("\n")
         for line in lines:
             self._skip_shown_line(line)
-        if self._fence is not None:
+        if self._raw is not None:
             self._line, self._at = begun, len(begun)
 
     def write(self, text: str) -> None:
@@ -80,7 +97,7 @@ class MarkdownStream:
             self._line = text[-1]
             return
         self._resize()
-        for char in printable(text).encode(self._encoding, "replace").decode(self._encoding):
+        for char in self._printable.feed(text).encode(self._encoding, "replace").decode(self._encoding):
             self._push(char)
         self._row.update(self._format_tail())
 
@@ -100,18 +117,23 @@ class MarkdownStream:
         self._reset()
 
     def _reset(self) -> None:
+        self._printable = PrintableStream()
         self._line = ""  # the current line, as it is written
         self._at = 0  # its characters that are final
         self._block: Block | None = None  # what it is, once that is known
+        self._context = Context()  # what the lines before leave open
+        self._raw: Fence | Verbatim | None = None  # the block that is open whose lines are shown as they are
         self._rows: list[str] = []  # the table that is waiting for its end
-        self._fence: Fence | None = None  # the block of code that is open
         self._highlighter = Highlighter("")
-        self._is_started = self._has_gap = False  # something was printed; an empty line is due
+        self._is_started = False  # something was printed
+        self._n_blank = 0  # empty lines that are due
 
     def _resize(self) -> None:
         n_final = self._row.resize(self._width())
         if not self._rows:
             self._at += n_final
+        elif n_final:
+            self._row.end_line()
 
     def _format_tail(self) -> str:
         n = len(self._rows)
@@ -121,30 +143,40 @@ class MarkdownStream:
         if char == "\n":
             self._end_line()
             self._line, self._at, self._block = "", 0, None
-        elif self._fence is not None:
+        elif self._raw is not None:
             self._line += char
-        elif char == " " and not (self._is_started or self._line):
-            pass  # models often begin with a space, which indents nothing
         else:
-            if self._has_gap and char not in " \t":
-                self._row.end_line()
-                self._has_gap = False
             self._line += char if char != "\t" else "    "
+            if len(self._line.lstrip(" ")) == 1:
+                self._begin_text()
             if self._block is None:
                 self._decide(is_whole=False)
             if isinstance(self._block, Prose):
                 self._put_settled(self._block)
 
+    def _begin_text(self) -> None:
+        """Print the empty lines before the current one, whose first character has come."""
+        if not self._is_started and not isinstance(self._parse(is_whole=False), Code):
+            self._line = self._line.removeprefix(" ")  # models often begin with one, which indents nothing
+        if self._n_blank:
+            is_code = self._context.is_code and isinstance(self._parse(is_whole=False), Code)
+            for _ in range(self._n_blank if is_code else 1):
+                self._row.end_line()
+            self._n_blank = 0
+
+    def _parse(self, *, is_whole: bool) -> Block | None:
+        return parse_block(self._line, self._context, is_whole=is_whole)
+
     def _decide(self, *, is_whole: bool) -> None:
         """Find out what kind of block the line is, and begin to print it if it is text."""
-        block = parse_block(self._line, is_whole=is_whole)
-        if self._at and not isinstance(block, Fence | None):
+        block = self._parse(is_whole=is_whole)
+        if self._at and not isinstance(block, Fence | Verbatim | Code | None):
             block = Prose("", 0, self._at)  # a resize made its first characters final as they were
         if block is not None and not isinstance(block, TableRow):
             self._end_table()
         if isinstance(block, Prose):
             self._at = block.start
-            self._row.begin(*self._format_marks(block))
+            self._row.put(self._format_marks(block))
         self._block = block
 
     def _put_settled(self, block: Prose) -> None:
@@ -162,61 +194,78 @@ class MarkdownStream:
             return
         words = ready.rstrip(" ")
         if words.strip(" ") and (is_long or inline.is_settled(ready)):
-            self._row.put(inline.render(words, _HEADINGS[block.heading]))
+            self._row.put(inline.render(words, _HEADINGS[block.heading], is_light=self._is_light))
             self._at += len(words)
 
     def _end_line(self) -> None:
-        if self._fence is not None and self._fence.covers(self._line):
-            self._end_code_line(self._fence)
+        if self._raw is not None and self._raw.covers(self._line):
+            self._end_raw_line(self._raw)
             return
-        self._fence = None
+        self._raw = None
         if not self._line.strip(" "):
             self._end_table()
-            self._has_gap = self._is_started
+            self._n_blank += self._is_started
+            self._context = self._context.follow(self._line, None)
             return
         if self._block is None:
             self._decide(is_whole=True)
-        rest = self._line[self._at :]
-        match self._block:
+        assert self._block is not None, "a whole line is something"
+        self._put_rest(self._block, self._line[self._at :])
+        self._read(self._block)
+        self._is_started = True
+
+    def _put_rest(self, block: Block, rest: str) -> None:
+        """Print what is not printed yet of the current line."""
+        match block:
             case Prose(heading=heading):
                 rest = re.sub(r" +#+ *$", "", rest) if heading else rest
-                self._row.put(inline.render(rest.rstrip(" "), _HEADINGS[heading]))
+                self._row.put(inline.render(rest.rstrip(" "), _HEADINGS[heading], is_light=self._is_light))
                 self._row.end_line()
             case Rule():
                 self._row.put_line(Text(self._rule * min(_RULE_CELLS, self._row.limit), "dim"))
             case Fence():
                 self._row.put_line(Text(rest, "dim"))
-                self._open(self._block)
+            case Code() | Verbatim():
+                self._row.put_line(Text(rest))
             case TableRow():
                 self._add_table_row()
-            case None:
-                raise AssertionError("a whole line is something")
             case other:
                 assert_never(other)
-        self._is_started = True
 
     def _skip_shown_line(self, line: str) -> None:
-        """Read a line that is on the screen already: it may open or close a block of code."""
-        if self._fence is None or not self._fence.covers(line):
-            block = parse_block(line, is_whole=True) if line.strip() else None
-            self._fence = None
-            if isinstance(block, Fence):
-                self._open(block)
-        elif self._fence.is_closed_by(line):
-            self._fence = None
+        """Read a line that is on the screen already: it may open or close a block."""
+        self._line = line
+        if self._raw is not None and self._raw.covers(line):
+            if self._raw.is_closed_by(line):
+                self._raw = None
+            elif isinstance(self._raw, Fence):
+                self._highlighter.highlight(line)
         else:
-            self._highlighter.highlight(line)
+            self._raw = None
+            self._read(self._parse(is_whole=True) if line.strip(" ") else None)
 
-    def _open(self, fence: Fence) -> None:
-        self._fence = fence
-        self._highlighter = Highlighter("" if fence.is_quoted else fence.language)
+    def _read(self, block: Block | None) -> None:
+        """Keep what the current line, which is `block` or blank, means for the next ones."""
+        self._context = self._context.follow(self._line, block)
+        if isinstance(block, Fence):
+            self._raw = block
+            self._highlighter = Highlighter(
+                "" if block.is_quoted else block.language, is_light=self._is_light
+            )
+        elif isinstance(block, Verbatim) and not block.is_closed_by(self._line):
+            self._raw = block
+        elif isinstance(block, Prose) and (end := inline.find_open_math(self._line[block.start :])):
+            self._raw = Verbatim(re.compile(re.escape(end)), ends_at_blank=True)
 
-    def _end_code_line(self, fence: Fence) -> None:
-        if fence.is_closed_by(self._line):
-            self._row.put_line(Text(self._line, "dim")[self._at :])
-            self._fence = None
+    def _end_raw_line(self, block: Fence | Verbatim) -> None:
+        is_last = block.is_closed_by(self._line)
+        if isinstance(block, Verbatim):
+            text = Text(self._line)
         else:
-            self._row.put_line(self._highlighter.highlight(self._line)[self._at :])
+            text = Text(self._line, "dim") if is_last else self._highlighter.highlight(self._line)
+        self._row.put_line(text[self._at :])
+        if is_last:
+            self._raw = None
 
     def _add_table_row(self) -> None:
         self._rows.append(self._line)
@@ -226,7 +275,7 @@ class MarkdownStream:
     def _end_table(self) -> None:
         rows, self._rows = self._rows, []
         if len(rows) > 1 and self._row.limit >= _COLUMN_CELLS * inline.count_columns(rows):
-            self._row.put_block(inline.render_table(rows))
+            self._row.put_block(inline.render_table(rows, is_light=self._is_light))
         else:
             for row in rows:
                 self._put_literally(row)
@@ -235,11 +284,8 @@ class MarkdownStream:
         self._row.put(Text(line))
         self._row.end_line()
 
-    def _format_marks(self, block: Prose) -> tuple[Text, Text]:
-        """Format the marks in front of the first row of a text, and in front of its further rows."""
-        texts = []
-        for marks in (re.sub(r"[-*+](?=\s)", self._bullet, block.marks), re.sub(r"[^\s>]", " ", block.marks)):
-            text = Text(marks.replace(">", self._bar))
-            text.highlight_regex(re.escape(self._bar), "dim")
-            texts.append(text)
-        return texts[0], texts[1]
+    def _format_marks(self, block: Prose) -> Text:
+        """Format the marks in front of a text."""
+        text = Text(re.sub(r"[-*+](?=\s)", self._bullet, block.marks).replace(">", self._bar))
+        text.highlight_regex(re.escape(self._bar), "dim")
+        return text

@@ -3,12 +3,19 @@
 import re
 from typing import Any
 
-from rich.syntax import Syntax
+from rich.style import Style
+from rich.syntax import ANSI_LIGHT, ANSISyntaxTheme, Syntax
 from rich.text import Text
 
 _STEP = 16  # lines after which the context is cut, if that changes nothing
 _KEPT = 8
 _MOST = 192
+_ON_LIGHT = ANSISyntaxTheme(
+    {  # yellow on white cannot be read
+        kind: Style(color="red") if style.color and style.color.name == "yellow" else style
+        for kind, style in ANSI_LIGHT.items()
+    }
+)
 
 
 class Highlighter:
@@ -18,9 +25,9 @@ class Highlighter:
     these lex the same without the others, and at the latest after 192 lines.
     """
 
-    def __init__(self, language: str) -> None:
+    def __init__(self, language: str, *, is_light: bool = False) -> None:
         self._lexer = Syntax("", language, tab_size=0).lexer if language else None
-        self._theme = Syntax.get_theme("ansi_dark")
+        self._theme = _ON_LIGHT if is_light else Syntax.get_theme("ansi_dark")
         self._lines: list[str] = []
 
     def highlight(self, code: str) -> Text:

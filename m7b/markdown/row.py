@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from rich.cells import cell_len, get_character_cell_size, split_graphemes
+from rich.cells import cell_len, get_character_cell_size
 from rich.console import COLOR_SYSTEMS, Console, RenderableType
 from rich.segment import Segment
 from rich.style import Style
@@ -22,66 +22,45 @@ _EMOJI_PARTS = re.compile("[\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff]")
 
 
 class TerminalRow:
-    """Wraps final text and shows the tail. Only `update` writes, and all at once.
+    """Adds final text, which the terminal wraps, and shows the tail. Only `update` writes, and all at once.
 
-    The last column stays empty, because terminals differ in what they do there.
+    It sends no line ends but those of the text, so what is copied from the screen has no others either. The
+    tail stays within its row, and leaves the last column empty: terminals differ in what they do there.
     """
 
     def __init__(self, console: Console, width: int) -> None:
         self._console = console
         self._colors = COLOR_SYSTEMS.get(console.color_system or "")
-        self._width = width
+        self._width = max(1, width)
         self._batch: list[str] = []
-        self._column = 0  # cells of final text in this row
-        self._hang = Text()  # the text that rows begin with after a wrap
-        self._is_wrapped = False  # the row holds nothing but that
-        self._is_vague = False  # terminals disagree on the cells of what stands in the row
+        self._column = 0  # cells of final text in this row of the terminal; the next character may wrap
+        self._n_cells = 0  # cells of final text in this line, over all its rows
+        self._is_vague = False  # where in its row the line ends is unknown
         self._tail = ""
         self._tail_column = 0
 
     @property
     def limit(self) -> int:
-        """The cells a row may take."""
+        """The cells that a row of a table may take."""
         return max(1, self._width - 1)
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing final stands in the row."""
-        return self._column == 0
-
-    def begin(self, marks: Text, hang: Text) -> None:
-        """Begin a line with `marks`, its further rows with `hang`. Narrow terminals show less of both."""
-        self._hang = hang
-        if _count_cells(marks.plain) > self.limit // 2:
-            marks = marks[len(marks) - len(marks.plain.lstrip()) :]
-        if _count_cells(marks.plain) < self.limit:
-            self._add(marks)
-        else:
-            self.put(marks)
+        """Whether nothing final stands in the line."""
+        return self._n_cells == 0
 
     def put(self, text: Text) -> None:
-        """Add final text; wraps it between words, at wide characters, and inside words that fit no row."""
-        gap = Text()
-        for piece in text.divide(_find_breaks(text.plain, self.limit - self._hang_cells)):
-            if not piece.plain.strip(" "):
-                gap = piece
-                continue
-            gap_cells = 0 if self._is_wrapped else len(gap)
-            if not self._fits(gap_cells + _count_cells(piece.plain)):
-                if not (self._is_wrapped or self.is_empty):
-                    self._wrap()
-                gap_cells = 0
-            self._add(gap[:gap_cells])
-            self._add(piece)
-            self._is_wrapped = False
-            gap = Text()
+        """Add final text; the terminal wraps it."""
+        if text:
+            self._batch.append(self._render_ansi(text.render(self._console)))
+            self._advance(text.plain)
 
     def put_line(self, text: Text) -> None:
         """Add a final line without blanks at its end; the terminal wraps it."""
         text.rstrip()
         if _count_cells(text.plain.expandtabs(_TAB)) > self.limit:
             text.expand_tabs(_TAB)  # a tab does not wrap: the terminal would write over the row's last cell
-        self._add(text)
+        self.put(text)
         self.end_line()
 
     def put_block(self, block: RenderableType) -> None:
@@ -92,25 +71,27 @@ class TerminalRow:
 
     def end_line(self) -> None:
         """End the line."""
-        self._hang = Text()
-        self._wrap()
+        self._batch.append("\n")
+        self._column, self._n_cells, self._is_vague = 0, 0, False
 
     def resize(self, width: int) -> int:
         """Go on with another width.
 
-        Where the terminal had to wrap the row, it cannot be rewritten: the tail on it becomes final.
+        A line of several rows cannot be rewritten then, as terminals differ in where they put its end: the
+        tail on it becomes final.
 
         Returns:
             How many characters of the tail have become final.
         """
-        if width == self._width:
+        n_tail = _count_cells(self._tail)
+        is_one_row = self._n_cells + n_tail < min(width, self._width)
+        if width == self._width or is_one_row or self._n_cells + n_tail == 0:
+            self._width = max(1, width)
             return 0
-        self._width = width
-        is_reflowed = max(self._column, self._tail_column + _count_cells(self._tail)) > self.limit
-        if not is_reflowed:
-            return 0
+        self._width = max(1, width)
         committed, self._tail = len(self._tail), ""
-        self._wrap()
+        self._n_cells += n_tail
+        self._is_vague = True
         return committed
 
     def update(self, tail: str) -> None:
@@ -120,7 +101,7 @@ class TerminalRow:
             PipeClosed: the reader of the pipe has gone.
             OutOfResources: the terminal cannot be written.
         """
-        tail = "" if self._is_vague else _clip(tail, self.limit - self._column)
+        tail = "" if self._is_vague else _clip(tail, self._width - 1 - self._column)
         shown = "".join(self._batch) + tail
         if not shown.startswith(self._tail):
             forward = f"\x1b[{self._tail_column}C" if self._tail_column else ""
@@ -130,25 +111,18 @@ class TerminalRow:
         self._batch.clear()
         self._tail, self._tail_column = tail, self._column
 
-    @property
-    def _hang_cells(self) -> int:
-        n = _count_cells(self._hang.plain)
-        return n if n <= self.limit // 2 else 0
-
-    def _fits(self, n_cells: int) -> bool:
-        return self._column + n_cells <= self.limit
-
-    def _wrap(self) -> None:
-        self._batch.append("\n")
-        self._column, self._is_vague = 0, False
-        self._add(self._hang[: self._hang_cells])
-        self._is_wrapped = bool(self._hang_cells)
-
-    def _add(self, text: Text) -> None:
-        if text:
-            self._batch.append(self._render_ansi(text.render(self._console)))
-            self._column += _count_cells(text.plain)
-            self._is_vague = self._is_vague or _is_vague(text.plain)
+    def _advance(self, plain: str) -> None:
+        """Count the cells of `plain`: a character that does not fit the row begins the next one."""
+        self._n_cells += _count_cells(plain)
+        if plain.isascii():
+            self._column = (self._column + len(plain) - 1) % self._width + 1
+            return
+        for n_cells in map(get_character_cell_size, plain):
+            if self._column + n_cells > self._width:
+                self._is_vague = self._is_vague or self._column < self._width  # not all wrap half a character
+                self._column = 0
+            self._column += n_cells
+        self._is_vague = self._is_vague or _is_vague(plain)
 
     def _render_ansi(self, segments: Iterable[Segment]) -> str:
         return "".join(
@@ -174,19 +148,6 @@ def is_wide(char: str) -> bool:
     return not char.isascii() and get_character_cell_size(char) == 2 and not _EMOJI_PARTS.match(char)
 
 
-def _find_breaks(plain: str, widest: int) -> list[int]:
-    """Find where `plain` may be wrapped: "ab 中文" at 2, 3 and 4."""
-    offsets: list[int] = []
-    for word in re.finditer(" +|[^ ]+", plain):
-        offsets.append(word.start())
-        is_long = _count_cells(word[0]) > widest
-        if is_long or not word[0].isascii():
-            for start, end, n_cells in split_graphemes(word[0])[0]:
-                if is_long or n_cells > 1:
-                    offsets += (word.start() + start, word.start() + end)
-    return sorted(set(offsets) - {0, len(plain)})
-
-
 def _clip(tail: str, room: int) -> str:
     """Cut `tail` to what fits into `room` cells; a tab takes one cell."""
     room = max(0, room)  # a wide character may stand in a row that is too narrow for it
@@ -205,8 +166,9 @@ def _count_cells(text: str) -> int:
 
 
 def _is_vague(text: str) -> bool:
-    if text.isascii():
-        return False
-    return any(unicodedata.category(c)[0] == "M" or unicodedata.category(c) == "Cf" for c in text) or bool(
-        _EMOJI_PARTS.search(text)
+    """Whether terminals disagree on the cells of `text`: it has marks, joiners or emoji."""
+    categories = {c: unicodedata.category(c) for c in text if not c.isascii()}
+    return bool(_EMOJI_PARTS.search(text)) or any(
+        kind[0] == "M" or kind == "Cf" or (kind == "So" and get_character_cell_size(c) == 2)
+        for c, kind in categories.items()
     )

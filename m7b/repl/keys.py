@@ -4,7 +4,7 @@ import signal
 import sys
 import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from prompt_toolkit.input.vt100 import cooked_mode
 
@@ -34,7 +34,8 @@ def silence_keys() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCONT, on_return)
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        with suppress(termios.error):  # the terminal has gone
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from prompt_toolkit import PromptSession
@@ -11,12 +12,17 @@ from prompt_toolkit.enums import DEFAULT_BUFFER, EditingMode
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.formatted_text import AnyFormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
+from m7b.repl.paste import PasteDetector
+
 _PROMPT, _MORE = ">>> ", "... "
 _BLOCK = '"""'
+_KEYPAD_ENTER = 57414  # in CSI u
 _STYLE = Style.from_dict({"bottom-toolbar": "noreverse #888888", "prompt": "bold"})
 
 
@@ -40,11 +46,13 @@ class Prompt:
         history_file: Path | None = None,
         vi: bool = False,
     ) -> None:
+        ANSI_SEQUENCES.update(_list_sequences())
+        self._pastes = PasteDetector()
         self._session: PromptSession[str] = PromptSession(
             _PROMPT,
             multiline=True,
             prompt_continuation=_continuation,
-            key_bindings=_bind_keys(is_multiline),
+            key_bindings=_bind_keys(is_multiline, self._pastes),
             completer=completer,
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
@@ -55,6 +63,8 @@ class Prompt:
             tempfile_suffix=".md",
             vi_mode=vi,
         )
+        # Where a terminal does not say where its cursor is, only the toolbar is missing: no reason to warn.
+        self._session.app.renderer.cpr_not_supported_callback = None
 
     def read(self, draft: str) -> str:
         """Return the next message; the user types over `draft`.
@@ -62,7 +72,8 @@ class Prompt:
         Raises:
             EOFError: Ctrl+D in an empty prompt, or the terminal has gone.
         """
-        return self._session.prompt(default=draft, handle_sigint=False)  # Ctrl-C comes as a key
+        # Ctrl-C comes as a key.
+        return self._session.prompt(default=draft, handle_sigint=False, pre_run=self._pastes.begin)
 
 
 class _PrivateHistory(FileHistory):
@@ -99,7 +110,29 @@ def _is_open(text: str, *, is_multiline: bool) -> bool:
     return is_multiline and not text.startswith("/")
 
 
-def _bind_keys(is_multiline: Callable[[], bool]) -> KeyBindings:
+def _list_sequences() -> dict[str, Keys | tuple[Keys, ...]]:
+    """List what terminals send for Enter and its like with Shift, Alt or Ctrl, and the keys it means here.
+
+    Some speak CSI u as kitty does, some xterm's modifyOtherKeys. Shift adds 1 to a modifier, Alt 2, Ctrl 4.
+    """
+    shift, alt, ctrl = 2, 3, 5
+    newline, escape = Keys.ControlJ, Keys.Escape
+    keys: dict[tuple[int, int], Keys | tuple[Keys, ...]] = {
+        (code, modifier): newline for code in (13, _KEYPAD_ENTER) for modifier in range(shift, 9)
+    }
+    for code, key in ((13, Keys.Enter), (_KEYPAD_ENTER, Keys.Enter), (9, Keys.Tab), (127, Keys.Backspace)):
+        keys[code, 1], keys[code, alt] = key, (escape, key)
+    keys |= {(9, shift): Keys.BackTab, (127, shift): Keys.Backspace, (127, ctrl): (escape, Keys.Backspace)}
+    keys |= {(27, 1): escape}
+    keys |= {(ord(letter), ctrl): Keys(f"c-{letter}") for letter in ascii_lowercase}
+    sequences = {f"\x1b[27;{modifier};{code}~": key for (code, modifier), key in keys.items()}
+    for (code, modifier), meant in keys.items():
+        sequences |= {f"\x1b[{code};{modifier}{event}u": meant for event in ("", ":1", ":2")}
+        sequences |= {f"\x1b[{code}u": meant} if modifier == 1 else {}
+    return sequences
+
+
+def _bind_keys(is_multiline: Callable[[], bool], pastes: PasteDetector) -> KeyBindings:
     """Bind our keys; all others are prompt-toolkit's."""
     bindings = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)
@@ -107,7 +140,7 @@ def _bind_keys(is_multiline: Callable[[], bool]) -> KeyBindings:
     @bindings.add("enter", filter=typing)
     def enter(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if _is_open(buffer.text, is_multiline=is_multiline()):
+        if _is_open(buffer.text, is_multiline=is_multiline()) or pastes.is_pasted(event):
             buffer.newline(copy_margin=False)
         else:
             buffer.validate_and_handle()

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from m7b.markdown import MarkdownStream
-from m7b.render import Status, has_colours, note, printable
+from m7b.render import Status, Theme, has_colours, note, printable
 from m7b.repl.signals import delay_ctrl_c
 
 
@@ -20,20 +20,33 @@ class Screen:
     Args:
         markdown: whether to render answers; else they are shown as they are.
         is_interactive: whether somebody types. Else stdout gets the answer alone and stderr the remarks.
+        theme: the colours, for a light or a dark background or none.
     """
 
-    def __init__(self, *, markdown: bool = True, is_interactive: bool = True) -> None:
+    def __init__(
+        self, *, markdown: bool = True, is_interactive: bool = True, theme: Theme = Theme.DARK
+    ) -> None:
         if is_interactive and isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # remarks hold more than ASCII
-        self._console = Console(highlight=False, no_color=not has_colours())
+        self.theme = theme
         self._markdown = markdown
         self.is_interactive = is_interactive
         self.status = Status()
 
+    @property
+    def theme(self) -> Theme:
+        """The colours in use."""
+        return self._theme
+
+    @theme.setter
+    def theme(self, theme: Theme) -> None:
+        self._theme = theme
+        self._console = Console(highlight=False, no_color=theme is Theme.NONE or not has_colours())
+
     @contextmanager
     def begin_answer(self, *, after: str = "") -> Iterator["AnswerView"]:
         """Open a view for one answer, or for its rest `after` some text. At the end it writes a newline."""
-        stream = MarkdownStream(plain=None if self._markdown else True)
+        stream = MarkdownStream(plain=None if self._markdown else True, theme=self.theme)
         stream.resume(after)
         answer = AnswerView(self, stream)
         try:
@@ -58,6 +71,8 @@ class Screen:
 
     def note(self, text: str = "", style: str = "dim") -> None:
         """Show a remark, in as many lines as it has."""
+        if style == "yellow" and self.theme is Theme.LIGHT:
+            style = "magenta"  # yellow on white cannot be read
         if self.is_interactive:
             self._console.print(Text(printable(text), style, overflow="fold"))
         else:

@@ -1,11 +1,43 @@
-"""What Ctrl-C does in a block: nothing, stop it, or wait until it ends. Knows signals only."""
+"""What Ctrl-C does in a block: nothing, stop it, or wait until it ends; and SIGTERM. Knows signals only."""
 
 import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from m7b.errors import ExitCode
+
 T = TypeVar("T")
+
+_TERMINATIONS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Terminated(SystemExit):
+    """The process was asked to end, or its terminal has gone."""
+
+
+@contextmanager
+def raise_on_termination() -> Iterator[None]:
+    """Let the first SIGTERM or SIGHUP raise Terminated in the block; further ones do nothing.
+
+    So all that is open is closed as at any other end: the answer is saved, and the terminal gets its modes.
+    """
+    is_open = True
+
+    def stop(number: int, _: object) -> None:
+        nonlocal is_open
+        was_open, is_open = is_open, False
+        if was_open:
+            raise Terminated(ExitCode(128 + number))
+
+    # Who has a signal ignored, as nohup does, means it.
+    wanted = [number for number in _TERMINATIONS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -33,12 +65,17 @@ def raise_on_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def delay_ctrl_c() -> Iterator[None]:
-    """Delay Ctrl-C until the block ends: for a few milliseconds of work that must not be half done."""
-    caught: list[tuple[Any, Any]] = []
-    with _call_on_ctrl_c(lambda *arguments: caught.append(arguments)) as before:
+    """Delay Ctrl-C, SIGTERM and SIGHUP until the block ends: for work that must not be half done."""
+    caught: list[int] = []
+    numbers: tuple[int, ...] = (signal.SIGINT, *_TERMINATIONS)
+    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in numbers}
+    try:
         yield
-    if caught and callable(before):
-        before(*caught[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in dict.fromkeys(caught):
+        signal.raise_signal(number)
 
 
 def stop_on_ctrl_c(events: Iterator[T]) -> Generator[T, None, None]:

@@ -9,6 +9,7 @@ import stat
 import time
 
 import pytest
+from markdown_it import MarkdownIt
 
 from m7b.cli import main
 from m7b.commands.sessions import sessions
@@ -182,6 +183,36 @@ Noon. \x1b[31m\u2028🍝
 )
 def test_a_conversation_reads_as_markdown_with_its_texts_verbatim(reference, text):
     assert said("show", reference) == said("export", reference) == text
+
+
+OPEN = {
+    "a fence": "Look:\n\n```py\nx = 1",
+    "a longer fence": "````\n```\nx\n```",
+    "tildes": "~~~\n```\nx\n",
+    "the line of a fence": "text\n```",
+    "a fence with CRLF": "a\r\n```\r\nx\r\n",
+    "a fence in a list": "1. a\n   ```\n   x",
+    "a fence in a quote": "> ```\n> x",
+    "a fence behind one in a list": "- ```\n  x\n\n```\ny",
+    "a comment": "<!-- a\n\nb",
+    "a script": "<script>\nx",
+    "preformatted text": "<pre>\nx",
+    "an instruction": "<?php x",
+    "character data": "<![CDATA[ x",
+    "a comment in a fence": "```\n<!-- a",
+}
+
+
+@pytest.mark.parametrize("text", OPEN.values(), ids=OPEN)
+def test_a_block_that_an_answer_leaves_open_does_not_take_in_what_follows(text):
+    """The turns behind an answer that was cut off in a block of code became part of that code."""
+    talk = [Message("user", "q"), Message("assistant", text, is_partial=True), Message("user", "more")]
+    with Store(None) as store:
+        exported = format_export(store.find(str(store.create("demo"))), talk)
+    assert text in exported
+    tokens = MarkdownIt("commonmark").parse(exported)
+    paragraphs = [token.content for token in tokens if token.type == "inline" and token.level == 1]
+    assert paragraphs[-2:] == ["**user**", "more"]
 
 
 @pytest.mark.usefixtures("kept")

@@ -51,6 +51,7 @@ SAMPLES = {
     "on_full": ("drop-oldest", "roll", "stop"),
     "vi": (True, False, True),
     "markdown": (False, True, False),
+    "theme": ("light", "dark", "none"),
     "save": (False, True, False),
 }
 

@@ -109,7 +109,7 @@ SCRIPTS = {
         ("/tools on", ["tools are offered"]),
     ],
 }
-ELSEWHERE = {"bye", "exit", "quit", "edit", "read", "export", "stats", "multiline"}
+ELSEWHERE = {"theme", "bye", "exit", "quit", "edit", "read", "export", "stats", "multiline"}
 
 REFUSALS = [
     ("/help nope", "there is no command /nope"),

@@ -24,7 +24,7 @@ def counting(n: int) -> str:
 
 
 def answers_on(terminal) -> dict[str, str]:
-    """Each message on the screen with the words of the answer below it."""
+    """Each message on the screen with the answer below it, without blanks: rows end within words."""
     found: dict[str, list[str]] = {}
     for line in terminal.until_cursor[1:]:
         if line.startswith(">>>"):
@@ -33,15 +33,13 @@ def answers_on(terminal) -> dict[str, str]:
             found[message] = []
         elif line != STOPPED:
             found[message] += line.split()
-    return {message: " ".join(words) for message, words in found.items() if words}
+    return {message: "".join(words) for message, words in found.items() if words}
 
 
 def answers_in(home) -> dict[str, str]:
-    """Each stored message with the words of its answer."""
+    """Each stored message with its answer, without blanks."""
     texts = home.texts()
-    return {
-        message: " ".join(answer.split()) for message, answer in zip(texts[::2], texts[1::2], strict=True)
-    }
+    return {message: "".join(answer.split()) for message, answer in zip(texts[::2], texts[1::2], strict=True)}
 
 
 def settle(terminal, mark: str) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from m7b.errors import M7bError, OutOfResources, UsageError
 from m7b.messages import Message
-from m7b.store import Store, StoredConversation
+from m7b.store import Store, StoredConversation, fold
 
 TALK = [
     Message("system", "Be brief."),
@@ -242,6 +243,48 @@ def test_search_finds_text_in_any_case(text, positions, store):
     texts = ["Straße", "in der STRASSE 5", "Σίσυφος", "100%"]
     store.save(id, [Message("user", text) for text in texts])
     assert [(found.id, at) for found, at, _ in store.search(text)] == [(id, at) for at in positions]
+
+
+ALIKE = {
+    "an accent": ("caf\u00e9", "cafe\u0301"),
+    "two accents": ("\u1e69", "s\u0307\u0323"),
+    "accents in another order": ("s\u0323\u0307", "s\u0307\u0323"),
+    "a capital with an accent": ("\u00c9COLE", "e\u0301cole"),
+    "Hangul": ("\ud55c\uae00", "\u1112\u1161\u11ab\u1100\u1173\u11af"),
+    "kana and its mark": ("\u304c", "\u304b\u3099"),
+    "the sign of the \u00c5ngstr\u00f6m": ("\u212bngstr\u00f6m", "a\u030angstro\u0308m"),
+    "a ligature": ("\ufb01le", "FILE"),
+    "wide letters": ("\uff2d\uff17\uff22", "m7b"),
+    "half-width kana": ("\uff76\uff9e", "\u30ac"),
+    "a superscript": ("x\u00b2", "x2"),
+    "iota below": ("\u1fb3", "\u03b1\u0345"),
+    "Greek capitals": ("\u1f88", "\u1f80"),
+}
+
+
+@pytest.mark.parametrize(("a", "b"), ALIKE.values(), ids=ALIKE)
+def test_search_finds_text_however_its_letters_are_written(a, b, store):
+    """A letter and its accent as one character were not found where two were stored, nor the reverse."""
+    store.save(store.create("m"), [Message("user", f"x {a} y"), Message("user", f"x {b} y")])
+    assert [at for wanted in (a, b) for _, at, _ in store.search(wanted)] == [0, 1, 0, 1]
+
+
+@settings(deadline=None)
+@given(text=st.text(st.characters(codec="utf-8")), form=st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
+def test_folding_is_the_same_for_every_normal_form(text, form):
+    assert fold(text) == fold(unicodedata.normalize(form, text)) == fold(fold(text))
+
+
+def test_search_tells_letters_with_an_accent_from_those_without(store):
+    store.save(store.create("m"), [Message("user", "cafe\u0301"), Message("user", "cafe")])
+    assert [at for _, at, _ in store.search("cafe")] == [1]
+
+
+def test_a_name_is_found_however_its_letters_are_written(store):
+    id = store.create("m", "cafe\u0301")
+    assert store.find("caf\u00e9").id == store.find_named("cafe\u0301").id == id
+    with pytest.raises(UsageError, match="already"):
+        store.create("m", "caf\u00e9")
 
 
 def test_a_slow_reader_of_a_search_does_not_stop_others_from_saving(file, store, monkeypatch):

@@ -90,15 +90,19 @@ class ChatHome:
         columns: int = 80,
         rows: int = 24,
         is_ready: bool = True,
+        is_mute: bool = False,
+        background: str | None = None,
         **script: Any,
     ) -> Terminal:
-        """`m7b chat` on a terminal, at its first prompt where it `is_ready`."""
+        """`m7b chat` on a terminal, at its first prompt where it `is_ready`; a mute one never answers."""
         terminal = Terminal(
             [*PROGRAM, "chat", *map(str, arguments)],
             env=self.environment(env, **script),
             cwd=str(self.work),
             columns=columns,
             rows=rows,
+            answers=not is_mute,
+            background=background,
         )
         if is_ready:
             try:

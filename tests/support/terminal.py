@@ -5,6 +5,7 @@ Nothing here sleeps: every wait is for something on the screen, with a bound tha
 
 import os
 import signal
+import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
@@ -29,9 +30,17 @@ _KEYS = {
 class Screen(pyte.HistoryScreen):
     """A screen that answers the program's questions, and loses no line when it shrinks."""
 
-    def __init__(self, columns: int, rows: int, answer: Callable[[str], object]) -> None:
+    def __init__(
+        self, columns: int, rows: int, answer: Callable[[str], object], background: str | None
+    ) -> None:
         super().__init__(columns, rows, history=100_000)
         self._answer = answer
+        self._background = background
+
+    def set_icon_name(self, param: str) -> None:
+        # pyte takes the question for the background, OSC 11, for a name by OSC 1.
+        if param == ";?" and self._background:
+            self._answer(f"\x1b]11;{self._background}\x1b\\")
 
     def write_process_input(self, data: str) -> None:
         self._answer(data)
@@ -65,10 +74,20 @@ class Terminal:
         command: the program and its arguments.
         env: its whole environment.
         cwd: its working directory.
+        answers: whether the terminal answers questions, such as where its cursor is.
+        background: its colour, as it answers the question for it; None does not.
     """
 
     def __init__(
-        self, command: Sequence[str], *, env: Mapping[str, str], cwd: str, columns: int = 80, rows: int = 24
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str,
+        columns: int = 80,
+        rows: int = 24,
+        answers: bool = True,
+        background: str | None = None,
     ) -> None:
         self.raw = b""
         self._child: Any = pexpect.spawn(
@@ -80,7 +99,7 @@ class Terminal:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         self._child.delaybeforesend = None
-        self._screen = Screen(columns, rows, self._child.send)
+        self._screen = Screen(columns, rows, self._child.send if answers else len, background)
         self._stream = pyte.ByteStream(self._screen)
         self._n_seen = 0  # prompts that were waited for
 
@@ -138,6 +157,11 @@ class Terminal:
         """How often a prompt was opened."""
         return self.raw.count(_PROMPT_OPENS)
 
+    @property
+    def has_echo(self) -> bool:
+        """Whether the terminal shows what is typed by itself."""
+        return bool(termios.tcgetattr(self._child.child_fd)[3] & termios.ECHO)
+
     # what a user does
 
     def type(self, text: str) -> None:
@@ -168,6 +192,10 @@ class Terminal:
         self.key("enter")
         self.wait_for_prompt()
         return self._screen.rows[start + 1 : self.row]
+
+    def send_signal(self, number: int) -> None:
+        """Send the program a signal."""
+        os.kill(self._child.pid, number)
 
     def kill(self) -> None:
         """Kill the program as a power cut would."""

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from m7b.repl.chat import Chat
 
 _KEYS = (
-    ("Enter", "sends; Alt+Enter and Ctrl+J begin a new line"),
+    ("Enter", "sends; Alt+Enter, Shift+Enter and Ctrl+J begin a new line"),
     ('"""', "begins and ends a message of several lines"),
     ("//text", "sends /text to the model"),
     ("Ctrl+C", "stops an answer and keeps it; at the prompt clears the line"),

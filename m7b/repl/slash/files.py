@@ -1,12 +1,12 @@
 """Slash commands between the conversation and everything outside it: files, the store, the clipboard."""
 
-import base64
 import shlex
 from typing import TYPE_CHECKING
 
 from m7b.errors import UsageError
 from m7b.export import choose_format, format_export, write_export
 from m7b.paths import parse_path
+from m7b.repl.clipboard import copy_in_tmux, format_copy
 from m7b.repl.slash.registry import Argument, command
 from m7b.text_input import read_text
 
@@ -85,9 +85,11 @@ def export(chat: "Chat", argument: str) -> None:
 def copy(chat: "Chat", argument: str) -> None:
     """Copy the last answer to the clipboard, through the terminal (OSC 52)."""
     text = chat.session.find_last("assistant").text
-    data = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
-    chat.screen.send(f"\x1b]52;c;{data}\x07")
-    chat.screen.note(f"handed {len(text)} characters to the terminal")
+    if copy_in_tmux(text):
+        chat.screen.note(f"handed {len(text)} characters to tmux, and through it to the terminal")
+    else:
+        chat.screen.send(format_copy(text))
+        chat.screen.note(f"handed {len(text)} characters to the terminal")
 
 
 def show_last_turn(chat: "Chat", conversation: "StoredConversation") -> None:

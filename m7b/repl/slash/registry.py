@@ -26,6 +26,7 @@ class Argument(Enum):
     CONVERSATION = auto()
     MODEL = auto()
     TOOLS = auto()
+    THEME = auto()
 
 
 @dataclass(frozen=True, slots=True)

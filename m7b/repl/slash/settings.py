@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from m7b.errors import UsageError
 from m7b.paths import parse_path
+from m7b.render import Theme
+from m7b.repl.background import resolve_theme
 from m7b.repl.parameters import PARAMETERS, change_params, parse_assignments
 from m7b.repl.slash.registry import Argument, command
 from m7b.session import OnFull
@@ -70,6 +72,16 @@ def toggle_multiline(chat: "Chat", argument: str) -> None:
     """Let Enter begin a new line and Alt+Enter send, or the other way round again."""
     chat.is_multiline = not chat.is_multiline
     chat.screen.note("Alt+Enter sends" if chat.is_multiline else "Enter sends")
+
+
+@command("theme", usage="auto|light|dark|none", argument=Argument.THEME)
+def change_theme(chat: "Chat", argument: str) -> None:
+    """Show or change the colours: for the terminal's background, a light or a dark one, or none."""
+    if argument and argument not in tuple(Theme):
+        raise UsageError(f"there is no theme {argument!r}", hint=f"they are {', '.join(Theme)}")
+    if argument:
+        chat.screen.theme = resolve_theme(Theme(argument))
+    chat.screen.note(f"the theme is {chat.screen.theme}")
 
 
 @command("tools", usage="[on|off|load FILE]", argument=Argument.TOOLS)
