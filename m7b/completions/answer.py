@@ -89,9 +89,14 @@ def _choice(completion: Completion, choice: Choice) -> dict[str, Any]:
 def _message(choice: Choice) -> dict[str, Any]:
     """OpenAI's message: text, or calls."""
     if not choice.finished.calls:
-        return {"role": "assistant", "content": choice.text}
+        return {"role": "assistant", "content": choice.text, "refusal": None}
     calls = [call.as_json() for call in choice.finished.calls]
-    return {"role": "assistant", "content": choice.finished.beside or None, "tool_calls": calls}
+    return {
+        "role": "assistant",
+        "content": choice.finished.beside or None,
+        "refusal": None,
+        "tool_calls": calls,
+    }
 
 
 def _logprobs(completion: Completion, choice: Choice) -> dict[str, Any]:
@@ -134,7 +139,7 @@ def _chat_logprobs(completion: Completion, choice: Choice) -> dict[str, Any]:
         make_entry(entry.token, entry.logprob) | {"top_logprobs": [make_entry(*other) for other in entry.top]}
         for entry in choice.finished.logprobs
     ]
-    return {"content": content}
+    return {"content": content, "refusal": None}
 
 
 def _timings(usages: Sequence[Usage], load_s: float) -> dict[str, float | None]:

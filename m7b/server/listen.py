@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from sse_starlette.sse import AppStatus
 
 from m7b.errors import M7bError, UsageError
 from m7b.models import Model
@@ -120,6 +121,7 @@ def serve(
     )
     listening = _Listening(config, engine, grace)
     name = bound.getsockname()
+    AppStatus.disable_automatic_graceful_drain()  # streams end with their answers
     engine.start()
     try:
         listening.run(sockets=[bound])

@@ -162,7 +162,6 @@ class _Frame:
             "error": None,
             "incomplete_details": None,
             "output": [],
-            "usage": None,
         }
 
     def finish(self, completion: Completion) -> dict[str, Any]:

@@ -205,12 +205,12 @@ class EngineThread:
             self._admit()
             if self._running:
                 self._step(self.model)
-            self.load.n_waiting = len(self._waiting)
-            self.load.n_running = sum(each.n_sequences for each in self._running)
 
     def _obey(self) -> bool:
         """Do what the event loop asks for, waiting where there is nothing else to do; False to stop."""
         while True:
+            self.load.n_waiting = len(self._waiting)
+            self.load.n_running = sum(each.n_sequences for each in self._running)
             is_idle = not (self._running or self._waiting)
             try:
                 command = self._commands.get(block=is_idle)

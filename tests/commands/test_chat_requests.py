@@ -280,7 +280,7 @@ def test_chat_answers_the_prompt_inside_the_template(complete, chat):
     assert answer["usage"] == by_hand["usage"]
     assert (answer["object"], answer["id"][:9]) == ("chat.completion", "chatcmpl-")
     message = answer["choices"][0]["message"]
-    assert message == {"role": "assistant", "content": message["content"]}
+    assert message == {"role": "assistant", "content": message["content"], "refusal": None}
     assert succeeded(chat("Hi")).out == message["content"] + "\n"
 
 
