@@ -53,6 +53,9 @@ class HubSource:
         """
         from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 
+        from m7b.hub.sources.client import connect
+
+        connect()
         del name  # the cache has names of its own
         listing = yield from self._retry(
             lambda: HfApi().model_info(
