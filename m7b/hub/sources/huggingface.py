@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from m7b.errors import DamagedCheckpoint
-from m7b.hub import checksums, layouts
+from m7b.hub import checksums, layouts, locks
 from m7b.hub.plan import DownloadPlan
 from m7b.hub.progress import FileProgress, Retries, pause, report_file
 from m7b.hub.shelf import File
@@ -98,9 +98,12 @@ class HubSource:
             here = (
                 entry if entry.is_file() and not entry.is_symlink() else blob
             )  # there are disks without links
-            if not (yield from self._verify(here, file, plan, done)):
-                here.unlink(missing_ok=True)
-                yield from self._fetch_file(file, plan, done, retries)
+            # The library's own lock: other homes of m7b, and other programs, share the cache.
+            with locks.hold(lock_file(blob), file.name) as waiting:
+                yield from waiting
+                if not (yield from self._verify(here, file, plan, done)):
+                    here.unlink(missing_ok=True)
+                    yield from self._fetch_file(file, plan, done, retries)
             yield from self._enter_into_cache(file, plan, done, retries)
             done += file.size
         return plan
@@ -183,6 +186,12 @@ def cache_folder() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
+
+
+def lock_file(blob: Path) -> Path:
+    """The file by which huggingface_hub locks a blob of its cache; `blob` may have a suffix."""
+    repo = blob.parent.parent
+    return repo.parent / ".locks" / repo.name / f"{blob.name.partition('.')[0]}.lock"
 
 
 def _parse_sibling(sibling: Any) -> File:
