@@ -17,7 +17,7 @@ from pathlib import Path
 from m7b.errors import OutOfResources, UsageError
 from m7b.hub import locks
 from m7b.hub.progress import FileProgress
-from m7b.paths import checkpoints_folder
+from m7b.paths import NoHome, checkpoints_folder
 
 _RECORD_BYTES = 1 << 22  # a record is read whole; a checkpoint has a dozen files
 
@@ -70,9 +70,12 @@ def make_key(name: str, format: str) -> str:
 
 def list_records() -> list[CheckpointRecord]:
     """List the checkpoints on this machine whose files exist, by name, the latest of a name first."""
-    folder = checkpoints_folder()
-    found = [_read_record(file) for file in folder.glob("*.json")] if folder.is_dir() else []
-    whole = [record for record in found if record and Path(record.path).exists()]
+    try:
+        folder = checkpoints_folder()
+        found = [_read_record(file) for file in folder.glob("*.json")] if folder.is_dir() else []
+    except (NoHome, PermissionError):
+        return []
+    whole = [record for record in found if record and os.path.exists(record.path)]
     return sorted(whole, key=lambda record: (record.name, -record.fetched))
 
 

@@ -20,6 +20,7 @@ from m7b.hub.progress import FileProgress, Retries, pause, report_file
 from m7b.hub.shelf import File
 from m7b.hub.sources.refusals import explain_failure
 from m7b.hub.transfer import http
+from m7b.paths import make_absolute
 
 _TIMEOUT_S = 30
 _MAX_FILES = 10_000
@@ -185,7 +186,7 @@ def cache_folder() -> Path:
     """The folder in which huggingface_hub keeps what it has fetched."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
+    return make_absolute(Path(constants.HF_HUB_CACHE))
 
 
 def lock_file(blob: Path) -> Path:
