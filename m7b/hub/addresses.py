@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from m7b.errors import UsageError
 from m7b.hub.layouts import DownloadFormat
@@ -42,7 +42,7 @@ def parse_address(text: str) -> HubAddress | None:
     """
     scheme, bare = _split_scheme(text.strip())
     host, _, rest = bare.partition("/")
-    ours = urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc.lower()
+    ours = re.sub(r"^\w+://|/.*", "", os.environ.get("HF_ENDPOINT", "").lower())
     if host.lower() not in (*_HOSTS, ours or None):
         return None if scheme in ("http", "https") else _read_id(bare.rstrip("/"))
     org, _, rest = re.split(r"[?#]", rest, maxsplit=1)[0].strip("/").partition("/")
