@@ -113,8 +113,8 @@ def chat(
         raise UsageError("a grammar goes with neither --stop nor tools", hint="ask for one")
     is_interactive = question is None and file is None and _is_terminal()
     asked = None if is_interactive else _read_question(question, file)
-    is_new = not go_on and session is None
-    with _open_store(save, may_forget=is_new) as store, ExitStack() as stack:
+    is_brief = asked is not None and not go_on and session is None
+    with _open_store(save, may_forget=is_brief) as store, ExitStack() as stack:
         kept = _find_kept(store, latest=go_on, reference=session)
         choice = _choose_model(ctx, kept, variant, model, asks=is_interactive)
         from m7b.repl import Autosaver, Chat, Screen, Toolbelt
@@ -137,7 +137,6 @@ def chat(
         toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
         tools.fill(toolbox)
         screen = Screen(markdown=markdown, is_interactive=is_interactive)
-        is_brief = is_new and asked is not None
         record = Autosaver(store if save else None, kept, messages, session, may_forget=is_brief)
         toolbelt = Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit)
         talk = Chat(
@@ -155,12 +154,14 @@ def _open_store(save: bool, *, may_forget: bool) -> Store:
     """The store of conversations; one in memory where nothing is to be saved, or where it may and must be.
 
     Raises:
-        OutOfResources: it cannot be opened, and the conversation is to be one that is kept.
+        OutOfResources: it cannot be opened, though it is there or the conversation is to be kept.
     """
+    file = None
     try:
-        return Store(sessions_file() if save else None)
+        file = sessions_file() if save else None
+        return Store(file)
     except OutOfResources as error:
-        if not may_forget:
+        if not may_forget or (file and os.path.exists(file)):  # what is there is not to be passed over
             raise
         note(f"this conversation is not kept: {error.message}")
         return Store(None)
