@@ -91,9 +91,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
             note(f"{error.filename or 'cannot write'}: {error.strerror}")
             return ExitCode.RESOURCES
+        if isinstance(error, FileNotFoundError) and _is_nowhere():
+            note("the current folder is gone; cd to another")
+            return ExitCode.RESOURCES
         traceback.print_exc()
         note("this is a bug in m7b; the lines above say where")
         return ExitCode.BUG
+
+
+def _is_nowhere() -> bool:
+    """Whether the current folder was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _help_for(arguments: Sequence[str]) -> str:

@@ -2,11 +2,12 @@
 
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
-from m7b.errors import UsageError
+from m7b.errors import OutOfResources, UsageError
 
 
 def parse_path(text: str) -> Path:
@@ -29,17 +30,56 @@ def parse_path(text: str) -> Path:
     return path
 
 
+class NoHome(OutOfResources):
+    """Nobody knows where the files of this user belong."""
+
+
 def data_folder() -> Path:
-    """The folder of downloaded checkpoints and other data worth keeping."""
-    home = os.environ.get("M7B_HOME")
-    return Path(os.path.expanduser(home)) if home else platformdirs.user_data_path("m7b", appauthor=False)
+    """The folder of downloaded checkpoints and other data worth keeping.
+
+    Raises:
+        NoHome: nothing says where it is.
+    """
+    return _find_home(platformdirs.user_data_path)
 
 
 def config_file() -> Path:
-    """The file of the user's settings, which need not exist."""
-    home = os.environ.get("M7B_HOME")
-    folder = Path(os.path.expanduser(home)) if home else platformdirs.user_config_path("m7b", appauthor=False)
-    return folder / "config.toml"
+    """The file of the user's settings, which need not exist.
+
+    Raises:
+        NoHome: nothing says where it is.
+    """
+    return _find_home(platformdirs.user_config_path) / "config.toml"
+
+
+def make_absolute(folder: Path) -> Path:
+    """Make the path of a folder of the user's one that is the same from every folder.
+
+    Raises:
+        NoHome: it begins with a home that is not known.
+    """
+    if folder.parts[:1] and folder.parts[0].startswith("~"):
+        raise _make_homeless_error(folder)
+    try:
+        return folder.absolute()
+    except FileNotFoundError:
+        raise NoHome(f"{folder} is below the current folder, which is gone", hint="cd to another") from None
+
+
+def _find_home(find_usual: Callable[..., Path]) -> Path:
+    if home := os.environ.get("M7B_HOME"):
+        return make_absolute(Path(os.path.expanduser(home)))
+    try:
+        return make_absolute(find_usual("m7b", appauthor=False))
+    except RuntimeError:  # how platformdirs says it
+        raise _make_homeless_error("m7b") from None
+
+
+def _make_homeless_error(what: object) -> NoHome:
+    return NoHome(
+        f"there is no home for {what}: HOME is not set, and the system knows none",
+        hint="set HOME, or M7B_HOME to a folder",
+    )
 
 
 def checkpoints_folder() -> Path:

@@ -61,16 +61,16 @@ def variable(name: str) -> str:
     return f"M7B_{name.upper()}"
 
 
-def load(environ: Mapping[str, str], file: Path, known: Collection[str]) -> dict[str, Setting]:
+def load(environ: Mapping[str, str], file: Path | None, known: Collection[str]) -> dict[str, Setting]:
     """Load those of the `known` settings that are set, by name.
 
-    A variable wins over the file; an empty variable sets nothing.
+    A variable wins over the file, where there is one; an empty variable sets nothing.
 
     Raises:
         UsageError: the file cannot be read, or a setting is unknown or contradicts another.
     """
-    of_file, of_environ = _read_file(file, known), _read_environ(environ, known)
-    for settings, place in ((of_file, file.name), (of_environ, "the environment")):
+    of_file, of_environ = _read_file(file, known) if file else {}, _read_environ(environ, known)
+    for settings, place in ((of_file, file and file.name), (of_environ, "the environment")):
         if settings.keys() >= _CHECKPOINT:
             raise UsageError(f"variant and model are both set in {place}", hint="name one checkpoint")
     beaten = _CHECKPOINT if of_environ.keys() & _CHECKPOINT else set()
@@ -96,7 +96,7 @@ def _read_environ(environ: Mapping[str, str], known: Collection[str]) -> dict[st
 def _read_file(file: Path, known: Collection[str]) -> dict[str, Setting]:
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None

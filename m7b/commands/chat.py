@@ -23,11 +23,11 @@ from m7b.commands.shared.options import (
 )
 from m7b.commands.shared.prompt import read_parts
 from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions
-from m7b.errors import UsageError
+from m7b.errors import OutOfResources, UsageError
 from m7b.generation import EngineOptions, SamplingParams
 from m7b.models import Model, ModelChoice, refuse_base, require_template
-from m7b.paths import history_file, sessions_file
-from m7b.render import Theme
+from m7b.paths import NoHome, history_file, sessions_file
+from m7b.render import Theme, note
 from m7b.session import CHAT_SAMPLING, OnFull, Session
 from m7b.store import Store, StoredConversation, check_name
 from m7b.tools import Approval, Toolbox
@@ -121,7 +121,8 @@ def chat(
         raise UsageError("a grammar goes with neither --stop nor tools", hint="ask for one")
     is_interactive = question is None and not file and _is_terminal()
     asked = None if is_interactive else _read_question(question, file or [])
-    with Store(sessions_file() if save else None) as store, ExitStack() as stack:
+    is_brief = asked is not None and not go_on and session is None
+    with _open_store(save, may_forget=is_brief) as store, ExitStack() as stack:
         kept = _find_kept(store, latest=go_on, reference=session)
         choice = _choose_model(ctx, kept, variant, model, asks=is_interactive)
         toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
@@ -148,7 +149,7 @@ def chat(
         if system is not None and (kept is None or is_flag(ctx, "system")):
             conversation.system = system
         screen = Screen(markdown=markdown, is_interactive=is_interactive, theme=look)
-        record = Autosaver(store if save else None, kept, messages, session)
+        record = Autosaver(store if save else None, kept, messages, session, may_forget=is_brief)
         toolbelt = Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit)
         talk = Chat(
             conversation, screen, record, toolbelt, lambda name: _load(ModelChoice.from_name(name), engine)
@@ -159,6 +160,23 @@ def chat(
             _talk(talk, kept, vi=vi)
         elif talk.say(asked) is None:
             raise KeyboardInterrupt
+
+
+def _open_store(save: bool, *, may_forget: bool) -> Store:
+    """The store of conversations; one in memory where nothing is to be saved, or where it may and must be.
+
+    Raises:
+        OutOfResources: it cannot be opened, though it is there or the conversation is to be kept.
+    """
+    file = None
+    try:
+        file = sessions_file() if save else None
+        return Store(file)
+    except OutOfResources as error:
+        if not may_forget or (file and os.path.exists(file)):  # what is there is not to be passed over
+            raise
+        note(f"this conversation is not kept: {error.message}")
+        return Store(None)
 
 
 def _check_kept(session: str | None, *, go_on: bool, save: bool) -> None:
@@ -205,10 +223,17 @@ def _talk(talk: "Chat", kept: StoredConversation | None, *, vi: bool) -> None:
         SlashCompleter(talk),
         talk.format_toolbar,
         lambda: talk.is_multiline,
-        history_file=history_file() if is_remembered else None,
+        history_file=_find_history() if is_remembered else None,
         vi=vi,
     )
     talk.run(prompt)
+
+
+def _find_history() -> Path | None:
+    try:
+        return history_file()
+    except NoHome:
+        return None
 
 
 def _load(choice: ModelChoice, options: EngineOptions, chat_template: str | None = None) -> Model:

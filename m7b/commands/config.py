@@ -17,7 +17,7 @@ from m7b.editor import edit_file
 from m7b.errors import UsageError
 from m7b.generation import EngineOptions, SamplingParams
 from m7b.options import list_options
-from m7b.paths import config_file
+from m7b.paths import NoHome, config_file
 from m7b.render import Output, note
 from m7b.settings import SETTINGS, Setting, find_similar_variables, load
 
@@ -92,7 +92,7 @@ def apply_settings(ctx: typer.Context) -> None:
     """
     options = _options(ctx)
     try:
-        settings = load(os.environ, config_file(), options).values()
+        settings = load(os.environ, _find_file(), options).values()
         defaults = {setting.name: _default(setting, _check(setting, options, ctx)) for setting in settings}
     except UsageError as error:
         defaults = dict.fromkeys(options, _refusal(error))
@@ -100,6 +100,14 @@ def apply_settings(ctx: typer.Context) -> None:
         name: {param.name: defaults[param.name] for param in command.params if param.name in defaults}
         for name, command in _root(ctx).commands.items()
     }
+
+
+def _find_file() -> Path | None:
+    """The file of the settings, None where the user has no home for it."""
+    try:
+        return config_file()
+    except NoHome:
+        return None
 
 
 def _refusal(error: UsageError) -> Callable[[], NoReturn]:
@@ -132,7 +140,7 @@ def _options(ctx: typer.Context) -> dict[str, TyperOption]:
 def _in_effect(ctx: typer.Context) -> Iterator[tuple[Setting, Any]]:
     """Every setting with its value; those that nobody set are those of the options."""
     options = _options(ctx)
-    settings = load(os.environ, config_file(), options)
+    settings = load(os.environ, _find_file(), options)
     for name, option in options.items():
         if name in settings:
             value = _check(settings[name], options, ctx)

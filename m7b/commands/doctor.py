@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from m7b import hub
 from m7b.commands.shared.advice import Advice, advice_on, gib
 from m7b.commands.shared.options import JsonOption
-from m7b.paths import data_folder
+from m7b.paths import NoHome, data_folder
 from m7b.render import Output, Status, has_colours
 from m7b.variants import VARIANTS
 
@@ -70,8 +70,11 @@ def _report(
 
 def _data() -> dict[str, Any]:
     """The data folder, the disk that is free where it is or would be, and what was downloaded."""
-    folder = data_folder()
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        folder = data_folder()
+    except NoHome:
+        return {"folder": None, "free_bytes": 0, "downloaded": []}
+    there = next(place for place in (folder, *folder.parents) if place.exists())
     found = ((name, hub.find_path(name)) for name in VARIANTS)
     return {
         "folder": str(folder),
@@ -120,7 +123,8 @@ def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "accelerator", "none that torch can use"
     yield "system", f"{machine['os']}, Python {machine['python']}"
     yield "libraries", ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    yield "data folder", f"{data['folder']}, {gib(data['free_bytes'])} GiB of disk free"
+    room = f"{data['folder']}, {gib(data['free_bytes'])} GiB of disk free"
+    yield "data folder", room if data["folder"] else "none: set HOME or M7B_HOME"
     for one in data["downloaded"]:
         yield "downloaded", f"{one['variant']}: {one['path']}, {one['bytes']:,} bytes"
     if not data["downloaded"]:

@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 
 from m7b import hub
-from m7b.commands.shared.options import YesOption
+from m7b.commands.shared.options import YesOption, complete_name
 from m7b.errors import UsageError
 from m7b.hub import DownloadFormat
 from m7b.render import can_ask, note, printable
 
 
 def rm(
-    name: Annotated[str, typer.Argument(help="A variant or a hub id that was downloaded.")],
+    name: Annotated[
+        str, typer.Argument(help="A checkpoint that m7b list shows.", autocompletion=complete_name)
+    ],
     format: Annotated[
         DownloadFormat | None,
         typer.Option("--format", help="Only the copy in this layout.", show_default=False),

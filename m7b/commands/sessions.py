@@ -9,7 +9,7 @@ import typer
 
 from m7b.errors import UsageError
 from m7b.export import ExportFormat, choose_format, format_export, write_export
-from m7b.paths import sessions_file
+from m7b.paths import NoHome, sessions_file
 from m7b.render import Output, note
 from m7b.store import Store, StoredConversation, as_utf8, fold
 
@@ -140,8 +140,11 @@ def search(
 
 def _open() -> Store:
     """The store; one without a file where nothing was ever kept, so that asking leaves no trace."""
-    file = sessions_file()
-    return Store(file if file.exists() else None)
+    try:
+        file = sessions_file()
+        return Store(file if file.exists() else None)
+    except NoHome:
+        return Store(None)
 
 
 def _table(conversations: list[StoredConversation]) -> list[str]:

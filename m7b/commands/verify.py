@@ -6,7 +6,7 @@ import typer
 
 from m7b import hub
 from m7b.commands.shared.fetching import FetchScreen
-from m7b.commands.shared.options import JsonOption
+from m7b.commands.shared.options import JsonOption, complete_name
 from m7b.errors import DamagedCheckpoint
 from m7b.render import Output, note
 
@@ -14,7 +14,11 @@ from m7b.render import Output, note
 def verify(
     name: Annotated[
         str | None,
-        typer.Argument(help="A variant or a hub id; all checkpoints if not given.", show_default=False),
+        typer.Argument(
+            help="A checkpoint that m7b list shows; all of them if not given.",
+            autocompletion=complete_name,
+            show_default=False,
+        ),
     ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Fetch damaged files again, and only those.")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from m7b.errors import CheckpointNotFound
 from m7b.hub import shelf
+from m7b.hub.addresses import parse_address
 from m7b.hub.download import MADE, check_disk, describe_made, fetch, repair, verify
 from m7b.hub.layouts import DownloadFormat
 from m7b.hub.plan import DownloadPlan, Source, Wish
@@ -35,6 +36,7 @@ __all__ = [
     "is_offline",
     "locate",
     "make_not_found_error",
+    "parse_address",
     "refuse_offline",
     "repair",
     "shelf",
@@ -43,18 +45,28 @@ __all__ = [
 
 
 def find(name: str) -> CheckpointRecord | None:
-    """Find the record of the latest checkpoint called `name`, None where there is none."""
-    return next(iter(shelf.find_records(name)), None)
+    """Find the record of the latest checkpoint called `name`, None where there is none.
+
+    `name` may be an address on a hub; where it says which file is meant, no other counts.
+
+    Raises:
+        UsageError: it is an address of something else than a model.
+    """
+    records = shelf.find_records(name)
+    if not records and (address := parse_address(name)):
+        found = shelf.find_records(address.repo_id)
+        records = [one for one in found if any(address.fits(file.name) for file in one.files)]
+    return next(iter(records), None)
 
 
 def find_path(name: str) -> Path | None:
-    """Find the path of the checkpoint of a variant or a hub id, None where it was never fetched."""
+    """Find the path of the checkpoint of that name or address, None where it was never fetched."""
     record = find(name)
     return Path(record.path) if record else None
 
 
 def locate(name: str) -> Path:
-    """Find the path of the checkpoint of a variant or a hub id, and mark the checkpoint as used now.
+    """Find the path of the checkpoint of that name or address, and mark the checkpoint as used now.
 
     Raises:
         CheckpointNotFound: it is not on this machine; the hint is the command that fetches it.

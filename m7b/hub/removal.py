@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m7b.errors import OutOfResources
-from m7b.hub import shelf
+from m7b.hub import locks, shelf
 from m7b.hub.shelf import CheckpointRecord
-from m7b.hub.sources.huggingface import PART_SUFFIX, cache_folder
+from m7b.hub.sources.huggingface import PART_SUFFIX, cache_folder, lock_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def find_leftovers() -> list[Removal]:
     folders = [_plan_path_removal(path) for path in shelf.find_leftovers()]
     cache = cache_folder()
     parts = sorted(cache.glob(f"models--*/blobs/*{PART_SUFFIX}*")) if cache.is_dir() else []
-    return folders + [_plan_path_removal(path) for path in parts if not shelf.is_downloading()]
+    return folders + [_plan_path_removal(path) for path in parts if not locks.is_held(lock_file(path))]
 
 
 def _plan_path_removal(path: Path) -> Removal:

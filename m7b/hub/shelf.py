@@ -10,14 +10,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from m7b.errors import OutOfResources, UsageError
+from m7b.hub import locks
 from m7b.hub.progress import FileProgress
-from m7b.paths import checkpoints_folder
+from m7b.paths import NoHome, checkpoints_folder
 
 _RECORD_BYTES = 1 << 22  # a record is read whole; a checkpoint has a dozen files
 
@@ -70,10 +70,18 @@ def make_key(name: str, format: str) -> str:
 
 def list_records() -> list[CheckpointRecord]:
     """List the checkpoints on this machine whose files exist, by name, the latest of a name first."""
-    folder = checkpoints_folder()
-    found = [_read_record(file) for file in folder.glob("*.json")] if folder.is_dir() else []
-    whole = [record for record in found if record and Path(record.path).exists()]
+    try:
+        folder = checkpoints_folder()
+        found = [_read_record(file) for file in folder.glob("*.json")] if folder.is_dir() else []
+    except (NoHome, PermissionError):
+        return []
+    whole = [record for record in found if record and os.path.exists(record.path)]
     return sorted(whole, key=lambda record: (record.name, -record.fetched))
+
+
+def list_names() -> list[str]:
+    """List the names of the checkpoints on this machine."""
+    return list(dict.fromkeys(record.name for record in list_records()))
 
 
 def find_records(name: str, format: str | None = None) -> list[CheckpointRecord]:
@@ -89,7 +97,7 @@ def require_records(name: str, format: str | None = None) -> list[CheckpointReco
     """
     found = find_records(name, format)
     if not found:
-        known = ", ".join(dict.fromkeys(record.name for record in list_records()))
+        known = ", ".join(list_names())
         raise UsageError(
             f"{name} is not on this machine" + (f" as {format}" if format else ""),
             hint=f"there are {known}" if known else "nothing was downloaded yet: see m7b download --help",
@@ -165,60 +173,22 @@ def find_leftovers() -> list[Path]:
         return []
     kept = {record.key for record in map(_read_record, folder.glob("*.json")) if record}
     unknown = [path for path in folder.iterdir() if path.is_dir() and path.name not in kept]
-    unknown = [path for path in unknown if not _is_locked(path.name.rsplit(".", 2)[0])]
+    unknown = [path for path in unknown if not locks.is_held(_lock_file(path.name.rsplit(".", 2)[0]))]
     return sorted([*unknown, *(path for path in folder.glob(".record-*") if not is_downloading())])
 
 
 def is_downloading() -> bool:
     """Whether any download is running on this machine."""
-    return any(
-        _is_locked(path.name[1:].removesuffix(".lock")) for path in checkpoints_folder().glob(".*.lock")
-    )
+    return any(map(locks.is_held, checkpoints_folder().glob(".*.lock")))
 
 
-@contextmanager
-def lock(key: str) -> Iterator[Iterator[FileProgress]]:
-    """Hold the lock of `key` from the end of the iterator that this gives until the block ends.
-
-    The iterator waits for the lock; it yields progress that says so.
-    """
-    from filelock import FileLock
-
-    folder = checkpoints_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutOfResources(f"cannot write to {folder}: {error.strerror}") from None
-    lock = FileLock(folder / f".{key}.lock")
-    try:
-        yield _wait_for_lock(lock, key)
-    finally:
-        lock.release()
+def lock(key: str) -> AbstractContextManager[Iterator[FileProgress]]:
+    """Hold the lock of `key`, as `locks.hold` does."""
+    return locks.hold(_lock_file(key), key)
 
 
-def _is_locked(key: str) -> bool:
-    """Whether a process holds the lock of `key`."""
-    from filelock import FileLock, Timeout
-
-    path = checkpoints_folder() / f".{key}.lock"
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def _wait_for_lock(lock: Any, key: str) -> Iterator[FileProgress]:
-    from filelock import Timeout
-
-    while True:
-        try:
-            lock.acquire(timeout=0.25)
-            return
-        except Timeout:
-            yield FileProgress(key, 0, 0, "another m7b is fetching it: waiting")
+def _lock_file(key: str) -> Path:
+    return checkpoints_folder() / f".{key}.lock"
 
 
 def _last_use_file(record: CheckpointRecord) -> Path:

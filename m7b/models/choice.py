@@ -1,6 +1,5 @@
-"""Which model is meant: a released variant, a path, or the hub id of a checkpoint that was downloaded."""
+"""Which model is meant: a released variant, a path, or the name of a checkpoint that was downloaded."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,12 +10,12 @@ from m7b.parts import name_whole
 from m7b.paths import parse_path
 from m7b.variants import VARIANTS
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{,95}/[A-Za-z0-9][\w.-]{,95}")
-
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """The model that is meant: a released `variant`, or by `path` a folder, a GGUF file or a hub id.
+    """The model that is meant: a released `variant`, or by `path` a folder, a GGUF file or a name.
+
+    A name is one that `m7b list` shows, a hub id, or an address on a hub.
 
     Neither of them means the demo.
 
@@ -41,8 +40,10 @@ class ModelChoice:
         """What the checkpoint is called among those that were downloaded, None where a path is meant."""
         if self.path is None:
             return self.release
+        if self.path.exists():
+            return None
         name = self.path.as_posix()
-        return name if _HUB_ID.fullmatch(name) and not self.path.exists() else None
+        return name if name in VARIANTS or hub.find(name) or hub.parse_address(name) else None
 
     @property
     def is_installed(self) -> bool:
@@ -59,12 +60,12 @@ class ModelChoice:
         if name in VARIANTS:
             return cls(variant=name)
         path = parse_path(name)
-        if not path.exists() and hub.find_path(name):
+        if not path.exists() and hub.find(name):
             return cls(path=Path(name))
         if not path.exists():
             raise CheckpointNotFound(
                 f"there is no model {name}",
-                hint=f"name a folder, a GGUF file, a hub id that was downloaded, or {', '.join(VARIANTS)}",
+                hint=f"name a folder, a GGUF file, what m7b list shows, or {', '.join(VARIANTS)}",
             )
         return cls(path=path)
 
@@ -75,7 +76,8 @@ class ModelChoice:
             CheckpointNotFound: it was not downloaded.
         """
         if name := self.shelf_name:
-            return name, hub.locate(name)
+            path, record = hub.locate(name), hub.find(name)
+            return record.name if record else name, path
         assert self.path is not None
         return name_whole(self.path.resolve().name), self.path
 

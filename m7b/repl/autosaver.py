@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from m7b.errors import UsageError
+from m7b.errors import OutOfResources, UsageError
 from m7b.messages import Message
 from m7b.repl.signals import delay_ctrl_c
 from m7b.session import Session
@@ -20,6 +20,7 @@ class Autosaver:
         kept: the stored conversation to continue, None for a new one.
         messages: the messages that are stored of it.
         name: the name of a new conversation.
+        may_forget: where it cannot be saved, say so and go on without, as for one question and its answer.
 
     Attributes:
         id: that of the conversation, None while there is none.
@@ -32,8 +33,11 @@ class Autosaver:
         kept: StoredConversation | None = None,
         messages: Sequence[Message] = (),
         name: str | None = None,
+        *,
+        may_forget: bool = False,
     ) -> None:
         self.store = store
+        self._may_forget = may_forget
         self.notice = ""
         self._name = name
         self.begin(kept, messages)
@@ -55,6 +59,10 @@ class Autosaver:
         try:
             with delay_ctrl_c():
                 self._save(self.store, session)
+        except OutOfResources as error:
+            if not self._may_forget:
+                raise
+            self.store, self.notice = None, f"this conversation is not kept: {error.message}"
         finally:
             self._saved_at = time.monotonic()
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
+from m7b import hub
 from m7b.render import Theme
 from m7b.repl.parameters import PARAMETERS
 from m7b.repl.slash import COMMANDS
@@ -51,7 +52,7 @@ class SlashCompleter(Completer):
             Argument.TOPIC: lambda: TOPICS,
             Argument.SIDE: lambda: ("user", "answer"),
             Argument.CONVERSATION: self._list_conversations,
-            Argument.MODEL: lambda: VARIANTS,
+            Argument.MODEL: lambda: dict.fromkeys([*VARIANTS, *hub.shelf.list_names()]),
             Argument.THEME: lambda: Theme,
             Argument.TOOLS: lambda: ("list", "on", "off", "load"),
         }

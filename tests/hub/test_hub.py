@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pexpect
@@ -374,6 +375,16 @@ def test_killed_at_any_moment_it_goes_on_where_it_stopped(home):
     assert hub.sent["model.safetensors"] <= size + n_kills * (1 << 16)
 
 
+@contextmanager
+def _started(home, hub):
+    """A download whose first bytes have come, however busy the machine is."""
+    with start(home, hub, "download", REPO) as process:
+        while not any("part" in blob.name for blob in blobs(home)):
+            assert process.poll() is None
+            time.sleep(0.02)
+        yield process
+
+
 def _killed(home, hub, after_s):
     """Whether a download was still at work `after_s` seconds after its start."""
     process = start(home, hub, "download", REPO)
@@ -409,6 +420,46 @@ def test_two_starts_at_once_fetch_everything_once(home):
         both = [start(home, hub, "download", REPO) for _ in range(2)]
         assert [process.wait(60) for process in both] == [0, 0]
     assert hub.sent["model.safetensors"] == len(SMALL["model.safetensors"])
+    assert fetched(home) == SMALL
+
+
+LIBRARY = f"import huggingface_hub as h\nfor name in {list(SMALL)}: h.hf_hub_download({REPO!r}, name)"
+OFFICIAL = "mistralai/Mistral-7B-Instruct-v0.3"
+
+
+def test_two_homes_fetch_into_one_cache_once(home, tmp_path):
+    """Found: they fetched up to four times the bytes, and one died."""
+    other, third = ({**home, "M7B_HOME": str(tmp_path / name)} for name in ("other", "third"))
+    with serving_hub(REPO, SMALL, rate=400_000) as hub:
+        all_ = [start(one, hub, "download", REPO) for one in (home, other, third)]
+        assert [process.wait(60) for process in all_] == [0, 0, 0]
+    assert hub.sent == {name: len(data) for name, data in SMALL.items()}
+    assert fetched(home) == fetched(other) == SMALL
+
+
+def test_a_variant_and_its_hub_id_are_fetched_once(home):
+    with serving_hub(OFFICIAL, SMALL, rate=400_000) as hub:
+        both = [start(home, hub, "download", *how) for how in ((OFFICIAL,), ("--variant", "instruct-v0.3"))]
+        assert [process.wait(60) for process in both] == [0, 0]
+    assert hub.sent == {name: len(data) for name, data in SMALL.items()}
+    assert {record["name"] for record in records(home)} == {OFFICIAL, "instruct-v0.3"}
+
+
+def test_another_program_and_m7b_fetch_into_one_cache_once(home):
+    with serving_hub(REPO, SMALL, rate=200_000) as hub:
+        environ = {**home, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        with _started(home, hub) as ours:
+            assert subprocess.run([sys.executable, "-c", LIBRARY], env=environ, check=False).returncode == 0
+            assert ours.wait(60) == 0
+    assert hub.sent == {name: len(data) for name, data in SMALL.items()}
+
+
+def test_prune_spares_what_another_home_is_fetching(home, tmp_path):
+    with serving_hub(REPO, SMALL, rate=20_000) as hub, _started(home, hub) as ours:
+        done = m7b({**home, "M7B_HOME": str(tmp_path / "other")}, None, "prune", "-y")
+        assert "nothing to prune" in done.stderr
+        hub.rate = None
+        assert ours.wait(60) == 0
     assert fetched(home) == SMALL
 
 
@@ -512,9 +563,8 @@ def test_elsewhere_what_is_absent_ends_with_the_command_that_helps(home):
 
 
 def test_prune_removes_what_never_ended(home):
-    with serving_hub(REPO, SMALL, rate=400_000) as hub:
-        while not _killed(home, hub, 1.2) or not any("part" in blob.name for blob in blobs(home)):
-            pass
+    with serving_hub(REPO, SMALL, rate=400_000) as hub, _started(home, hub) as process:
+        process.kill()
     assert m7b(home, None, "prune", "-y").returncode == 0
     assert not any("part" in blob.name for blob in blobs(home))
     assert "nothing to prune" in m7b(home, None, "prune").stderr

@@ -4,19 +4,26 @@ import hashlib
 import io
 import tarfile
 import zipfile
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 
 from m7b import hub
-from m7b.hub import sources
+from m7b.cli import app
+from m7b.hub import DownloadFormat, Wish, sources
 from m7b.hub.shelf import File
 from m7b.hub.sources import pypi
+from m7b.hub.sources.huggingface import HubSource
 from m7b.hub.sources.originals import RELEASES, Release
 from m7b.hub.sources.pypi import PypiSource
 from m7b.hub.transfer import http
+from m7b.models import ModelChoice
+from m7b.repl import SlashCompleter
 from tests.support.checkpoints import mistral, write_gguf, write_hf, write_native
 from tests.support.http_server import Answer, serving
 from tests.support.tiny import assert_refused, call
@@ -225,6 +232,100 @@ def test_a_gguf_file_is_used_by_its_name(tmp_path):
     assert call("download", "--source", path).code == 0
     assert entries()[0]["name"] == "tiny"
     assert hub.find_path("tiny") == path
+
+
+def test_a_listed_checkpoint_runs_by_its_name(tmp_path, monkeypatch):
+    """Found: only hub ids did."""
+    path = write_gguf(mistral(), tmp_path / "my tiny-v1.2.gguf")
+    assert call("download", "--source", path).code == 0
+    assert call("download", "org/tiny", "--source", path).code == 0
+    monkeypatch.chdir(tmp_path / "home")
+    (name, other) = (entry["name"] for entry in entries())
+    assert (name, other) == ("my tiny-v1.2", "org/tiny")
+    for one in (name, other, "hf.co/org/tiny", "https://huggingface.co/org/tiny/"):
+        assert call("info", "-m", one, "--json").answer["checkpoint"]["path"] == str(path), one
+        assert ModelChoice.from_name(one).locate()[1] == path
+    assert ModelChoice.from_name(name).locate()[0] == name
+    assert ModelChoice.from_name("hf.co/org/tiny").locate()[0] == other
+    assert_refused(call("info", "-m", "my tiny"), 3, "my tiny")
+    assert_refused(call("info", "-m", "org/tiny:Q4_K_M"), 3, "org/tiny:Q4_K_M", "m7b download")
+
+
+def test_shells_and_the_prompt_complete_the_names_of_checkpoints(tmp_path, monkeypatch):
+    path = write_gguf(mistral(), tmp_path / "tiny.gguf")
+    for name in ("foo", "org/tiny", "foo"):
+        assert call("download", name, "--source", path).code == 0
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("_M7B_COMPLETE", "complete_bash")
+    for words, wanted in (
+        ("m7b info -m fo", {"foo", "folder/"}),
+        ("m7b chat --model o", {"org/tiny"}),
+        ("m7b rm f", {"foo"}),
+        ("m7b verify f", {"foo"}),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        with pytest.raises(SystemExit), redirect_stdout(io.StringIO()) as told:
+            app(prog_name="m7b")
+        assert set(told.getvalue().split()) == wanted, words
+    completer = SlashCompleter(SimpleNamespace())
+    offered = completer.get_completions(Document("/model fo"), CompleteEvent())
+    assert "foo" in {completion.text for completion in offered}
+
+
+_GGUF = DownloadFormat.GGUF
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        *(
+            (address, HubSource("org/x"))
+            for address in (
+                *("org/x", "org/x/", "hf.co/org/x", "huggingface.co/org/x/", "hf://org/x", "org/x:latest"),
+                *(
+                    "https://huggingface.co/org/x",
+                    "http://www.huggingface.co/org/x/",
+                    "HTTPS://HF.co/org/x#a",
+                ),
+                *("https://huggingface.co/org/x/tree/main", "https://huggingface.co/org/x/tree/main/?a=b"),
+                *("https://huggingface.co/org/x?library=gguf", "https://huggingface.co/org/x/discussions/3"),
+                "https://huggingface.co/org/x/blob/main/config.json",
+            )
+        ),
+        ("hf.co/org/x:Q4_K_M", HubSource("org/x", None, _GGUF, "*Q4_K_M[-.]*")),
+        ("org/x:Q4_K_M", HubSource("org/x", None, _GGUF, "*Q4_K_M[-.]*")),
+        ("https://hf.co/org/x/tree/v1.1", HubSource("org/x", "v1.1")),
+        ("https://hf.co/org/x/tree/refs%2Fpr%2F1", HubSource("org/x", "refs/pr/1")),
+        ("https://hf.co/org/x/tree/main/UD", HubSource("org/x", None, None, "UD/*")),
+        ("https://hf.co/org/x/blob/v1/a%20b.gguf", HubSource("org/x", "v1", _GGUF, "a b.gguf")),
+        ("hf.co/org/x/resolve/main/Q4/a.gguf?download=true", HubSource("org/x", None, _GGUF, "Q4/a.gguf")),
+    ],
+)
+def test_an_address_is_understood_as_people_paste_it(address, source):
+    assert sources.choose_source(Wish(reference=address)) == ("org/x", source)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://huggingface.co/datasets/org/x", "hf.co/spaces/org/x", "https://huggingface.co/org", "hf.co"],
+)
+def test_what_is_no_model_of_the_hub_is_told(address):
+    assert_refused(call("download", address, "-y"), 2, address, "https://huggingface.co/org/name")
+
+
+def test_the_quantization_in_an_address_fits_its_files_alone():
+    names = [
+        "x-Q4_0.gguf",
+        "x-Q4_0_4_4.gguf",
+        "x.IQ4_XS.gguf",
+        "x-q4_k_m-00001-of-00002.gguf",
+        "x-Q4_K_S.gguf",
+    ]
+    for tag, fitting in (("Q4_0", names[:1]), ("Q4_K_M", names[3:4]), ("iq4_xs", names[2:3])):
+        address = hub.parse_address(f"org/x:{tag}")
+        assert [name for name in names if address.fits(name)] == fitting
 
 
 def test_a_tar_is_unpacked_and_kept(native, tmp_path):

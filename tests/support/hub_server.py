@@ -22,14 +22,17 @@ class Hub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, repo_id, files, *, token=None, gated=False, rate=None):
+    def __init__(self, repo_id, files, *, token=None, gated=False, rate=None, tls=None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repo_id, self.files, self.token, self.gated, self.rate = repo_id, files, token, gated, rate
         self.faults, self.requests, self.sent = deque(), [], Counter()
         self.announced = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         self.sizes = {name: len(data) for name, data in files.items()}
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.cdn = f"http://localhost:{self.server_port}/cdn"
+        scheme = "https" if tls else "http"
+        self.url = f"{scheme}://127.0.0.1:{self.server_port}"
+        self.cdn = f"{scheme}://localhost:{self.server_port}/cdn"
+        if tls:
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.commit = COMMIT
 
     def is_lfs(self, name):
@@ -58,7 +61,9 @@ class Handler(BaseHTTPRequestHandler):
         hub, path = self.server, unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path, dict(self.headers)))
         fault = hub.fault(path)
-        if isinstance(fault, int):
+        if isinstance(fault, dict):
+            self.answer(fault["status"], fault["headers"], fault["body"])
+        elif isinstance(fault, int):
             self.answer(fault, {"Retry-After": "1"} if fault == 429 else {})
         elif path.startswith("/cdn/"):
             self.send_file(path.removeprefix("/cdn/"), fault)

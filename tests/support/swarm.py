@@ -79,6 +79,7 @@ class Tracker:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Announce)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/announce"
+        self.server.daemon_threads = True  # a proxy may hold a connection
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:

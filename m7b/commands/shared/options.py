@@ -1,5 +1,6 @@
 """Option types that several commands share. Heavy imports stay out: `m7b --help` reads this file."""
 
+import glob
 import os
 import reprlib
 from collections.abc import Callable
@@ -81,6 +82,21 @@ def _go_offline(wanted: bool) -> bool:
     return wanted
 
 
+def complete_name(incomplete: str) -> list[str]:
+    """The names of the checkpoints on this machine that begin with `incomplete`, for shells."""
+    from m7b.hub import shelf
+
+    return [name for name in shelf.list_names() if name.startswith(incomplete)]
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    """Those names, and the files and folders that begin so."""
+    place = os.path.expanduser(incomplete)
+    paths = sorted(glob.glob(f"{glob.escape(place)}*"))
+    shown = (incomplete + path[len(place) :] + ("/" if os.path.isdir(path) else "") for path in paths)
+    return [*complete_name(incomplete), *shown]
+
+
 VariantOption = Annotated[
     VariantName | None,
     typer.Option(
@@ -96,7 +112,8 @@ ModelOption = Annotated[
         "-m",
         "--model",
         callback=_displaces("variant"),
-        help="A checkpoint of your own: a folder, a GGUF file, or the hub id of one that was downloaded.",
+        autocompletion=_complete_model,
+        help="A checkpoint of your own: a folder, a GGUF file, or the name of one that m7b list shows.",
         show_default=False,
     ),
 ]

@@ -2,11 +2,10 @@
 
 import glob
 import re
-from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote
 
 from m7b.errors import UsageError
+from m7b.hub.addresses import expand_address
 from m7b.hub.layouts import DownloadFormat
 from m7b.hub.plan import Source, Wish
 from m7b.hub.shelf import CheckpointRecord
@@ -17,11 +16,6 @@ from m7b.hub.sources.pypi import PypiSource
 from m7b.parts import name_whole
 from m7b.paths import parse_path
 from m7b.variants import VARIANTS
-
-# Of the hub alone: HF_ENDPOINT says where else the same paths are.
-_FILE_ADDRESS = re.compile(
-    r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/(?:blob|resolve)/([^/]+)/([^?#]+\.gguf)(?:[?#].*)?"
-)
 
 
 def choose_source(wish: Wish) -> tuple[str, Source]:
@@ -35,7 +29,7 @@ def choose_source(wish: Wish) -> tuple[str, Source]:
             "both --variant and a hub id are given" if wish.variant else "nothing to download is named",
             hint=f"name one: --variant {', '.join(VARIANTS)}, or a hub id such as mistralai/Mistral-7B-v0.1",
         )
-    wish = _expand_address(wish)
+    wish = expand_address(wish)
     kind = _choose_kind(wish)
     _check_options(wish, kind)
     name = wish.variant or wish.reference or ""
@@ -60,29 +54,6 @@ def choose_source(wish: Wish) -> tuple[str, Source]:
             return name, PypiSource()
     place = parse_path(wish.source or "")
     return _check_name(name or Path(name_whole(place.resolve().name)).stem), PathSource(place, wish.copies)
-
-
-def _expand_address(wish: Wish) -> Wish:
-    """Turn the address of a GGUF file on the hub into the wish for it, in its repository.
-
-    Raises:
-        UsageError: options that the address answers already are given too.
-    """
-    match = _FILE_ADDRESS.fullmatch(wish.reference or "")
-    if match is None:
-        return wish
-    if wish.format or wish.revision or wish.include:
-        raise UsageError(
-            "the address of a file comes with --format, --revision or --include", hint="leave them out"
-        )
-    repo_id, revision, file = match[1], unquote(match[2]), unquote(match[3])
-    return replace(
-        wish,
-        reference=repo_id,
-        format=DownloadFormat.GGUF,
-        revision=None if revision == "main" else revision,
-        include=glob.escape(file),
-    )
 
 
 def _check_options(wish: Wish, kind: str) -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from m7b.errors import DamagedCheckpoint
-from m7b.hub import checksums, layouts
+from m7b.hub import checksums, layouts, locks
 from m7b.hub.plan import DownloadPlan
 from m7b.hub.progress import FileProgress, Retries, pause, report_file
 from m7b.hub.shelf import File
 from m7b.hub.sources.refusals import explain_failure
 from m7b.hub.transfer import http
+from m7b.paths import make_absolute
 
 _TIMEOUT_S = 30
 _MAX_FILES = 10_000
@@ -53,6 +54,9 @@ class HubSource:
         """
         from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 
+        from m7b.hub.sources.client import connect
+
+        connect()
         del name  # the cache has names of its own
         listing = yield from self._retry(
             lambda: HfApi().model_info(
@@ -95,9 +99,12 @@ class HubSource:
             here = (
                 entry if entry.is_file() and not entry.is_symlink() else blob
             )  # there are disks without links
-            if not (yield from self._verify(here, file, plan, done)):
-                here.unlink(missing_ok=True)
-                yield from self._fetch_file(file, plan, done, retries)
+            # The library's own lock: other homes of m7b, and other programs, share the cache.
+            with locks.hold(lock_file(blob), file.name) as waiting:
+                yield from waiting
+                if not (yield from self._verify(here, file, plan, done)):
+                    here.unlink(missing_ok=True)
+                    yield from self._fetch_file(file, plan, done, retries)
             yield from self._enter_into_cache(file, plan, done, retries)
             done += file.size
         return plan
@@ -179,7 +186,13 @@ def cache_folder() -> Path:
     """The folder in which huggingface_hub keeps what it has fetched."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
+    return make_absolute(Path(constants.HF_HUB_CACHE))
+
+
+def lock_file(blob: Path) -> Path:
+    """The file by which huggingface_hub locks a blob of its cache; `blob` may have a suffix."""
+    repo = blob.parent.parent
+    return repo.parent / ".locks" / repo.name / f"{blob.name.partition('.')[0]}.lock"
 
 
 def _parse_sibling(sibling: Any) -> File:

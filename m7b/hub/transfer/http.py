@@ -25,6 +25,7 @@ from m7b.hub.transfer.answers import (
     shorten_url,
 )
 from m7b.hub.transfer.disk import translate_disk_errors, write_all
+from m7b.hub.transfer.session import Session
 
 _MOST_CHUNKS = 64  # of a page of text
 
@@ -35,7 +36,7 @@ def fetch_size(url: str, *, retries: Retries) -> int:
     Raises:
         CheckpointNotFound: there is no file, the server does not say its length, or nobody answers.
     """
-    with requests.Session() as session:
+    with Session() as session:
         while True:
             try:
                 return _ask_size(session, url)
@@ -49,13 +50,15 @@ def fetch_text(url: str, *, retries: Retries) -> str:
     Raises:
         CheckpointNotFound: there is no page, or nobody answers.
     """
-    with requests.Session() as session:
+    with Session() as session:
         while True:
             try:
                 answer = request(session, "GET", url, {})
                 if answer.status_code != 200:
                     raise CheckpointNotFound(describe_status(url, answer))
-                return b"".join(islice(read_body(url, answer), _MOST_CHUNKS)).decode("utf-8", "replace")
+                return b"".join(islice(read_body(session, url, answer), _MOST_CHUNKS)).decode(
+                    "utf-8", "replace"
+                )
             except TryAgain as failure:
                 time.sleep(retries.count_failure(str(failure), failure.after_s))
 
@@ -83,7 +86,7 @@ def fetch(
     for planted in (to, _etag_file(to)):
         if planted.is_symlink():  # to make us write elsewhere
             planted.unlink()
-    with translate_disk_errors(to, size), to.open("ab", buffering=0) as file, requests.Session() as session:
+    with translate_disk_errors(to, size), to.open("ab", buffering=0) as file, Session() as session:
         if _length(file) > size:
             file.truncate(0)
         longest = have = _length(file)
@@ -105,7 +108,7 @@ def fetch(
         _etag_file(to).unlink(missing_ok=True)
 
 
-def _ask_size(session: requests.Session, url: str) -> int:
+def _ask_size(session: Session, url: str) -> int:
     for method, headers in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):  # some servers refuse HEAD
         with request(session, method, url, headers) as answer:
             size = parse_size(answer)
@@ -117,7 +120,7 @@ def _ask_size(session: requests.Session, url: str) -> int:
 
 
 def _receive(
-    session: requests.Session, url: str, file: FileIO, size: int, headers: Mapping[str, str]
+    session: Session, url: str, file: FileIO, size: int, headers: Mapping[str, str]
 ) -> Iterator[int]:
     """Ask once for the bytes that `file` lacks, and append what comes; yields the bytes in the file."""
     have, etag_file = _length(file), _etag_file(Path(str(file.name)))
@@ -137,7 +140,7 @@ def _receive(
     if not position and not (etag and found == etag):
         file.truncate(have := 0)
         etag_file.write_text(found, "latin-1")
-    for chunk in read_body(url, answer):
+    for chunk in read_body(session, url, answer):
         missing = chunk[max(0, have - position) :]
         position += len(chunk)
         if position > size:

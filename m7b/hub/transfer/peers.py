@@ -1,5 +1,6 @@
 """A session of libtorrent, and the questions to peers before a download. Knows no folder of the user's."""
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -7,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from m7b.errors import CheckpointNotFound, DamagedCheckpoint, OutOfResources, UsageError
 from m7b.hub.progress import FileProgress
 from m7b.hub.transfer.metainfo import LARGEST_METADATA
+from m7b.network import find_certificates, find_proxy
 
 TICK_S = 0.25
 
@@ -66,6 +69,8 @@ def read_parameters(source: str) -> Any:
 def open_session(network: Network) -> Iterator[Any]:
     """Open a session that leaves the network when the block ends."""
     lt = import_libtorrent()
+    if certificates := find_certificates():  # of trackers and web seeds; OpenSSL knows this variable alone
+        os.environ["SSL_CERT_FILE"] = str(certificates)
     opened = lt.session(
         {
             "alert_mask": lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage,
@@ -79,6 +84,7 @@ def open_session(network: Network) -> Iterator[Any]:
             "max_metadata_size": LARGEST_METADATA,
             "min_reconnect_time": 5,  # who gave the metadata is met again at once
             "stop_tracker_timeout": 1,
+            **_list_proxy_settings(lt),
         }
     )
     try:
@@ -114,6 +120,31 @@ def ask_for_metadata(opened: Any, params: Any, timeout_s: float) -> Iterator[Fil
         params.ti = handle.torrent_file()
         params.peers = [*params.peers, *(peer.ip for peer in handle.get_peer_info())]
         opened.remove_torrent(handle)
+
+
+def _list_proxy_settings(lt: Any) -> dict[str, Any]:
+    """List libtorrent's settings for the proxy of the environment.
+
+    Everything goes through one that is for all traffic; trackers and web seeds alone through one of HTTP.
+    """
+    everything = find_proxy("all://.")
+    proxy = everything or find_proxy("https://.") or find_proxy("http://.")
+    if proxy is None:
+        return {}
+    address = urlsplit(proxy)
+    kind = address.scheme.rstrip("ah").replace("https", "http")
+    if address.username and kind != "socks4":
+        kind += "_pw"
+    return {
+        "proxy_type": int(getattr(lt.proxy_type_t, kind)),
+        "proxy_hostname": address.hostname,
+        "proxy_port": address.port or (1080 if kind.startswith("socks") else 8080),
+        "proxy_username": unquote(address.username or ""),
+        "proxy_password": unquote(address.password or ""),
+        "proxy_hostnames": address.scheme != "socks5",
+        "proxy_peer_connections": everything is not None,
+        "proxy_tracker_connections": True,
+    }
 
 
 def pop_alerts(opened: Any) -> Iterator[Any]:
