@@ -121,7 +121,7 @@ def serve(
     )
     listening = _Listening(config, engine, grace)
     name = bound.getsockname()
-    AppStatus.disable_automatic_graceful_drain()  # streams end with their answers
+    AppStatus.enable_automatic_graceful_drain = False  # streams end with their answers
     engine.start()
     try:
         listening.run(sockets=[bound])
