@@ -5,6 +5,7 @@ Knows requests, text and ids; nothing about terminals or tensors.
 
 from m7b.completions.answer import (
     answer_request,
+    count_cached,
     count_usage,
     format_answer,
     format_answers,
@@ -32,6 +33,7 @@ __all__ = [
     "RequestFile",
     "Together",
     "answer_request",
+    "count_cached",
     "count_usage",
     "format_answer",
     "format_answers",

@@ -62,8 +62,13 @@ def count_usage(completions: Sequence[Completion]) -> dict[str, Any]:
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(usage.reused_tokens for usage in firsts)},
     }
+
+
+def count_cached(completions: Sequence[Completion]) -> dict[str, int]:
+    """OpenAI's `prompt_tokens_details`, which depend on what was read before."""
+    firsts = [completion.choices[0].finished.usage for completion in completions]
+    return {"cached_tokens": sum(usage.reused_tokens for usage in firsts)}
 
 
 def format_logprobs(completion: Completion, choice: Choice) -> dict[str, Any] | None:

@@ -75,7 +75,11 @@ def parse_object(line: bytes) -> dict[str, Any]:
         UsageError: it is none.
     """
     try:
-        value = json.loads(decode_text("the line", line), parse_constant=_refuse_constant)
+        text = decode_text("the line", line)
+    except UsageError as error:
+        raise UsageError(f"not JSON: {error.message}", hint=error.hint) from None
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be answered
     except (ValueError, RecursionError) as error:
         raise UsageError(f"not JSON: {error}") from None

@@ -1,5 +1,6 @@
 """Which model is meant: a released variant, a path, or the name of a checkpoint that was downloaded."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -40,7 +41,7 @@ class ModelChoice:
         """What the checkpoint is called among those that were downloaded, None where a path is meant."""
         if self.path is None:
             return self.release
-        if self.path.exists():
+        if os.path.exists(self.path):
             return None
         name = self.path.as_posix()
         return name if name in VARIANTS or hub.find(name) or hub.parse_address(name) else None
@@ -60,9 +61,9 @@ class ModelChoice:
         if name in VARIANTS:
             return cls(variant=name)
         path = parse_path(name)
-        if not path.exists() and hub.find(name):
+        if not os.path.exists(path) and hub.find(name):
             return cls(path=Path(name))
-        if not path.exists():
+        if not os.path.exists(path):
             raise CheckpointNotFound(
                 f"there is no model {name}",
                 hint=f"name a folder, a GGUF file, what m7b list shows, or {', '.join(VARIANTS)}",

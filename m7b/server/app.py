@@ -17,7 +17,7 @@ from m7b.completions import Completion, CompletionRequest, format_answers, parse
 from m7b.errors import M7bError, UsageError
 from m7b.generation import MAX_TOKENS, SamplingParams
 from m7b.models import Model
-from m7b.server.chunks import Chunks
+from m7b.server.chunks import Chunks, tell_usage
 from m7b.server.errors import HttpError, format_error, make_error_response, translate_error
 from m7b.server.guard import Access, Guard
 from m7b.server.metrics import Metrics
@@ -137,7 +137,7 @@ class Server:
         answering = await self._begin(completions)
         if not wishes.streams:
             await self._run(request, answering)
-            return JSONResponse(format_answers(completions))
+            return JSONResponse(format_answers(completions) | {"usage": tell_usage(completions)})
         chunks = Chunks(completions, wishes.includes_usage)
 
         def end() -> Iterable[dict[str, Any] | str]:

@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
-from m7b.completions import Completion, count_usage, format_logprobs
+from m7b.completions import Completion, count_cached, count_usage, format_logprobs
 from m7b.generation import CallDelta, Finished, FinishReason, GenerationEvent, PromptProgress, TextDelta
+
+
+def tell_usage(completions: list[Completion]) -> dict[str, Any]:
+    """The usage of a request, and what of its prompts was not read again."""
+    return count_usage(completions) | {"prompt_tokens_details": count_cached(completions)}
 
 
 @dataclass
@@ -53,7 +58,7 @@ class Chunks:
     def finish(self) -> Iterator[dict[str, Any]]:
         """The chunk behind all choices."""
         if self.includes_usage:
-            yield self._head | {"choices": [], "usage": count_usage(self.completions)}
+            yield self._head | {"choices": [], "usage": tell_usage(self.completions)}
 
     def _finish(self, index: int, finished: Finished) -> Iterator[dict[str, Any]]:
         if finished.reason is FinishReason.LENGTH and index in self._calls:

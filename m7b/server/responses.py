@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from m7b.completions import Completion, count_usage
+from m7b.completions import Completion, count_cached, count_usage
 from m7b.errors import UsageError
 from m7b.generation import CallDelta, Finished, FinishReason, GenerationEvent, PromptProgress, TextDelta
 from m7b.server.errors import HttpError, format_error
@@ -176,7 +176,7 @@ class _Frame:
             "output": [*(output if choice.text or not calls else []), *calls],
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
-                "input_tokens_details": usage["prompt_tokens_details"],
+                "input_tokens_details": count_cached([completion]),
                 "output_tokens": usage["completion_tokens"],
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": usage["total_tokens"],

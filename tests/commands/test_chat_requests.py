@@ -265,7 +265,7 @@ def test_checkpoint_of_a_fine_tune_brings_its_own_template(tiny, tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": source}))
     messages = json.dumps([{"role": "user", "content": "a</s>"}])
     ran = succeeded(call("tokenize", "--chat", "-m", folder, "--json", stdin=messages))
-    assert ran.answer["text"] == "<s>▁###▁user:▁a</s></s>"
+    assert ran.answer["text"] == "<s>###▁user:▁a</s></s>"
     assert ran.answer["tokens"].count(2) == 1
 
 

@@ -107,7 +107,7 @@ REFUSED = {
     "no file": (["-j", "nope.json"], "nope.json"),
     "no schema": (["-j", "list.json"], "a JSON list"),
     "a keyword": (["-j", '{"type": "array", "uniqueItems": true}'], "uniqueItems"),
-    "another keyword": (["-j", '{"type": "object", "dependentRequired": {"a": ["b"]}}'], "dependentRequired"),
+    "another keyword": (["-j", '{"$dynamicRef": "#a"}'], "$dynamicRef"),
     "no Lark": (["--grammar", "person.json"], "grammar"),
     "no regex": (["--regex", "("], "unclosed group"),
     "an unknown format": (["--format", "xml"], "xml"),

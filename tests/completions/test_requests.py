@@ -159,9 +159,10 @@ def test_two_names_of_one_field_must_agree(fields):
     assert caught.value.param in fields
 
 
-@pytest.mark.parametrize("prompt", [5, ["a", "b"], [1, 2], [[1]], {}])
-def test_prompt_is_one_text(prompt):
+@pytest.mark.parametrize("prompt", [5, ["a", "b"], [1, "a"], [[1], [2]], [], {}])
+def test_prompt_is_one_text_or_its_ids(prompt):
     assert parse_request({"prompt": ["a"]}, DEFAULTS).prompt == "a"
+    assert parse_request({"prompt": [1, 2]}, DEFAULTS).prompt == (1, 2)
     with pytest.raises(UsageError) as caught:
         parse_request({"prompt": prompt}, DEFAULTS)
     assert caught.value.param == "prompt"
