@@ -63,6 +63,8 @@ def test_every_example_of_the_help_texts_runs(line, demo_home, tmp_path):
     (tmp_path / "prompt.txt").write_text("Once upon a time", encoding="utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     shutil.copytree(demo_home, tmp_path / "home", copy_function=os.link)  # some remove what is there
+    if line.startswith("m7b serve"):
+        line = re.sub(r"--keep-alive \d+", "--keep-alive 1", line)
     done = subprocess.run(
         ["sh", "-c", line],
         cwd=tmp_path,

@@ -82,6 +82,16 @@ def serve(
         float,
         typer.Option("--grace", parser=number, metavar="S", help="Seconds for running answers at the end."),
     ] = 30.0,
+    keep_alive: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-alive",
+            parser=number,
+            metavar="S",
+            help="End after so many seconds without a request.",
+            show_default=False,
+        ),
+    ] = None,
     engine: EngineOptions,
     offline: OfflineOption = False,
 ) -> None:
@@ -89,9 +99,9 @@ def serve(
 
     Examples:
 
-      m7b serve --variant demo
+      m7b serve --variant demo --keep-alive 60
 
-      m7b serve -m ./Mistral-7B.Q4_K_M.gguf --port 9000 --api-key @keys.txt
+      m7b serve --variant demo --ctx-size 2048 --uds ./m7b.sock --keep-alive 60
     """
     from m7b.server import Access, bind_socket, bind_unix_socket, describe_socket
     from m7b.server import serve as serve_socket
@@ -114,6 +124,7 @@ def serve(
         parallel=parallel,
         max_waiting=queue,
         grace=grace,
+        keep_alive=keep_alive,
         report_ready=report_ready,
     )
 

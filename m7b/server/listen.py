@@ -79,6 +79,7 @@ def serve(
     parallel: int | None = None,
     max_waiting: int = 64,
     grace: float = 30.0,
+    keep_alive: float | None = None,
     report_ready: Callable[[Model, int], object] = lambda model, parallel: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; answers that run may then go on for `grace` seconds.
@@ -90,6 +91,7 @@ def serve(
         parallel: the most sequences that run at once, as many as pay and fit where None.
         max_waiting: the most requests that wait.
         grace: seconds.
+        keep_alive: seconds without a request after which the server ends; None for never.
         report_ready: called with the model and the number of sequences that run at once, when it can answer.
 
     Raises:
@@ -104,9 +106,12 @@ def serve(
             report_ready(engine.model, engine.parallel)
             return
         failed.append(error)
+        end()
+
+    def end() -> None:
         listening.should_exit = True
 
-    engine = EngineThread(load_model, parallel, max_waiting, report)
+    engine = EngineThread(load_model, parallel, max_waiting, report, keep_alive, end)
     config = uvicorn.Config(
         Server(engine, access).app,
         log_config=None,

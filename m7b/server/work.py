@@ -131,6 +131,8 @@ class EngineThread:
         parallel: the most sequences that run at once, as many as pay and fit where None.
         max_waiting: the most requests that wait.
         report: called, on this thread, once the model is there or has failed to load.
+        keep_alive: seconds without a request after which `end` is called; None waits for ever.
+        end: called once, on this thread.
 
     Attributes:
         model: None until it is loaded.
@@ -141,6 +143,8 @@ class EngineThread:
     parallel: int | None
     max_waiting: int
     report: Callable[[M7bError | None], object]
+    keep_alive: float | None = None
+    end: Callable[[], object] = lambda: None
     model: Model | None = None
     load: Load = field(default_factory=Load)
     _commands: "queue.SimpleQueue[_Begin | _Cancel | _Stop]" = field(default_factory=queue.SimpleQueue)
@@ -213,9 +217,13 @@ class EngineThread:
             self.load.n_running = sum(each.n_sequences for each in self._running)
             is_idle = not (self._running or self._waiting)
             try:
-                command = self._commands.get(block=is_idle)
+                command = self._commands.get(block=is_idle, timeout=self.keep_alive)
             except queue.Empty:
-                return True
+                if not is_idle:
+                    return True
+                self.keep_alive = None
+                self.end()
+                continue
             match command:
                 case _Begin(answering):
                     self._waiting.append(answering)
