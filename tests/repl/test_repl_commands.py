@@ -143,7 +143,7 @@ REFUSALS = [
     ("/export --force", "no file is named"),
     ("/undo " + "9" * 5000, "is no number of turns; write /undo 2"),
     (" /nope", "there is no command /nope"),
-    ("/read latin.txt", "latin.txt is not UTF-8 text"),
+    ("/read latin.txt", "latin.txt is not UTF-8"),
     ("/save", "no name is given; write /save recipes"),
     ("/save x", "there is no conversation yet; say something first"),
     ("/load nope", "there is no conversation 'nope'; there are none yet"),
