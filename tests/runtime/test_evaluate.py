@@ -227,7 +227,7 @@ def test_the_command_prints_one_line_or_json(small, tmp_path, capsys):
     ("content", "options", "told"),
     [
         (b"a", [], "too few to judge by"),
-        (b"caf\xe9 au lait", [], "not UTF-8 at byte 3"),
+        (b"caf\xe9 au lait", [], "not UTF-8: byte 0xe9 at offset 3"),
         (b"some words here", ["--ctx-size", "8", "--stride", "8"], "a stride of 8 passes over tokens"),
         (None, [], "No such file"),
     ],
