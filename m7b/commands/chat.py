@@ -126,7 +126,7 @@ def chat(
         kept = _find_kept(store, latest=go_on, reference=session)
         choice = _choose_model(ctx, kept, variant, model, asks=is_interactive)
         toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
-        tools.fill(toolbox)  # whose errors need not wait for the model
+        tools.fill(toolbox, constrain=constrain)  # whose errors need not wait for the model
         from m7b.repl import Autosaver, Chat, Screen, Toolbelt
         from m7b.repl.background import resolve_theme
         from m7b.repl.keys import silence_keys

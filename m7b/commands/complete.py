@@ -127,7 +127,7 @@ def complete(
     keep_to = grammar.read()
     if tools.are_given and not chat:
         raise UsageError("--tools and --mcp go with --chat")
-    offered = tools.describe()
+    offered = tools.describe(constrain=constrain)
     request = CompletionRequest(
         "",
         sampling,

@@ -1,22 +1,22 @@
-"""Model Context Protocol servers over stdio, through the official SDK: the one module with an event loop.
+"""Model Context Protocol servers, through the official SDK: the one module with an event loop.
 
 Knows the protocol's words for tools and results; nothing about other tools. The loop runs in a thread of
 its own; callers wait for it, and Ctrl+C reaches them.
 """
 
 import asyncio
-import contextlib
 import logging
-import os
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any, TextIO
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, assert_never
 
 from m7b.errors import UsageError
-from m7b.tools.mcp_config import ServerConfig
+from m7b.tools.mcp_config import ProcessConfig, ServerConfig, UrlConfig
 from m7b.tools.mcp_tools import convert_result
-from m7b.tools.tool import CallOutcome, find_last_line
+from m7b.tools.tool import CallOutcome
+from m7b.tools.transports import Trace, check_way, open_transport
 from m7b.version import __version__
 
 if TYPE_CHECKING:
@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
 _MOST_TOOLS = 1_000  # of one server; a list without end is no list
 _GOODBYE = 10.0  # seconds for a server to end; the SDK kills it after four
-_TAIL = 4_096  # bytes kept of a server's stderr
 
 
 class Server:
-    """One server, which `start` starts. `listed` are its tools as the server names them."""
+    """One server, which `start` starts. `listed` are its tools as the server names them.
+
+    `faults` tells of those that cannot be offered, whatever they are called.
+    """
 
     def __init__(self, config: ServerConfig, loop: asyncio.AbstractEventLoop, *, time_limit: float) -> None:
         self.name = config.name
+        self.source = f"mcp:{config.name}"
         self.listed: list[mcp_types.Tool] = []
         self._config = config
         self._loop = loop
@@ -40,22 +43,32 @@ class Server:
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self._leave = asyncio.Event()
-        self._tail = b""
+        self._trace = Trace(self.source)
+
+    @property
+    def faults(self) -> list[UsageError]:
+        """The errors of tools that cannot be offered."""
+        return self._trace.faults
 
     def start(self, seconds: float) -> None:
-        """Start the process, agree on a version and list the tools.
+        """Connect to the server, agree on a version and list the tools.
 
         Raises:
-            UsageError: that failed or took longer than `seconds`; the process has ended.
+            UsageError: that failed or took longer than `seconds`, or there are no tools; it has ended.
         """
+        check_way(self._config)
         error = self._wait(self._begin(seconds), seconds + _GOODBYE)
+        if isinstance(self._config, UrlConfig) and self._may_be_sse(error):
+            first = self._trace
+            self._config, self._trace = replace(self._config, is_sse=True), Trace(self.source)
+            if (second := self._wait(self._begin(seconds), seconds + _GOODBYE)) is not None:
+                self._trace = first
+            error = second and error
         if error is not None:
-            printed = find_last_line(self._tail)
-            raise UsageError(
-                f"mcp:{self.name}: the server did not start: {_format_error(error)}"
-                + (f"; the last it printed: {printed}" if printed else ""),
-                hint=f"try its command: {' '.join((self._config.command, *self._config.args))}",
-            )
+            raise _explain(self._config, self._trace, error)
+        if not self.listed and not self.faults:
+            self.stop()
+            raise UsageError(f"{self.source}: the server offers no tools")
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> CallOutcome:
         """Call the tool that the server calls `name`."""
@@ -69,6 +82,11 @@ class Server:
     def stop(self) -> None:
         """End the server."""
         self._wait(self._end(), 2 * _GOODBYE)
+
+    def _may_be_sse(self, error: BaseException | None) -> bool:
+        """Whether the URL may be one of the older way, by how it refuses the newer one."""
+        is_open = isinstance(self._config, UrlConfig) and self._config.is_sse is None
+        return is_open and error is not None and self._trace.status in (400, 404, 405)
 
     def _wait(self, work: Coroutine[Any, Any, None], seconds: float) -> BaseException | None:
         """Run `work` on the loop and wait for it; returns its error, None where it succeeded.
@@ -106,19 +124,14 @@ class Server:
         """Open the connection, hold it, and close it: the SDK needs all of that in one task."""
         import mcp_types
         from mcp.client.client import Client
-        from mcp.client.stdio import StdioServerParameters, stdio_client
 
-        config = self._config
-        process = StdioServerParameters(
-            command=config.command, args=list(config.args), env=dict(config.env), cwd=config.cwd
-        )
         us = mcp_types.Implementation(name="m7b", version=__version__)
-        with self._open_stderr() as stderr:
-            async with Client(stdio_client(process, errlog=stderr), client_info=us, cache=None) as client:
-                self.listed = await _list_tools(client)
-                self._client = client
-                ready.set()
-                await self._leave.wait()
+        transport = open_transport(self._config, self._trace)
+        async with Client(transport, client_info=us, cache=None) as client:
+            self.listed = await _list_tools(client)
+            self._client = client
+            ready.set()
+            await self._leave.wait()
 
     async def _ask(
         self, client: "Client", name: str, arguments: Mapping[str, Any], answers: list[CallOutcome]
@@ -129,25 +142,7 @@ class Server:
         self._leave.set()
         if self._task is not None:
             await asyncio.wait((self._task,), timeout=_GOODBYE)
-
-    @contextlib.contextmanager
-    def _open_stderr(self) -> Iterator[TextIO]:
-        """Open a file for the server's stderr; its last bytes are kept for errors, nothing is shown."""
-        reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        self._loop.add_reader(reader, self._read_stderr, reader)
-        try:
-            with os.fdopen(writer, "w") as stderr:
-                yield stderr
-        finally:
-            self._loop.remove_reader(reader)
-            for _ in range(16):
-                self._read_stderr(reader)
-            os.close(reader)
-
-    def _read_stderr(self, reader: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._tail = (self._tail + os.read(reader, 65_536))[-_TAIL:]
+            self._task.cancel()  # it still waits for an answer to its goodbye
 
 
 class Servers:
@@ -190,10 +185,19 @@ class Servers:
 
 
 async def _list_tools(client: "Client") -> "list[mcp_types.Tool]":
+    """List the tools of all pages; there are none where the server knows no such list."""
+    from mcp.shared.exceptions import MCPError
+    from mcp_types import METHOD_NOT_FOUND
+
     tools: list[mcp_types.Tool] = []
     cursor: str | None = None
     while True:
-        page = await client.list_tools(cursor=cursor)
+        try:
+            page = await client.list_tools(cursor=cursor)
+        except MCPError as error:
+            if error.code == METHOD_NOT_FOUND and client.server_capabilities.tools is None:
+                return []
+            raise
         tools += page.tools
         cursor = page.next_cursor
         if cursor is None:
@@ -202,8 +206,32 @@ async def _list_tools(client: "Client") -> "list[mcp_types.Tool]":
             raise ConnectionError(f"it lists more than {_MOST_TOOLS} tools")
 
 
+def _explain(config: ServerConfig, trace: Trace, error: BaseException) -> UsageError:
+    """Make the error for a server that did not start."""
+    beside = trace.describe()
+    match config:
+        case ProcessConfig():
+            return UsageError(
+                f"mcp:{config.name}: the server did not start: {_format_error(error)}"
+                + (f"; {beside}" if beside else ""),
+                hint=f"try its command: {config.shown}",
+            )
+        case UrlConfig():
+            hint = "see its address, and that it runs"
+            if trace.status in (401, 403):
+                hint = 'give it the "headers" that it asks for, such as {"Authorization": "Bearer …"}'
+            return UsageError(
+                f"mcp:{config.name}: no connection to {config.shown}: {beside or _format_error(error)}",
+                hint=hint,
+            )
+        case _:
+            assert_never(config)
+
+
 def _format_error(error: BaseException) -> str:
     """Format the innermost error of a group as one line."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error) or type(error).__name__

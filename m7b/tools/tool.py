@@ -77,10 +77,26 @@ def make_tool(name: Any, description: Any, parameters: Any, source: str) -> Tool
         )
     if not isinstance(description, str):
         raise UsageError(f"{source}: the description of {name} must be text")
-    wrong = _find_fault(parameters)
+    wrong = find_fault(parameters)
     if wrong:
         raise UsageError(f"{source}: the parameters of {name} must be a JSON schema of an object: {wrong}")
     return Tool(name, description, parameters, source)
+
+
+def find_fault(parameters: Any) -> str:
+    """Say why `parameters` are no JSON schema of an object, empty where they are."""
+    if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
+        return 'it needs "type": "object"'
+    properties = parameters.get("properties", {})
+    if not isinstance(properties, Mapping):
+        return '"properties" must be an object'
+    for name, schema in properties.items():
+        if not isinstance(schema, Mapping | bool):
+            return f"the property {name!r} must be a schema"
+    required = parameters.get("required", [])
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        return '"required" must be a list of names'
+    return ""
 
 
 def cut(text: str, limit: int) -> tuple[str, int]:
@@ -121,18 +137,3 @@ def find_last_line(output: bytes) -> str:
     lines = _ESCAPE_SEQUENCE.sub("", output.decode("utf-8", "replace")).splitlines()
     printable = ("".join(c for c in line if c.isprintable()).strip() for line in reversed(lines))
     return next((line[-300:] for line in printable if line), "")
-
-
-def _find_fault(parameters: Any) -> str:
-    if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
-        return 'it needs "type": "object"'
-    properties = parameters.get("properties", {})
-    if not isinstance(properties, Mapping):
-        return '"properties" must be an object'
-    for name, schema in properties.items():
-        if not isinstance(schema, Mapping | bool):
-            return f"the property {name!r} must be a schema"
-    required = parameters.get("required", [])
-    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-        return '"required" must be a list of names'
-    return ""

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from m7b.errors import UsageError
 from m7b.tools.json_file import load_json_tools
-from m7b.tools.mcp_config import load_server_configs
-from m7b.tools.mcp_tools import name_tools
+from m7b.tools.mcp_config import load_entries, parse_config
+from m7b.tools.mcp_tools import keep_served, name_tools
 from m7b.tools.python_file import PythonFile
 from m7b.tools.tool import CallOutcome, Tool, ToolResult, explain_unreadable, format_content
 
 if TYPE_CHECKING:
-    from m7b.tools.servers import Servers
+    from m7b.tools.servers import Server, Servers
 
 _Call = Callable[[Mapping[str, Any]], CallOutcome]
 
@@ -44,6 +44,7 @@ class Toolbox:
         self._tools: dict[str, tuple[Tool, _Call]] = {}
         self._open = ExitStack()
         self._servers: Servers | None = None
+        self._left_out: list[UsageError] = []
 
     def __enter__(self) -> Self:
         return self
@@ -57,6 +58,11 @@ class Toolbox:
     def tools(self) -> Sequence[Tool]:
         """The tools that are offered, in the order in which they were loaded."""
         return [tool for tool, _ in self._tools.values()]
+
+    @property
+    def left_out(self) -> Sequence[UsageError]:
+        """Why servers, or tools of theirs, were left out."""
+        return list(self._left_out)
 
     def load(self, file: Path) -> list[Tool]:
         """Offer the functions of a .py file, imported in a process of its own, or the tools of a .json file.
@@ -74,28 +80,30 @@ class Toolbox:
             case _:
                 raise UsageError(f"{file}: tools are in .py or .json files")
 
-    def load_mcp(self, config: Path) -> list[Tool]:
-        """Start the servers of `{"mcpServers": {name: {"command": …}}}` and offer their tools.
+    def load_mcp(self, config: Path, *, is_strict: bool = True, is_enforced: bool = False) -> list[Tool]:
+        """Start the servers of `{"mcpServers": {name: {"command": …}}}`, or reach those with a `url`.
+
+        Their tools are offered. What cannot be used, a server or one of its tools, is an error where
+        `is_strict`, else left out; see `left_out`. With `is_enforced`, that goes for a tool whose calls
+        cannot be kept valid.
 
         Raises:
-            UsageError: the file cannot be used, or a server does not start; nothing of it is offered.
+            UsageError: the file cannot be used; nothing of it is offered.
         """
-        from m7b.tools.servers import Servers
-
-        configs = load_server_configs(config)
-        if self._servers is None:
-            self._servers = Servers(start_limit=self._start_limit, time_limit=self._time_limit)
-            self._open.callback(self._servers.stop)
-        taken = {tool.name for tool in self.tools if tool.source.startswith("mcp:")}
+        entries = load_entries(config)
+        taken = {tool.name: tool.source for tool in self.tools}
         with ExitStack() as undo:
-            started = []
-            for server_config in configs:
-                server = self._servers.start(server_config)
-                undo.callback(server.stop)
-                started.append(server)
-            named = name_tools(started, taken)
-            added = self._add([(tool, partial(server.call, theirs)) for tool, server, theirs in named])
+            servers, faults = self._start_servers(config, entries, undo, is_strict=is_strict)
+            served, clashes = name_tools(servers, taken)
+            faults += clashes
+            if is_enforced:
+                served, unenforceable = keep_served(served)
+                faults += unenforceable
+            if is_strict and faults:
+                raise faults[0]
+            added = self._add([(each.tool, partial(each.server.call, each.theirs)) for each in served])
             self._open.push(undo.pop_all())
+        self._left_out += faults
         return added
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
@@ -116,6 +124,30 @@ class Toolbox:
         self._tools.clear()
         self._servers = None
         self._open.close()
+
+    def _start_servers(
+        self, config: Path, entries: Mapping[str, Any], undo: ExitStack, *, is_strict: bool
+    ) -> "tuple[list[Server], list[UsageError]]":
+        """Start servers that `undo` stops; returns them, and what is wrong with the others and with tools."""
+        from m7b.tools.servers import Servers
+
+        if self._servers is None:
+            self._servers = Servers(start_limit=self._start_limit, time_limit=self._time_limit)
+            self._open.callback(self._servers.stop)
+        started: list[Server] = []
+        faults: list[UsageError] = []
+        for name, entry in entries.items():
+            try:
+                server = self._servers.start(parse_config(config, name, entry))
+            except UsageError as error:
+                if is_strict:
+                    raise
+                faults.append(error)
+            else:
+                undo.callback(server.stop)
+                started.append(server)
+                faults += server.faults
+        return started, faults
 
     def _run_call(self, name: str, arguments: Mapping[str, Any]) -> CallOutcome:
         if name not in self._tools:

@@ -263,8 +263,6 @@ def test_a_name_that_a_file_offers_is_refused_and_the_server_ended(tmp_path, mar
         ({"mcpServers": {"a": "x"}}, "server 'a' must be an object"),
         ({"mcpServers": {"a": {}}}, "server 'a' has no command"),
         ({"mcpServers": {"a": {"command": ["x"]}}}, "server 'a' has no command"),
-        ({"mcpServers": {"a": {"url": "https://x"}}}, "server 'a' is reached over the network"),
-        ({"mcpServers": {"a": {"type": "http", "command": "x"}}}, "server 'a' is reached over the network"),
         ({"mcpServers": {"a": {"command": "x", "args": "y"}}}, "args must be a list of strings"),
         ({"mcpServers": {"a": {"command": "x", "env": {"A": 1}}}}, "env must be an object of strings"),
         ({"mcpServers": {"a": {"command": "x", "cwd": 1}}}, "cwd must be a path"),
