@@ -5,8 +5,7 @@ Knows grammars, tokenizers and llguidance, which does the work; knows nothing ab
 
 from m7b.constraint.calls import Calls, Place
 from m7b.constraint.compiled import GrammarConstraint, GrammarMatcher, compile_constraint
-from m7b.constraint.grammar import AnyJson, Grammar, JsonSchema, Lark, Regex
-from m7b.constraint.rules import check_schema
+from m7b.constraint.grammar import AnyJson, Grammar, JsonSchema, Lark, Regex, check_schema
 
 __all__ = [
     "AnyJson",

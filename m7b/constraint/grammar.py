@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, assert_never
 
 from m7b.constraint.calls import Calls, Place, write_calls
-from m7b.constraint.rules import write_schema_rules
 from m7b.errors import UsageError
 from m7b.tokenizer.base import check_unicode
 
@@ -67,6 +66,15 @@ def write_llguidance_grammar(grammar: Grammar, *, behind_space: bool) -> str:
     return json.dumps({"grammars": [start, body, *arguments]})
 
 
+def check_schema(schema: object) -> None:
+    """Check that answers can be kept to `schema`.
+
+    Raises:
+        UsageError: they cannot, or nothing satisfies it; the message names the keyword and its place.
+    """
+    _write_rules(schema)
+
+
 def _build_arguments(calls: Calls) -> list[dict[str, Any]]:
     """Build the grammar of what each tool takes, by the names that `write_calls` gives them."""
     grammars = []
@@ -81,7 +89,7 @@ def _build_arguments(calls: Calls) -> list[dict[str, Any]]:
 def _build_body(grammar: Grammar) -> dict[str, Any]:
     match grammar:
         case JsonSchema(schema):
-            return {"lark_grammar": f"start: json\n{write_schema_rules(schema)}"}
+            return {"lark_grammar": f"start: json\n{_write_rules(schema)}"}
         case AnyJson():
             return {"json_schema": {"type": ["object", "array"], "x-guidance": _JSON}}
         case Regex(pattern):
@@ -96,6 +104,12 @@ def _build_body(grammar: Grammar) -> dict[str, Any]:
             return {"lark_grammar": write_calls(grammar)}
         case _:
             assert_never(grammar)
+
+
+def _write_rules(schema: object) -> str:
+    from m7b.constraint.rules import write_schema_rules  # which only schemas need
+
+    return write_schema_rules(schema)
 
 
 def _escape_slashes(pattern: str) -> str:

@@ -61,15 +61,6 @@ def write_schema_rules(schema: object) -> str:
     return _Writer(plans, satisfied).write()
 
 
-def check_schema(schema: object) -> None:
-    """Check that answers can be kept to `schema`.
-
-    Raises:
-        UsageError: they cannot, or nothing satisfies it; the message names the keyword and its place.
-    """
-    write_schema_rules(schema)
-
-
 def _plan_all(expander: Expander) -> dict[Need, list[Plan]]:
     """Plan the cases of all needs below the root."""
     plans: dict[Need, list[Plan]] = {}
