@@ -5,7 +5,7 @@ Knows ids, numbers and text; imports nothing heavy, so that every layer can spea
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -141,6 +141,13 @@ class Quant(StrEnum):
     FP4 = "fp4"
 
 
+class Draft(StrEnum):
+    """Where guesses at the next tokens come from, several of which are checked in one pass."""
+
+    OFF = "off"
+    LOOKUP = "lookup"
+
+
 class DType(StrEnum):
     """The dtypes a model can run in."""
 
@@ -199,6 +206,12 @@ class EngineOptions:
     )
     prefill_chunk: int = option(
         512, "Prompt tokens read in one pass.", low=1, high=MAX_TOKENS, is_strict=True, sample=512
+    )
+    draft: str = option(
+        Draft.OFF,
+        "lookup guesses the next tokens by the text so far and checks several in one pass; the answer stays.",
+        kind=Draft,
+        sample="off",
     )
     max_memory: dict[int | str, int] | None = None
 
@@ -267,11 +280,16 @@ class PromptProgress:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One sampled token. The last step of an answer has a `finish`; a stop id is never text."""
+    """One sampled token. The last step of an answer has a `finish`; a stop id is never text.
+
+    The first step of a pass says how many tokens were `drafted` for it; what `is_taken` was one of those.
+    """
 
     token: int
     logprob: TokenLogprob | None
     finish: FinishReason | None
+    drafted: int = field(default=0, compare=False)  # they say how the answer came, not what it is
+    is_taken: bool = field(default=False, compare=False)
 
 
 class SequenceHandle(Protocol):
@@ -304,7 +322,8 @@ class SequenceHandle(Protocol):
 class Usage:
     """Token counts, and seconds as measured by the caller's clock.
 
-    `prefill_s` runs from the request to the first token, `decode_s` from the first to the last.
+    `prefill_s` runs from the request to the first token, `decode_s` from the first to the last. Guesses at
+    tokens were `drafted_tokens`, of which the answer took `taken_tokens`.
     """
 
     prompt_tokens: int
@@ -312,6 +331,8 @@ class Usage:
     completion_tokens: int
     prefill_s: float
     decode_s: float
+    drafted_tokens: int = 0
+    taken_tokens: int = 0
 
     @property
     def prefill_tps(self) -> float | None:

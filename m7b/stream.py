@@ -201,6 +201,7 @@ class EventStream:
         self._reason = FinishReason.LENGTH
         self._n_prompt, self._n_reused = n_prompt, 0
         self._prefill_s = self._decode_s = 0.0
+        self._n_drafted = self._n_taken = 0
         self._clock, self._is_reading, self._last = clock, True, clock()
         self.is_done = False
 
@@ -240,12 +241,26 @@ class EventStream:
             FinishReason.TOOL_CALLS if found else reason,
             tuple(self._tokens),
             tuple(self._logprobs),
-            Usage(self._n_prompt, self._n_reused, len(self._tokens), self._prefill_s, self._decode_s),
+            self._usage,
             found,
             (answer.said + rest).strip() if found and answer.is_of_calls else "",
         )
 
+    @property
+    def _usage(self) -> Usage:
+        return Usage(
+            self._n_prompt,
+            self._n_reused,
+            len(self._tokens),
+            self._prefill_s,
+            self._decode_s,
+            self._n_drafted,
+            self._n_taken,
+        )
+
     def _measure(self, step: Step) -> None:
+        self._n_drafted += step.drafted
+        self._n_taken += step.is_taken
         now = self._clock()
         if self._is_reading:
             self._prefill_s += now - self._last

@@ -148,10 +148,15 @@ def _chat_logprobs(completion: Completion, choice: Choice) -> dict[str, Any]:
 
 
 def _timings(usages: Sequence[Usage], load_s: float) -> dict[str, float | None]:
-    """Seconds and tokens per second, summed over samples; speeds are null where nothing was measured."""
+    """Seconds and tokens per second, summed over samples; speeds are null where nothing was measured.
+
+    Where tokens were drafted, also how many and how many of them were taken.
+    """
     prefill_s, decode_s = sum(u.prefill_s for u in usages), sum(u.decode_s for u in usages)
     n_read = sum(u.prompt_tokens - u.reused_tokens for u in usages)
     n_decoded = sum(max(0, u.completion_tokens - 1) for u in usages)
+    n_drafted, n_taken = sum(u.drafted_tokens for u in usages), sum(u.taken_tokens for u in usages)
+    drafts = {"drafted_tokens": n_drafted, "taken_tokens": n_taken} if n_drafted else {}
     return {
         "load_s": load_s,
         "ttft_s": usages[0].prefill_s,
@@ -159,6 +164,7 @@ def _timings(usages: Sequence[Usage], load_s: float) -> dict[str, float | None]:
         "decode_s": decode_s,
         "prefill_tps": n_read / prefill_s if prefill_s > 0 else None,
         "decode_tps": n_decoded / decode_s if decode_s > 0 else None,
+        **drafts,
     }
 
 

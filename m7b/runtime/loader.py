@@ -80,7 +80,7 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
             dtype=dtype,
             devices=layer_devices(device_map, config.n_layers),
         )
-        return Engine(model, backend, cache, ctx_size, execution_device(device_map))
+        return Engine(model, backend, cache, ctx_size, execution_device(device_map), options.draft)
 
 
 def _check_dynamic(config: ModelConfig, ctx_size: int) -> None:

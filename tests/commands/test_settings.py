@@ -35,6 +35,7 @@ SAMPLES = {
     "window": (16, 32, 64),
     "ctx_size": (16, 32, 64),
     "prefill_chunk": (16, 32, 64),
+    "draft": ("lookup", "off", "lookup"),
     "max_tokens": (0, 1, 2),
     "temperature": (0.0, 1.5, 2.0),
     "top_p": (0.25, 0.5, 0.75),

@@ -188,6 +188,17 @@ def test_the_json_object_has_openais_shape_and_ours(complete, tiny):
     assert timings["decode_tps"] == pytest.approx(11 / timings["decode_s"])
 
 
+def test_timings_tell_of_drafts_where_there_were_any(complete):
+    text = "na na na na na na na na"
+    plain, drafted = (
+        succeeded(complete(text, "--json", "--temperature", 0, "-n", 60, "--draft", draft)).answer
+        for draft in ("off", "lookup")
+    )
+    assert drafted["choices"] == plain["choices"]
+    assert 0 <= drafted["timings"]["taken_tokens"] <= drafted["timings"]["drafted_tokens"]
+    assert "drafted_tokens" not in plain["timings"]
+
+
 def test_text_tokens_and_usage_agree(complete):
     answer = succeeded(complete(PROMPT, "--json", "-N", 3)).answer
     for sample in answer["choices"]:

@@ -70,6 +70,7 @@ def show_stats(chat: "Chat", argument: str) -> None:
     if usage is None:
         chat.screen.note("there is no answer yet")
         return
+    drafts = f"{usage.drafted_tokens} tokens, {usage.taken_tokens} taken"
     chat.screen.show_table(
         (
             (
@@ -79,6 +80,7 @@ def show_stats(chat: "Chat", argument: str) -> None:
             ("prefill", f"{usage.prefill_s:.2f} s{_format_speed(usage.prefill_tps)}"),
             ("answer", f"{usage.completion_tokens} tokens"),
             ("decode", f"{usage.decode_s:.2f} s{_format_speed(usage.decode_tps)}"),
+            *([("drafted", drafts)] if usage.drafted_tokens else []),
         )
     )
 

@@ -30,6 +30,8 @@ from m7b.runtime.model.transformer import Embedding, Linear, Transformer
 FEW = 8
 """Tokens up to which multiplying many is done like multiplying one."""
 
+_COST_OF_TOKEN = {"amx": 0.12, "avx512vnni": 0.12, "avx2": 0.3}  # beside another, by instruction set
+
 Forward = Callable[[Batch, RollingKVCache], Tensor]
 """A model, ready to run: the wanted logits (M, V) float32 of a batch over a cache."""
 
@@ -53,9 +55,23 @@ class Batching(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Drafting:
+    """What it takes to check guesses at the next tokens of an answer.
+
+    A pass over one token takes 1 and each token more `cost`; docs/benchmarks.md has the figures. Up to
+    `widest` tokens of one answer in a pass get the bits that each gets alone, or sums in float32 that differ
+    in their last ones.
+    """
+
+    widest: int
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """The parts that a model is built of, and what they promise.
 
+    `drafting` None says that tokens in one pass may round differently from single ones.
     `bits` is what a weight of the linears takes, None: as stored. `fuses` says that layers may be run whole,
     where hooks on their parts see nothing.
     """
@@ -67,6 +83,7 @@ class Backend:
     bits: float | None
     embedding: EmbeddingFactory = Embedding
     fuses: bool = True
+    drafting: Drafting | None = None
 
     def bind(self, model: Transformer) -> Forward:
         """The fastest way through `model`, which is loaded and stays as it is."""
@@ -107,6 +124,8 @@ def choose_backend(
         batching = Batching.EXACT
     else:
         batching = Batching.APART if device == "cpu" and dtype != torch.float32 else Batching.MIXED
+    is_plain = weights.is_exact or weights.linear in (DenseLinear, Linear)
+    is_plain &= weights.output in (None, weights.linear)
     return Backend(
         linear=weights.linear,
         output=weights.output or weights.linear,
@@ -114,7 +133,19 @@ def choose_backend(
         batching=batching,
         bits=weights.bits,
         embedding=weights.embedding,
+        drafting=_choose_drafting(batching, dtype, device, runs_kernels=runs_kernels, is_plain=is_plain),
     )
+
+
+def _choose_drafting(
+    batching: Batching, dtype: torch.dtype, device: str, *, runs_kernels: bool, is_plain: bool
+) -> Drafting | None:
+    """How guesses are checked, where that changes no answer."""
+    cost = _COST_OF_TOKEN.get(kernels.instruction_set() or "", 0.5)
+    is_float32 = device == "cpu" and dtype == torch.float32
+    if batching is Batching.EXACT or (is_plain and (runs_kernels or is_float32)):
+        return Drafting(FEW, cost)
+    return None
 
 
 def _choose_weights(

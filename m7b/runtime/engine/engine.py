@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from m7b.errors import ContextOverflow, UsageError
-from m7b.generation import PromptProgress, SamplingParams, Step, TokenLogprob
+from m7b.generation import Draft, PromptProgress, SamplingParams, Step, TokenLogprob
 from m7b.runtime.backends import Backend
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.engine.rows import Rows
@@ -30,6 +30,8 @@ class Engine:
         cache: empty, made for `model`.
         ctx_size: the most tokens, prompt and answer together, that one sequence may hold.
         device: where the model takes its tokens.
+        draft: where guesses at answers come from. Where a backend gives tokens other bits beside each other,
+            there are none.
 
     Attributes:
         model: as given, to look at.
@@ -44,16 +46,24 @@ class Engine:
         cache: RollingKVCache,
         ctx_size: int,
         device: str = "cpu",
+        draft: str = Draft.OFF,
     ) -> None:
         self.model, self.cache = model, cache
         self._backend, self._ctx_size, self._device = backend, ctx_size, device
         self.rows = Rows(cache, backend.batching, ctx_size, checks_memory=device == "cpu")
-        self._scheduler = Scheduler(backend.bind(model), self.rows, backend.batching, device)
+        self._draft = draft
+        self._drafting = backend.drafting if draft == Draft.LOOKUP else None
+        self._scheduler = Scheduler(backend.bind(model), self.rows, backend.batching, device, self._drafting)
 
     def unfuse(self) -> "Engine":
         """Another engine over the same weights, which runs layers part by part, so that hooks see each."""
         return Engine(
-            self.model, replace(self._backend, fuses=False), self.cache.like(), self._ctx_size, self._device
+            self.model,
+            replace(self._backend, fuses=False),
+            self.cache.like(),
+            self._ctx_size,
+            self._device,
+            self._draft,
         )
 
     def pretend(self, row: int, ids: Ids[int]) -> None:
@@ -78,7 +88,8 @@ class Engine:
                 hint="shorten it or raise --ctx-size",
             )
         budget = min(params.max_tokens, self._ctx_size - len(ids))
-        sequence = Sequence(ids, params, budget, self.model.config.vocab_size, is_exact=is_exact)
+        vocab_size = self.model.config.vocab_size
+        sequence = Sequence(ids, params, budget, vocab_size, is_exact=is_exact, drafting=self._drafting)
         if budget == 0:
             sequence.is_done = True
         else:

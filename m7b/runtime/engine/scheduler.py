@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from m7b.errors import M7bError
-from m7b.runtime.backends import FEW, Batching, Forward
+from m7b.runtime.backends import FEW, Batching, Drafting, Forward
 from m7b.runtime.engine.rows import Rows
 from m7b.runtime.engine.sequence import Sequence
 from m7b.runtime.model.batch import Batch, Span
@@ -30,10 +30,19 @@ class Scheduler:
         rows: of its cache.
         batching: what the backend promises.
         device: where the model takes its tokens.
+        drafting: what guesses at answers cost, None for no guesses.
     """
 
-    def __init__(self, forward: Forward, rows: Rows, batching: Batching, device: str) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        rows: Rows,
+        batching: Batching,
+        device: str,
+        drafting: Drafting | None = None,
+    ) -> None:
         self._forward, self._rows, self._batching, self._device = forward, rows, batching, device
+        self._drafting = drafting
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
 
@@ -83,13 +92,18 @@ class Scheduler:
             self._waiting.remove(sequence)
             self._running.append(sequence)
             if not sequence.reads_prompt:  # all of it was there, and the logits after it
-                self._answer(sequence, 0, self._rows.find_logits(sequence))
+                logits = self._rows.find_logits(sequence)
+                assert logits is not None
+                self._answer(sequence, 0, logits[None])
 
     def _choose_spans(self, ready: list[Sequence]) -> Iterator[tuple[Sequence, Span]]:
         """The next tokens of those that decode, then of prompts while the budget lasts."""
         chunk = self._rows.cache.prefill_chunk
         decoding = [each for each in ready if not each.reads_prompt]
+        # Beside a prompt a pass is bound by arithmetic, and a guess costs as much as a token of it.
+        widest = self._drafting.widest if self._drafting and len(decoding) == len(ready) else 0
         for sequence in decoding:
+            sequence.guess(min(chunk, widest // len(decoding)), len(decoding))
             yield sequence, _next_span(sequence, chunk)
         left = min(chunk, _CHUNK_BESIDE) if decoding else chunk
         for sequence in ready:
@@ -121,19 +135,23 @@ class Scheduler:
     def _run(self, batch: list[tuple[Sequence, Span]]) -> None:
         """One pass, and what comes of it for each sequence."""
         ids: list[int] = []
-        wanted: list[int] = []  # rows of the batch behind which nothing is left to read
+        wanted: list[int] = []  # rows of the batch behind which nothing is left to read but guesses
         for sequence, span in batch:
-            ids += sequence.ids[span.first : span.end]
-            if span.end == len(sequence.ids):
-                wanted.append(len(ids) - 1)
-        logits = iter(self._compute([span for _, span in batch], ids, wanted))
+            n_before = len(ids) - span.first
+            ids += _list_ids(sequence, span)
+            wanted += [n_before + position for position in _list_wanted(sequence, span)]
+        logits = self._compute([span for _, span in batch], ids, wanted)
         for sequence, span in batch:
-            held = self._rows[span.row]
-            self._rows.take_up(span, sequence.ids[span.first : span.end])
-            row = next(logits) if span.end == len(sequence.ids) else None
+            n_wanted = len(_list_wanted(sequence, span))
+            own, logits = logits[:n_wanted], logits[n_wanted:]
+            self._rows.take_up(span, _list_ids(sequence, span))
             if span.end == sequence.n_prompt:
-                held.prompt, held.logits = sequence.prompt, row
-            self._answer(sequence, span.n, row)
+                held = self._rows[span.row]
+                held.prompt, held.logits = sequence.prompt, own[0]
+            n_known = min(span.end, len(sequence.ids)) - span.first
+            self._answer(sequence, n_known, own if n_wanted else None)
+            if sequence.n_read < span.end:
+                self._rows.rewind(span.row, sequence.n_read)
 
     def _answer(self, sequence: Sequence, n: int, logits: Tensor | None) -> None:
         """Let `sequence` go on. A fault of its own ends it, not the others."""
@@ -160,8 +178,19 @@ class Scheduler:
 
 
 def _next_span(sequence: Sequence, most: int) -> Span:
-    """The next tokens of `sequence` that are known, at most `most` and all of one kind."""
+    """The next tokens of `sequence` that are known or guessed, at most `most` and all of one kind."""
     assert sequence.row is not None
-    end = sequence.n_prompt if sequence.reads_prompt else len(sequence.ids)
+    end = sequence.n_prompt if sequence.reads_prompt else len(sequence.ids) + len(sequence.draft)
     n = min(most, end - sequence.n_read)
     return Span(sequence.row, sequence.n_read, n, sequence.reads_prompt)
+
+
+def _list_ids(sequence: Sequence, span: Span) -> list[int]:
+    """The tokens of `span`, guesses included."""
+    known = sequence.ids[span.first : span.end]
+    return known + sequence.draft[: span.n - len(known)]
+
+
+def _list_wanted(sequence: Sequence, span: Span) -> range:
+    """The positions in `span` behind which `sequence` chooses: the last that is known, and all guesses."""
+    return range(len(sequence.ids) - 1, span.end)

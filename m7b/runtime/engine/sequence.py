@@ -7,7 +7,9 @@ from torch import Tensor
 
 from m7b.errors import M7bError
 from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
+from m7b.runtime.backends import Drafting
 from m7b.runtime.engine.choices import Choices
+from m7b.runtime.engine.lookup import Lookup
 from m7b.runtime.engine.sampling import Sampler, compute_logprob
 
 
@@ -20,9 +22,11 @@ class Sequence:
         budget: the most tokens that the answer may have, at least one.
         vocab_size: V.
         is_exact: whether the answer must be the same whatever was read before, to the last bit.
+        drafting: what guesses at the answer cost, None for no guesses.
 
     Attributes:
         ids: the prompt and what was chosen of the answer.
+        draft: guesses at what follows them, which the next pass checks.
         n_prompt: how many of them are the prompt.
         n_read: how many of them the cache holds.
         row: where it holds them, None while the sequence waits.
@@ -33,10 +37,18 @@ class Sequence:
     """
 
     def __init__(
-        self, ids: Ids[int], params: SamplingParams, budget: int, vocab_size: int, *, is_exact: bool
+        self,
+        ids: Ids[int],
+        params: SamplingParams,
+        budget: int,
+        vocab_size: int,
+        *,
+        is_exact: bool,
+        drafting: Drafting | None = None,
     ) -> None:
         self.ids = list(ids)
-        self.n_prompt = len(self.ids)
+        self.draft: list[int] = []
+        self._drafted_from = self.n_prompt = len(self.ids)
         self.n_read = 0
         self.row: int | None = None
         self.is_done = False
@@ -46,6 +58,7 @@ class Sequence:
         sampler = Sampler(params, self.ids, vocab_size)
         # In a run there are no logits to report.
         self._choices = Choices(sampler, params.constraint, longest=budget if params.logprobs is None else 1)
+        self._drafting, self._lookup = drafting, Lookup(self.ids) if drafting else None
         self._n_reused = 0
         self._events: deque[PromptProgress | Step | M7bError] = deque()
 
@@ -92,13 +105,32 @@ class Sequence:
         self.row, self.n_read, self._n_reused = row, n_reused, n_reused
         self._events.append(PromptProgress(n_reused, self.n_prompt, n_reused))
 
+    def guess(self, most: int, n_sequences: int) -> None:
+        """Draft what follows, so that at most `most` tokens are to be read, while `n_sequences` decode."""
+        self.draft, self._drafted_from = [], len(self.ids)
+        if self._lookup and self._drafting:
+            n_unread = len(self.ids) - self.n_read
+            n_useful = self._n_left - 1  # what is chosen behind the last guess comes without one
+            self.draft = self._lookup.guess(min(most - n_unread, n_useful), self._drafting.cost, n_sequences)
+
     def advance(self, n: int, logits: Tensor | None) -> None:
-        """Count `n` more ids as read; the answer goes on by `logits` (V,) where all are."""
+        """Count `n` more ids as read; the answer goes on by `logits` where all are.
+
+        They are (1 + D, V): those after the last id, and those after each of `draft`, which hold as far as
+        the draft is what is chosen. Each token is chosen as it would be without a draft.
+        """
         self.n_read += n
         if self.n_read <= self.n_prompt and n:
             self._events.append(PromptProgress(self.n_read, self.n_prompt, self._n_reused))
-        if logits is not None:
-            self._choose(logits)
+        if logits is None:
+            return
+        self._choose(logits[0])
+        for guess, row in zip(self.draft, logits[1:], strict=True):
+            if self.is_done or self._must_read_apart or self.ids[self.n_read] != guess:
+                return
+            self.n_read += 1
+            if self.n_read == len(self.ids):
+                self._choose(row)
 
     def cancel(self) -> None:
         """Want no more: the engine lets go of it before it does anything else."""
@@ -109,15 +141,23 @@ class Sequence:
         self._events.append(error)
         self.is_done = True
 
+    @property
+    def _must_read_apart(self) -> bool:
+        """Whether the next ids are a run that is longer than what is read like single tokens."""
+        return self._drafting is not None and len(self.ids) - self.n_read > self._drafting.widest
+
     def _choose(self, logits: Tensor) -> None:
         params = self._params
         for token in self._choices.next(logits)[: self._n_left]:
             self._n_left -= 1
+            n_guessed = len(self.ids) - self._drafted_from
+            is_taken = self.draft[: n_guessed + 1] == [*self.ids[self._drafted_from :], token]
+            drafted = 0 if n_guessed else len(self.draft)
             self.ids.append(token)
             logprob = None if params.logprobs is None else compute_logprob(logits, token, params.logprobs)
             is_stopped = token in params.stop_ids
             finish = FinishReason.STOP if is_stopped else FinishReason.LENGTH if self._n_left == 0 else None
-            self._events.append(Step(token, logprob, finish))
+            self._events.append(Step(token, logprob, finish, drafted, is_taken))
             if finish:
                 self.is_done = True
                 return
