@@ -325,7 +325,7 @@ def test_llama_cpp_continues_a_file_with_the_same_tokens(demo_bf16, tmp_path, ta
     file = demo_bf16 if target == "bf16" else tmp_path / "out.gguf"
     if file != demo_bf16:
         written(demo_bf16, file, target)
-    theirs = llama_cpp.Llama(str(file), n_ctx=256, logits_all=True, verbose=False)
+    theirs = llama_cpp.Llama(str(file), n_ctx=256, logits_all=True, verbose=False, **llama.THREADS)
     tokenizer, ours = load_tokenizer(open_checkpoint(file).tokenizer), engine(file, dtype=None, ctx_size=256)
     n_certain = 0
     for prompt in PROMPTS:

@@ -12,6 +12,9 @@ from m7b.runtime.checkpoints.checkpoint import translate_name
 from m7b.runtime.checkpoints.gguf import NAMES
 from m7b.runtime.kernels import BlockType
 
+THREADS = {"n_threads": 1, "n_threads_batch": 1}
+"""Tests run on a core each, and threads of llama.cpp that share one wait for each other at its full speed."""
+
 
 def quantize_weight(type: BlockType, weight: Tensor, importance: Tensor | None = None) -> Tensor:
     """The blocks (out, bytes) uint8 that llama.cpp's own quantizer makes of `weight` (out, in) float32."""
@@ -46,6 +49,6 @@ def quantize(source: Path, file: Path, mix: str, importance: Mapping[str, Tensor
 def logits(file: Path, ids: list[int]) -> Tensor:
     """Logits (T, V) after each of `ids`."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    model = llama_cpp.Llama(str(file), n_ctx=len(ids), logits_all=True, n_threads=2, verbose=False)
+    model = llama_cpp.Llama(str(file), n_ctx=len(ids), logits_all=True, verbose=False, **THREADS)
     model.eval(ids)
     return torch.from_numpy(model.scores[: len(ids)].copy())
