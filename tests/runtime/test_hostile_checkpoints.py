@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import re
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -14,8 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from m7b.errors import DamagedCheckpoint, M7bError, UnsupportedCheckpoint
+from m7b.models.text import read_tokenizer
 from m7b.runtime.checkpoints import open_checkpoint
-from m7b.tokenizer import load_tokenizer
+from m7b.tokenizer import load_tokenizer, official_file
+from m7b.variants import TokenizerVersion
 from tests.support.checkpoints import _gguf_name, mistral, native_tensors, write_hf, write_native
 from tests.support.four_bit import write_awq, write_gptq, write_mlx
 from tests.support.memory import peak_of
@@ -465,6 +469,37 @@ def test_eos_that_is_no_id_is_refused(tmp_path, name, value):
     if name == "config.json":
         (folder / "generation_config.json").unlink()
     assert_refused(folder, name, "eos_token_id")
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("config.json", "model_type"),
+        ("config.json", "torch_dtype"),
+        ("generation_config.json", "note"),
+        ("tokenizer_config.json", "eos_token"),
+        ("tokenizer_config.json", "pad_token"),
+        ("tokenizer_config.json", "chat_template"),
+        ("special_tokens_map.json", "eos_token"),
+        ("added_tokens.json", "x"),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused(tmp_path, name, field):
+    """Found: a UnicodeEncodeError, where a tokenizer was handed such a token."""
+    folder = hf(tmp_path / "model")
+    shutil.copyfile(official_file(TokenizerVersion.V1), folder / "tokenizer.model")
+    if not (folder / name).exists():
+        (folder / name).write_text("{}")
+    edit_json(folder / name, **{field: "\ud800"})
+    with pytest.raises((DamagedCheckpoint, UnsupportedCheckpoint), match=re.escape(name)):
+        read_all(folder)
+
+
+def read_all(folder: Path) -> None:
+    """Read what a folder says beside its weights."""
+    checkpoint = open_checkpoint(folder)
+    read_tokenizer(checkpoint)
+    assert checkpoint.stop_ids
 
 
 # ---- folders and their files -----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Reading numbers from files that nobody vouches for: every value has a type and a range, or is refused."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ MAX_POSITIONS = 1 << 31
 MAX_JSON_BYTES = 256 << 20  # the largest tokenizer.json in use is some 35 MB
 
 _REQUIRED = object()
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Fields:
@@ -108,7 +110,10 @@ def read_json(file: Path) -> dict[str, Any]:
         size = file.stat().st_size
         if size > MAX_JSON_BYTES:
             raise DamagedCheckpoint(f"{file}: {size} bytes are too many for a JSON file of a checkpoint")
-        values = json.loads(file.read_bytes())
+        data = file.read_bytes()
+        values = json.loads(data)
+        if _SURROGATE.search(data):  # a pair is a character, and half of one cannot be written as UTF-8
+            json.dumps(values, ensure_ascii=False).encode()
     except OSError as error:
         raise CheckpointNotFound(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
