@@ -56,7 +56,7 @@ def by_mistral_common(messages, tools=None):
     return oracle().encode_chat_completion(ChatCompletionRequest.from_openai(messages, tools)).tokens
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(conversations(), TOOLS)
 def test_what_openais_types_say_becomes_the_ids_of_mistral_common(messages, tools):
     """`refusal`, `annotations`, `index`, `name`, long ids and tools without parameters were refused."""
