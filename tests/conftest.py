@@ -1,12 +1,16 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test talks to a hub
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is, as m7b.runtime does
+# Whoever runs the tests in the background may have them ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Of workers side by side (gw0, gw1, …) each gets a core, or the threads of all fight for all of them.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))

@@ -22,6 +22,7 @@ from m7b.server.work import EngineThread
 _MOST_CONNECTIONS = 1024
 _HEADER_BYTES = 64 << 10
 _CLEANUP_S = 5
+_MAX_PORT = 65535
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -30,13 +31,15 @@ def bind_socket(host: str, port: int) -> socket.socket:
     Raises:
         UsageError: there is no such address, or somebody listens there.
     """
+    if not 0 <= port <= _MAX_PORT:  # some resolvers take it for another one
+        raise UsageError(f"there is no port {port}", hint=f"--port takes 0 to {_MAX_PORT}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "there is no such port"
+    except OSError as error:
+        reason = error.strerror or error
         raise UsageError(f"cannot listen on {host}:{port}: {reason}", hint="name another --port") from None
     return bound
 
