@@ -10,16 +10,20 @@ import re
 import secrets
 import string
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from m7b.call_format import MISTRAL, TAG, CallFormat, Fixed, Hole, find_trigger
-from m7b.generation import ToolCall
+from m7b.generation import CallPart, ToolCall
 
 _NAME = re.compile(r"[\w-]+")
 _START = re.compile(r"\[\s*\{|\{\s*[\"']")  # other brackets are prose
 _PYTHON_PARTS = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[\[{\]}]", re.DOTALL)
+_IN_STRING = re.compile(  # a quote, letters, an escape; both halves of a character
+    r"""["]|[^"\\]+|\\u[dD][89abAB]..\\u[dD].{3}|\\u(?![dD][89abAB]).{4}|\\[^u]"""
+)
+_IN_JSON = re.compile(r"""["{}\[\]]|[,:\s]+|(?P<scalar>[^\s,:\[\]{}"]+)(?=[\s,:\[\]{}"])""")
 _MAX_QUOTED = 20_000  # characters that are read as Python; the parser's time grows with them
 
 
@@ -69,6 +73,64 @@ def _compile(form: CallFormat) -> _Patterns:
     return _Patterns(str(trigger), *map(re.compile, (start, middle, tail, separator, closing)))
 
 
+class CallReader:
+    """Reads calls while they are written, as `form` has them. For text that a grammar keeps in order.
+
+    Attributes:
+        calls: those that have begun, with the arguments so far.
+    """
+
+    def __init__(self, form: CallFormat) -> None:
+        patterns = _compile(form)
+        opening, separator = patterns.opening.pattern, patterns.separator.pattern
+        again = f"{patterns.closing.pattern}(?={re.escape(patterns.trigger)}){opening}"
+        name = rf"(?P<name>{_NAME.pattern}){patterns.middle.pattern}(?=\{{)"
+        self._first = re.compile(opening + name)
+        self._next = re.compile(f"{patterns.tail.pattern}(?:{separator}|{again}){name}")
+        self._text = ""  # what is not told
+        self._depth = 0  # of brackets in the arguments
+        self._is_string = False
+        self.calls: list[ToolCall] = []
+
+    def push(self, text: str) -> tuple[CallPart, ...]:
+        """What `text`, which follows all that was pushed before, tells of calls."""
+        self._text += text
+        parts: list[CallPart] = []
+        while self._text:
+            if not self._depth:
+                head = (self._next if self.calls else self._first).match(self._text)
+                if head is None:
+                    break
+                self._text = self._text[head.end() :]
+                self.calls.append(ToolCall(head["name"], "", _make_id()))
+                parts.append(CallPart(len(self.calls) - 1, self.calls[-1].id, head["name"]))
+            call = self.calls[-1]
+            piece = self._take_arguments()
+            if not piece:
+                break
+            parts.append(CallPart(len(self.calls) - 1, call.id, arguments=piece))
+            self.calls[-1] = replace(call, arguments=call.arguments + piece)
+        return tuple(parts)
+
+    def _take_arguments(self) -> str:
+        """Take what is sure of the arguments of the call that has begun, as `split_calls` writes them."""
+        taken, end = [], 0
+        while part := (_IN_STRING if self._is_string else _IN_JSON).match(self._text, end):
+            end = part.end()
+            if part[0] == '"':
+                self._is_string = not self._is_string
+            elif self._is_string:
+                text = json.loads(f'"{part[0]}"', strict=False)
+                taken.append(json.dumps(text, ensure_ascii=False)[1:-1])
+                continue
+            taken.append(json.dumps(json.loads(part[0])) if part.lastgroup else part[0])
+            self._depth += (part[0] in "[{") - (part[0] in "]}")
+            if self._depth == 0:
+                break
+        self._text = self._text[end:]
+        return "".join(taken)
+
+
 def _write_pattern(fixed: Fixed) -> str:
     pieces: list[str] = []
     for part in fixed:
@@ -76,7 +138,9 @@ def _write_pattern(fixed: Fixed) -> str:
             pieces.append(r"[\w-]*")
         else:
             pieces += map(re.escape, re.findall(r"\w+|[^\w\s]", part))
-    return r"\s*".join(["", *pieces, ""])
+    before = "" if pieces[:1] == ['"'] else r"\s*"  # in quotes spaces count
+    after = "" if pieces[-1:] == ['"'] else r"\s*"
+    return before + r"\s*".join(pieces) + after
 
 
 def _parse_format(text: str, form: _Patterns) -> tuple[tuple[ToolCall, ...], int]:

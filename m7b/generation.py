@@ -347,16 +347,34 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Text that is final: no later token and no stop string can take it back."""
+    """Text that is final: no later token and no stop string can take it back.
+
+    `logprobs` are those of the tokens since the last one, where they are wanted.
+    """
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CallPart:
+    """More of one call: its name first, then its arguments in pieces. `index` is its place in the answer."""
+
+    index: int
+    id: str
+    name: str = ""
+    arguments: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CallDelta:
-    """More of the text of tool calls as they form: to show, not to keep."""
+    """More of the text of tool calls as they form: to show, not to keep.
+
+    Where a grammar keeps calls in order, `parts` are what it adds to calls for sure.
+    """
 
     text: str
+    parts: tuple[CallPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

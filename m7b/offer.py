@@ -56,7 +56,7 @@ class Offer:
         call_id = trigger if isinstance(trigger, int) else None
         in_text = call_id is None or not self.is_constrained
         anywhere = frozenset() if self.is_constrained else frozenset(self.names)
-        return CallSyntax(call_id, in_text, anywhere, form, tokenizer.controls)
+        return CallSyntax(call_id, in_text, anywhere, form, tokenizer.controls, self.is_constrained)
 
     def constraint(
         self, tokenizer: Tokenizer, *, vocab_size: int, stop_ids: frozenset[int]

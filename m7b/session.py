@@ -10,6 +10,7 @@ from typing import assert_never
 
 from m7b.call_format import MISTRAL
 from m7b.constraint import Grammar
+from m7b.detokenize import REPLACEMENT
 from m7b.errors import ContextOverflow, UsageError
 from m7b.generation import (
     CallDelta,
@@ -26,7 +27,7 @@ from m7b.generation import (
 from m7b.messages import Message
 from m7b.models import Model
 from m7b.offer import AUTO, NONE, Offer
-from m7b.stream import REPLACEMENT, stream_events
+from m7b.stream import stream_events
 from m7b.templates import Tools, find_call_format
 
 CHAT_SAMPLING = SamplingParams(max_tokens=1024)

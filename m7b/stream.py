@@ -1,4 +1,4 @@
-"""From engine steps to text that is final: incremental decoding and stop strings.
+"""From engine steps to events: text that is final, calls, and the end.
 
 Knows tokenizers and the engine's contract; knows nothing about terminals.
 """
@@ -6,11 +6,12 @@ Knows tokenizers and the engine's contract; knows nothing about terminals.
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from m7b.call_format import MISTRAL, CallFormat, find_trigger, split_controls
-from m7b.calls import parse_calls, split_calls
+from m7b.calls import CallReader, parse_calls, split_calls
+from m7b.detokenize import IncrementalDecoder, StopStrings, find_overlap
 from m7b.generation import (
     CallDelta,
     Finished,
@@ -26,112 +27,7 @@ from m7b.generation import (
 )
 from m7b.tokenizer import Tokenizer
 
-REPLACEMENT = "\ufffd"
-"""What decoding gives for a byte that is no character."""
-_HOLD = 3  # an unfinished UTF-8 character is at most three bytes, each shown as U+FFFD
 _SPACES = re.compile(r"\s+")
-_FIRST_MARK, _MAX_MARKS = 0xD800, 2048
-_MARKS = re.compile("[\ud800-\udfff]")
-_LONG = 32  # tokens of undecodable bytes after which a cut is tried
-
-
-class IncrementalDecoder:
-    """Turns a growing list of ids into pieces of text that never change afterwards.
-
-    Decoding one id at a time would lose every space between words, so each decode
-    has left context. Once all text is final, any whole letter serves as context as well as the ids
-    that were: it stands in for them. A character that arrives byte by byte is held until it is whole.
-
-    Args:
-        tokenizer: decodes.
-        continues: whether the ids carry on from a text, so that a space in front of them counts.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, continues: bool = False) -> None:
-        self._tokenizer = tokenizer
-        self._anchor = tokenizer.encode("a", bos=False)
-        self._anchor_length = len(tokenizer.decode(self._anchor))
-        self._window: list[int] = []
-        self._emitted = 0  # characters of the window's text
-        if continues:
-            self._restart([])
-
-    def push(self, token: int) -> str:
-        """The text that `token` makes final."""
-        self._window.append(token)
-        text = self._tokenizer.decode(self._window)
-        held = min(_HOLD, len(text) - len(text.rstrip(REPLACEMENT)))
-        piece = text[self._emitted : len(text) - held]
-        self._emitted += len(piece)
-        if held == 0 and text:
-            self._restart([])
-        elif len(self._window) % _LONG == 0:
-            self._shorten(text)
-        return piece
-
-    def flush(self) -> str:
-        """What was held back: an unfinished character, as U+FFFD."""
-        text = self._tokenizer.decode(self._window)[self._emitted :]
-        self._emitted += len(text)
-        return text
-
-    def _restart(self, tail: list[int]) -> None:
-        self._window = [*self._anchor, *tail]
-        self._emitted = self._anchor_length
-
-    def _shorten(self, text: str) -> None:
-        """Drop the front of a long run of undecodable bytes, where it can be cut without changing it."""
-        decode = self._tokenizer.decode
-        pending = len(text) - self._emitted
-        for n_kept in range(_HOLD, _LONG // 2):
-            head, tail = self._window[:-n_kept], self._window[-n_kept:]
-            kept = decode([*self._anchor, *tail])[self._anchor_length :]
-            if decode(head) + kept == text and len(kept) >= pending:
-                self._restart(tail)
-                self._emitted += len(kept) - pending
-                return
-
-
-class StopStrings:
-    """Passes text through up to the first stop string, holding back what may be the start of one.
-
-    Args:
-        stops: the stop strings. One may hold names of control tokens, as text and as what it stands for.
-        controls: the control ids by their names.
-    """
-
-    def __init__(self, stops: Sequence[str], controls: Mapping[str, int] | None = None) -> None:
-        names = [name for name in controls or {} if any(name in stop for stop in stops)]
-        # Control tokens have no text. In a stop, half a character stands for one, which no text holds.
-        marks = {name: chr(_FIRST_MARK + at) for at, name in enumerate(names[:_MAX_MARKS])}
-        self._marks = {(controls or {})[name]: mark for name, mark in marks.items()}
-        self._stops = tuple(dict.fromkeys([*stops, *(_replace_all(stop, marks) for stop in stops)]))
-        self._pending = ""
-
-    def mark(self, token: int) -> str:
-        """What to push for a control token that a stop string names, behind the text before it."""
-        return self._marks.get(token, "")
-
-    def push(self, text: str) -> tuple[str, bool]:
-        """The text that is safe to show, and whether a stop string ended it.
-
-        The stop string that is complete first ends the text, however the text is cut into pieces.
-        """
-        self._pending += text
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._pending.find(stop)) >= 0]
-        if found:
-            safe = self._pending[: min(found)[1]]
-            self._pending = ""
-            return _MARKS.sub("", safe), True
-        held = max((_overlap(self._pending, stop) for stop in self._stops), default=0)
-        cut = len(self._pending) - held
-        safe, self._pending = self._pending[:cut], self._pending[cut:]
-        return _MARKS.sub("", safe), False
-
-    def flush(self) -> str:
-        """The text that was held back and turned out to be no stop string."""
-        held, self._pending = self._pending, ""
-        return _MARKS.sub("", held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +37,7 @@ class CallSyntax:
     They begin with `call_id` where the model has such an id; with `in_text`, text that begins as `form` does
     is taken for calls as well. Calls of the tools named in `anywhere` count behind prose too, once the answer
     is over: what no grammar keeps in order may stand there. `controls` are the control ids by their names.
+    With `is_exact` a grammar keeps what has begun in the form.
     """
 
     call_id: int | None
@@ -148,6 +45,7 @@ class CallSyntax:
     anywhere: frozenset[str] = frozenset()
     form: CallFormat = MISTRAL
     controls: Mapping[str, int] = field(default_factory=dict, compare=False)
+    is_exact: bool = field(default=False, compare=False)
 
     @property
     def triggers(self) -> tuple[str, ...]:
@@ -198,6 +96,7 @@ class EventStream:
         self._answer = _AnswerText(tokenizer, params.stop, calls, continues=continues, controls=controls)
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._n_told = 0  # of the log-probabilities
         self._reason = FinishReason.LENGTH
         self._n_prompt, self._n_reused = n_prompt, 0
         self._prefill_s = self._decode_s = 0.0
@@ -224,6 +123,9 @@ class EventStream:
             self._logprobs.append(step.logprob)
         delta = self._answer.push(step.token)
         self.is_done = self._answer.is_stopped
+        if isinstance(delta, TextDelta) and self._logprobs:
+            told, self._n_told = self._n_told, len(self._logprobs)
+            return replace(delta, logprobs=tuple(self._logprobs[told:]))
         return delta
 
     def finish(self) -> Iterator[TextDelta | CallDelta | Finished]:
@@ -312,6 +214,7 @@ class _AnswerText:
         self._tokenizer = tokenizer
         self._syntax = calls
         self._names = calls.inner_names if calls else {}
+        self._reader = CallReader(calls.form) if calls and calls.is_exact else None
         self._decoder = IncrementalDecoder(tokenizer, continues=continues)
         self._stops = StopStrings(stop, controls)
         self._is_first = not continues
@@ -349,7 +252,9 @@ class _AnswerText:
         if self._syntax is None:
             return (), ""
         if self.is_of_calls:
-            return split_calls(self.text, lenient=self._syntax.in_text, form=self._syntax.form)
+            found, rest = split_calls(self.text, lenient=self._syntax.in_text, form=self._syntax.form)
+            told = tuple(self._reader.calls[: len(found)]) if self._reader else ()
+            return (*told, *found[len(told) :]), rest
         names = self._syntax.anywhere
         found = parse_calls(self.said, lenient=True, form=self._syntax.form) if names else ()
         return found if {call.name for call in found} <= names else (), ""
@@ -381,7 +286,7 @@ class _AnswerText:
         triggers = self._syntax.triggers
         if self._syntax.form.follows_text:
             found = [at for trigger in triggers if (at := text.find(trigger)) >= 0]
-            held = max(_overlap(text, trigger) for trigger in triggers)
+            held = max(find_overlap(text, trigger) for trigger in triggers)
             at = min(found) if found else len(text) - held
             return at if self.said or text[:at].strip() else 0, bool(found)
         begun = _SPACES.sub("", text)
@@ -393,7 +298,7 @@ class _AnswerText:
     def _add_call_text(self, text: str) -> CallDelta | None:
         self.text += text
         text, self._untold = self._untold + text, ""
-        return CallDelta(text) if text else None
+        return CallDelta(text, self._reader.push(text) if self._reader else ()) if text else None
 
     def _pass_stops(self, text: str, *, is_last: bool) -> TextDelta | None:
         self._is_first = self._is_first and not text
@@ -401,16 +306,3 @@ class _AnswerText:
         text += self._stops.flush() if is_last and not self.is_stopped else ""
         self.said += text if self._syntax else ""
         return TextDelta(text) if text else None
-
-
-def _replace_all(text: str, marks: Mapping[str, str]) -> str:
-    """Replace each name in `marks` by its mark, longer names first."""
-    for name in sorted(marks, key=len, reverse=True):
-        text = text.replace(name, marks[name])
-    return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` with which `stop` begins."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -4,12 +4,12 @@ Knows requests, text and ids; nothing about terminals or tensors.
 """
 
 from m7b.completions.answer import (
+    LogprobWriter,
     answer_request,
     count_cached,
     count_usage,
     format_answer,
     format_answers,
-    format_logprobs,
     token_text,
 )
 from m7b.completions.batch import RequestFile
@@ -30,6 +30,7 @@ __all__ = [
     "Choice",
     "Completion",
     "CompletionRequest",
+    "LogprobWriter",
     "RequestFile",
     "Together",
     "answer_request",
@@ -37,7 +38,6 @@ __all__ = [
     "count_usage",
     "format_answer",
     "format_answers",
-    "format_logprobs",
     "is_conversation",
     "parse_chat_prompt",
     "parse_object",

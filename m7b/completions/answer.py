@@ -7,9 +7,9 @@ from typing import Any
 
 from m7b.completions.completion import Choice, Completion
 from m7b.completions.request import CompletionRequest
+from m7b.detokenize import IncrementalDecoder
 from m7b.generation import GenerationEvent, TokenLogprob, Usage
 from m7b.models import Model
-from m7b.stream import IncrementalDecoder
 from m7b.tokenizer import Tokenizer
 
 
@@ -71,14 +71,6 @@ def count_cached(completions: Sequence[Completion]) -> dict[str, int]:
     return {"cached_tokens": sum(usage.reused_tokens for usage in firsts)}
 
 
-def format_logprobs(completion: Completion, choice: Choice) -> dict[str, Any] | None:
-    """OpenAI's `logprobs` of one choice, None where they are not wanted."""
-    if completion.request.params.logprobs is None:
-        return None
-    is_chat = completion.request.conversation is not None
-    return _chat_logprobs(completion, choice) if is_chat else _logprobs(completion, choice)
-
-
 def _choice(completion: Completion, choice: Choice) -> dict[str, Any]:
     is_chat = completion.request.conversation is not None
     text = {"message": _message(choice)} if is_chat else {"text": choice.text}
@@ -87,7 +79,7 @@ def _choice(completion: Completion, choice: Choice) -> dict[str, Any]:
         **text,
         "token_ids": list(choice.finished.tokens),
         "finish_reason": choice.finished.reason.value,
-        "logprobs": format_logprobs(completion, choice),
+        "logprobs": LogprobWriter(completion).write(choice.finished.logprobs),
     }
 
 
@@ -104,25 +96,50 @@ def _message(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _logprobs(completion: Completion, choice: Choice) -> dict[str, Any]:
-    """OpenAI's `logprobs` object of a text completion."""
-    tokenizer, echo = completion.model.tokenizer, completion.request.echo
-    entries: list[TokenLogprob | None] = [*completion.prompt_logprobs, *choice.finished.logprobs]
-    tokens = [entry.token for entry in entries if entry]
-    if echo:
-        entries = [None, *entries]  # nothing comes before the first token, so it has no probability
-        tokens = [completion.ids[0], *tokens]
-    decoder = IncrementalDecoder(tokenizer, continues=completion.continues and not echo)
-    offsets, length = [], 0
-    for token in tokens:
-        offsets.append(length)
-        length += len(decoder.push(token))
-    return {
-        "tokens": [token_text(tokenizer, token) for token in tokens],
-        "token_logprobs": [entry.logprob if entry else None for entry in entries],
-        "top_logprobs": [_by_text(tokenizer, entry) if entry else None for entry in entries],
-        "text_offset": offsets,
-    }
+class LogprobWriter:
+    """Writes OpenAI's `logprobs` of one choice, piece by piece."""
+
+    def __init__(self, completion: Completion) -> None:
+        request = completion.request
+        self._tokenizer = completion.model.tokenizer
+        self._is_wanted = request.params.logprobs is not None
+        self._is_chat = request.conversation is not None
+        self._echoed = completion if request.echo else None
+        self._decoder = IncrementalDecoder(
+            self._tokenizer, continues=completion.continues and not request.echo
+        )
+        self._length = 0
+
+    def write(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        """Write those of the next tokens, behind those of an echoed prompt; None where none are wanted."""
+        if not self._is_wanted:
+            return None
+        if self._is_chat:
+            return {"content": [self._describe(entry) for entry in entries], "refusal": None}
+        written: list[TokenLogprob | None] = [*entries]
+        tokens = [entry.token for entry in entries]
+        if self._echoed:  # nothing comes before the first token, so it has no probability
+            written = [None, *self._echoed.prompt_logprobs, *entries]
+            tokens = [*self._echoed.ids, *tokens]
+            self._echoed = None
+        offsets = []
+        for token in tokens:
+            offsets.append(self._length)
+            self._length += len(self._decoder.push(token))
+        return {
+            "tokens": [token_text(self._tokenizer, token) for token in tokens],
+            "token_logprobs": [entry.logprob if entry else None for entry in written],
+            "top_logprobs": [_by_text(self._tokenizer, entry) if entry else None for entry in written],
+            "text_offset": offsets,
+        }
+
+    def _describe(self, entry: TokenLogprob) -> dict[str, Any]:
+        top = [self._name(*other) for other in entry.top]
+        return self._name(entry.token, entry.logprob) | {"top_logprobs": top}
+
+    def _name(self, token: int, logprob: float) -> dict[str, Any]:
+        text = token_text(self._tokenizer, token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
 
 
 def _by_text(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, float]:
@@ -131,20 +148,6 @@ def _by_text(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, float]:
     for token, logprob in (*entry.top, (entry.token, entry.logprob)):
         named.setdefault(token_text(tokenizer, token), logprob)
     return named
-
-
-def _chat_logprobs(completion: Completion, choice: Choice) -> dict[str, Any]:
-    """OpenAI's `logprobs` object of a chat completion."""
-
-    def make_entry(token: int, logprob: float) -> dict[str, Any]:
-        text = token_text(completion.model.tokenizer, token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
-
-    content = [
-        make_entry(entry.token, entry.logprob) | {"top_logprobs": [make_entry(*other) for other in entry.top]}
-        for entry in choice.finished.logprobs
-    ]
-    return {"content": content, "refusal": None}
 
 
 def _timings(usages: Sequence[Usage], load_s: float) -> dict[str, float | None]:

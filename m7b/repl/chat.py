@@ -7,6 +7,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Protocol, assert_never
 
+from m7b.detokenize import REPLACEMENT
 from m7b.errors import M7bError, UsageError
 from m7b.generation import CallDelta, Finished, FinishReason, PromptProgress, TextDelta
 from m7b.models import Model
@@ -17,7 +18,6 @@ from m7b.repl.signals import ignore_ctrl_c, raise_on_ctrl_c, stop_on_ctrl_c
 from m7b.repl.slash import find_command
 from m7b.repl.toolbelt import Toolbelt
 from m7b.session import Dropped, Session, SessionEvent
-from m7b.stream import REPLACEMENT
 from m7b.tools import keep_enforceable
 
 COMMAND_LINE = re.compile(r"/(?!/)(?P<name>\S*)(?P<argument>.*)", re.DOTALL)

@@ -138,7 +138,7 @@ class Server:
         if not wishes.streams:
             await self._run(request, answering)
             return JSONResponse(format_answers(completions) | {"usage": tell_usage(completions)})
-        chunks = Chunks(completions, wishes.includes_usage)
+        chunks = Chunks(completions, includes_usage=wishes.includes_usage)
 
         def end() -> Iterable[dict[str, Any] | str]:
             return [*chunks.finish(), "[DONE]"]

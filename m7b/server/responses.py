@@ -8,7 +8,15 @@ from typing import Any
 
 from m7b.completions import Completion, count_cached, count_usage
 from m7b.errors import UsageError
-from m7b.generation import CallDelta, Finished, FinishReason, GenerationEvent, PromptProgress, TextDelta
+from m7b.generation import (
+    CallDelta,
+    CallPart,
+    Finished,
+    FinishReason,
+    GenerationEvent,
+    PromptProgress,
+    TextDelta,
+)
 from m7b.server.errors import HttpError, format_error
 
 _SAME = ("model", "temperature", "top_p", "parallel_tool_calls", "seed", "metadata", "user", "service_tier")
@@ -58,6 +66,7 @@ class ResponseStream:
         self._text = ""
         self._calls = ""
         self._item: dict[str, Any] | None = None
+        self._is_text_done = False
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """That the answer has begun."""
@@ -69,20 +78,18 @@ class ResponseStream:
         match event:
             case TextDelta(text):
                 yield from self._add_text(text)
-            case CallDelta(text):  # told whole, once it is sure that they are calls
+            case CallDelta(text, parts):  # without parts told whole, once it is sure that they are calls
                 self._calls += text
+                for part in parts:
+                    yield from self._add_call(part)
             case Finished():
-                if event.reason is FinishReason.LENGTH and self._calls:
-                    yield from self._add_text(self._calls)
-                yield from self._end_text()
-                for item in self._frame.list_calls(event):
-                    yield from self._tell_call(item)
+                yield from self._end(event)
             case PromptProgress():
                 pass
 
     def finish(self) -> Iterator[dict[str, Any]]:
         """The whole answer at the end."""
-        response = self._frame.finish(self._completion)
+        response = self._frame.finish(self._completion, self._text if self._frame.calls else None)
         yield self._event(f"response.{response['status']}", response=response)
 
     def fail(self, error: HttpError) -> Iterator[dict[str, Any]]:
@@ -103,23 +110,40 @@ class ResponseStream:
         yield self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
 
     def _end_text(self) -> Iterator[dict[str, Any]]:
-        if self._item is None:
+        if self._item is None or self._is_text_done:
             return
+        self._is_text_done = True
         yield self._event("response.output_text.done", **self._place(), text=self._text, logprobs=[])
         yield self._event("response.content_part.done", **self._place(), part=_part(self._text))
         item = self._frame.make_message(self._text, "completed")
         yield self._event("response.output_item.done", output_index=0, item=item)
 
-    def _tell_call(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        at = self._frame.calls.index(item) + (self._item is not None)
-        begun = item | {"arguments": "", "status": "in_progress"}
-        place = {"output_index": at, "item_id": item["id"]}
-        yield self._event("response.output_item.added", output_index=at, item=begun)
-        yield self._event("response.function_call_arguments.delta", **place, delta=item["arguments"])
-        yield self._event(
-            "response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"]
-        )
-        yield self._event("response.output_item.done", output_index=at, item=item)
+    def _add_call(self, part: CallPart) -> Iterator[dict[str, Any]]:
+        if part.name:
+            yield from self._end_text()
+            item = self._frame.begin_call(part)
+            yield self._event("response.output_item.added", output_index=self._index(part.index), item=item)
+        if part.arguments:
+            place = self._frame.add_arguments(part) | {"output_index": self._index(part.index)}
+            yield self._event("response.function_call_arguments.delta", **place, delta=part.arguments)
+
+    def _end(self, finished: Finished) -> Iterator[dict[str, Any]]:
+        told = self._frame.calls
+        if finished.reason is FinishReason.LENGTH and self._calls and not told:
+            yield from self._add_text(self._calls)
+        for index, call in enumerate(finished.calls[len(told) :], len(told)):
+            yield from self._add_call(CallPart(index, call.id, call.name))
+            yield from self._add_call(CallPart(index, call.id, arguments=call.arguments))
+        yield from self._end_text()
+        for index, item in enumerate(self._frame.end_calls(finished)):
+            place = {"item_id": item["id"], "output_index": self._index(index)}
+            said = {"name": item["name"], "arguments": item["arguments"]}
+            yield self._event("response.function_call_arguments.done", **place, **said)
+            yield self._event("response.output_item.done", output_index=self._index(index), item=item)
+
+    def _index(self, call: int) -> int:
+        """The place of a call in the output."""
+        return call + bool(self._text)
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": self._frame.message_id, "output_index": 0, "content_index": 0}
@@ -164,16 +188,20 @@ class _Frame:
             "output": [],
         }
 
-    def finish(self, completion: Completion) -> dict[str, Any]:
-        """The answer at its end."""
+    def finish(self, completion: Completion, text: str | None = None) -> dict[str, Any]:
+        """The answer at its end, with `text` where it was told in parts."""
         (choice,) = completion.choices
         is_cut = choice.finished.reason is FinishReason.LENGTH
-        calls = self.list_calls(choice.finished)
-        output = [self.make_message(choice.text, "incomplete" if is_cut else "completed")]
+        for index, call in enumerate(choice.finished.calls[len(self.calls) :], len(self.calls)):
+            self.begin_call(CallPart(index, call.id, call.name))
+            self.add_arguments(CallPart(index, call.id, arguments=call.arguments))
+        calls = self.end_calls(choice.finished)
+        text = choice.text if text is None else text
+        output = [self.make_message(text, "incomplete" if is_cut else "completed")]
         usage = count_usage([completion])
         return self.describe("incomplete" if is_cut else "completed") | {
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-            "output": [*(output if choice.text or not calls else []), *calls],
+            "output": [*(output if text or not calls else []), *calls],
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
                 "input_tokens_details": count_cached([completion]),
@@ -194,20 +222,27 @@ class _Frame:
             "content": content,
         }
 
-    def list_calls(self, finished: Finished) -> list[dict[str, Any]]:
-        """The calls as items of the output."""
-        if not self.calls:
-            self.calls = [
-                {
-                    "type": "function_call",
-                    "id": f"fc_{uuid.uuid4().hex}",
-                    "call_id": call.id,
-                    "name": call.name,
-                    "arguments": call.arguments,
-                    "status": "completed",
-                }
-                for call in finished.calls
-            ]
+    def begin_call(self, part: CallPart) -> dict[str, Any]:
+        """A call as an item of the output, before it has arguments."""
+        head = {
+            "type": "function_call",
+            "id": f"fc_{uuid.uuid4().hex}",
+            "call_id": part.id,
+            "name": part.name,
+        }
+        self.calls.append(head | {"arguments": "", "status": "in_progress"})
+        return dict(self.calls[-1])
+
+    def add_arguments(self, part: CallPart) -> dict[str, Any]:
+        """Keep more of a call; returns how its item is named."""
+        item = self.calls[part.index]
+        item["arguments"] += part.arguments
+        return {"item_id": item["id"]}
+
+    def end_calls(self, finished: Finished) -> list[dict[str, Any]]:
+        """All calls as items of the output; one that was cut is incomplete."""
+        for number, item in enumerate(self.calls):
+            item["status"] = "completed" if number < len(finished.calls) else "incomplete"
         return self.calls
 
 

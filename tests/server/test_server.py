@@ -177,14 +177,41 @@ def test_calls_are_valid_and_stream_as_openais_do(client, model, choice):
     assert whole.finish_reason == "tool_calls"
     calls = whole.message.tool_calls
     jsonschema.validate(json.loads(calls[0].function.arguments), WEATHER["function"]["parameters"])
-    names, arguments = {}, {}
+    names, arguments, n_parts = {}, {}, 0
     for chunk in client.chat.completions.create(**request, stream=True):
         for part in chunk.choices[0].delta.tool_calls or ():
             assert (part.function.name is None) == (part.index in names), "the name comes once"
             names.setdefault(part.index, part.function.name)
+            n_parts += 1
             arguments[part.index] = arguments.get(part.index, "") + (part.function.arguments or "")
     assert [*names.values()] == [call.function.name for call in calls]
     assert [*arguments.values()] == [call.function.arguments for call in calls]
+    assert n_parts > 4 * len(calls), "arguments come as they are written"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [
+        ("chat/completions", {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2}),
+        ("completions", {"prompt": ["ab", "The sea"], "logprobs": 2, "echo": True}),
+        ("completions", {"prompt": "ab", "logprobs": 1, "echo": True, "max_tokens": 0}),
+    ],
+)
+def test_logprobs_stream_with_their_text(endpoint, fields, served, model):
+    """They came with the last chunk."""
+    fields = {"model": model, "max_tokens": 6, "temperature": 0} | fields
+    whole = served.post(f"/v1/{endpoint}", **fields).json()["choices"]
+    pieces = [[] for _ in whole]
+    for line in served.post(f"/v1/{endpoint}", **fields, stream=True).text.splitlines():
+        if line.startswith("data: {"):
+            for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                pieces[choice["index"]].append(choice["logprobs"])
+    for choice, parts in zip(whole, pieces, strict=True):
+        told = [part for part in parts if part]
+        assert len(told) > 1 or fields["max_tokens"] == 0
+        for name, expected in choice["logprobs"].items():
+            if isinstance(expected, list):
+                assert [entry for part in told for entry in part[name]] == expected
 
 
 def test_structured_output_is_parsed_by_the_client(client, model):

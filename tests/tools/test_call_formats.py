@@ -3,13 +3,14 @@
 import functools
 import json
 import random
+from dataclasses import replace
 
 import jsonschema
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from m7b.calls import split_calls
-from m7b.generation import CallDelta, FinishReason, SamplingParams, Step, TextDelta
+from m7b.generation import CallDelta, FinishReason, SamplingParams, Step, TextDelta, ToolCall
 from m7b.offer import Offer
 from m7b.stream import stream_events
 from m7b.templates import JinjaTemplate
@@ -133,7 +134,23 @@ def hear(tokenizer, offer, ids):
     events = list(stream_events(steps, tokenizer, 1, SamplingParams(), calls=offer.syntax(tokenizer)))
     text = "".join(event.text for event in events if isinstance(event, TextDelta))
     call_text = "".join(event.text for event in events if isinstance(event, CallDelta))
+    parts = [part for event in events if isinstance(event, CallDelta) for part in event.parts]
+    assert join(parts) == (list(events[-1].calls) if offer.is_constrained else [])
+    assert not parts or read(events[-1].calls) == read(split_calls(call_text, form=offer.form)[0])
     return text, call_text, events[-1]
+
+
+def join(parts):
+    """Put the calls together as clients of OpenAI's streams do: each begins with its id and name."""
+    calls = []
+    for part in parts:
+        if part.index == len(calls):
+            assert part.name
+            calls.append(ToolCall(part.name, "", part.id))
+        else:
+            assert (part.index, part.name, part.id) == (len(calls) - 1, "", calls[-1].id)
+        calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + part.arguments)
+    return calls
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m7b.calls import parse_calls
+from m7b.call_format import MISTRAL
+from m7b.calls import CallReader, parse_calls
 from tests.support.calls import build_calls_schema
 
 DALLAS = {"city": "Dallas", "state": "TX", "unit": "fahrenheit"}
@@ -257,3 +258,26 @@ def test_schema_of_calls_leaves_the_tools_as_they_are():
     before = json.dumps(TOOLS)
     build_calls_schema(TOOLS)
     assert json.dumps(TOOLS) == before
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.lists(st.dictionaries(st.text(), VALUES, max_size=3), min_size=1, max_size=3), st.booleans(), st.data()
+)
+def test_calls_that_come_in_pieces_are_those_that_come_whole(arguments, escapes, data):
+    written = [call(f"f{n}", json.dumps(each, ensure_ascii=escapes)) for n, each in enumerate(arguments)]
+    text = f"[TOOL_CALLS][{', '.join(written)}]"
+    reader, at = CallReader(MISTRAL), 0
+    while at < len(text):
+        end = at + data.draw(st.integers(1, 9))
+        reader.push(text[at:end])
+        at = end
+    assert [(found.name, found.arguments) for found in reader.calls] == [
+        (found.name, found.arguments) for found in parse_calls(text)
+    ]
