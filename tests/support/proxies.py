@@ -36,11 +36,12 @@ class Proxy:
     def _serve(self, client):
         with client:
             try:
-                server, first = self.greet(client)
-            except (OSError, ConnectionError, TypeError):
+                server = self.greet(client)
+            except OSError:
+                return
+            if server is None:
                 return
             with server:
-                server.sendall(first)
                 _pump(client, server)
 
     def connect(self, host, port):
@@ -64,12 +65,16 @@ class HttpProxy(Proxy):
             host, _, port = target.rpartition(":")
             server = self.connect(host, int(port))
             client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-            return server, b""
+            return server
         url = urlsplit(target)
         path = target.split(url.netloc, 1)[1] or "/"
         kept = [one for one in headers if one and not one.lower().startswith(("proxy-", "connection:"))]
-        first = "\r\n".join([f"{method} {path} HTTP/1.1", *kept, "Connection: close", "", ""])
-        return self.connect(url.hostname, url.port or 80), first.encode("latin-1")
+        asked = "\r\n".join([f"{method} {path} HTTP/1.1", *kept, "Connection: close", "", ""])
+        server = self.connect(url.hostname, url.port or 80)
+        server.sendall(asked.encode("latin-1"))
+        answered = _read_until(server, b"\r\n\r\n").removesuffix(b"\r\n")
+        client.sendall(answered + b"Connection: close\r\n\r\n")  # or it asks on where nobody listens
+        return server
 
 
 class SocksProxy(Proxy):
@@ -96,7 +101,7 @@ class SocksProxy(Proxy):
         (port,) = struct.unpack(">H", _read(client, 2))
         server = self.connect(host, port)
         client.sendall(b"\x05\x00\x00\x01" + bytes(6))
-        return server, b""
+        return server
 
 
 @contextmanager
