@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICK := $(addprefix tests/runtime/test_,parity.py cache.py kernels.py sampling.py scheduler.py) \
 	tests/text/test_tokenizer.py tests/completions/test_stream.py
 
-.PHONY: demo test quick check sanitize format lint types architecture docs clean
+.PHONY: demo test quick clients check sanitize format lint types architecture docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/m7b download --variant demo
@@ -17,6 +17,13 @@ test: $(VENV)/.installed-dev
 # The core, in a minute: forward pass, cache, kernels, sampling, scheduler, tokens, stream.
 quick: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal $(QUICK)
+
+# What others write to speak to a server, and the tests with it.
+clients: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[clients]'
+	npm install --silent --prefix $(VENV)/node openai
+	PATH="$(abspath $(BIN)):$$PATH" M7B_NODE_MODULES=$(VENV)/node/node_modules \
+		$(BIN)/python -m pytest -W ignore tests/server/test_clients.py
 
 check: format lint types architecture test docs
 

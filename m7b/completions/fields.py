@@ -39,10 +39,26 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "verbosity": (("medium",), "ask for it in a message"),
     "web_search_options": ((), "offer a search as a tool"),
     "moderation": ((), "nothing is moderated here"),
+    "safe_prompt": ((False,), "write a system message"),
+    "guardrails": (([],), "nothing is moderated here"),
 }
 """Fields that cannot be honoured: the values that ask for nothing, and why others are refused."""
 
 FIXED = frozenset(_FIXED)
+
+_SYNONYMS = {"random_seed": "seed"}
+
+
+def replace_synonyms(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the fields that Mistral's own clients send OpenAI's names.
+
+    Raises:
+        UsageError: a field is given by both names.
+    """
+    for name, usual in _SYNONYMS.items():
+        if name in fields and usual in fields:
+            raise UsageError(f"{usual} and {name} are both given", hint="give one", param=name)
+    return {_SYNONYMS.get(name, name): value for name, value in fields.items()}
 
 
 def check_fixed(fields: Mapping[str, Any]) -> None:

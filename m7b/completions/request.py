@@ -20,6 +20,7 @@ from m7b.completions.fields import (
     read_stop,
     read_tool_choice,
     read_tools,
+    replace_synonyms,
 )
 from m7b.constraint import Grammar
 from m7b.errors import UsageError
@@ -118,7 +119,7 @@ def parse_request(
         UsageError: a field is unknown, of the wrong type, out of range, or asks for what nobody can do here;
             `param` names it.
     """
-    fields = {name: value for name, value in fields.items() if value is not None}
+    fields = replace_synonyms({name: value for name, value in fields.items() if value is not None})
     _check_names(fields, is_chat=is_chat)
     check_fixed(fields)
     request = replace(

@@ -302,6 +302,8 @@ def _describe(model: Model) -> dict[str, Any]:
         "created": 0,
         "owned_by": "m7b",
         "max_model_len": model.ctx_size,
+        "type": "base",  # Mistral's own client reads no list without it
+        "capabilities": {"completion_chat": model.template is not None},
     }
 
 

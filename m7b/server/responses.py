@@ -43,7 +43,7 @@ def read_response_request(fields: dict[str, Any]) -> dict[str, Any]:
     if "max_output_tokens" in fields:
         chat["max_tokens"] = fields["max_output_tokens"]
     if tools := fields.get("tools"):
-        chat["tools"] = [_read_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
+        chat["tools"] = _read_tools(tools)
     if tools and "tool_choice" in fields:
         chat["tool_choice"] = _read_tool_choice(fields["tool_choice"])
     if text_format := _read_format(fields.get("text", {})):
@@ -175,7 +175,7 @@ class _Frame:
             "top_p": params.top_p,
             "text": fields.get("text") or {"format": {"type": "text"}},
             "tool_choice": fields.get("tool_choice") or "auto",
-            "tools": fields.get("tools") or [],
+            "tools": [tool for tool in fields.get("tools") or [] if tool.get("type") == "function"],
             "truncation": "disabled",
         }
 
@@ -320,6 +320,15 @@ def _read_content(content: Any, place: str) -> str:
                     param=f"{place}.content[{number}]",
                 )
     return "\n\n".join(texts)
+
+
+def _read_tools(tools: Any) -> list[dict[str, Any]]:
+    """Read the functions. What OpenAI runs itself, as a web search, is left out beside functions."""
+    if not isinstance(tools, list):
+        raise UsageError("tools must be a list", param="tools")
+    functions = [tool for tool in tools if isinstance(tool, dict) and tool.get("type") == "function"]
+    places = {id(tool): f"tools[{number}]" for number, tool in enumerate(tools)}
+    return [_read_tool(tool, places[id(tool)]) for tool in functions or tools]
 
 
 def _read_tool(tool: Any, place: str) -> dict[str, Any]:

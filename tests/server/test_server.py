@@ -250,6 +250,18 @@ def test_responses_are_of_openais_shape(served, client, model):
     assert again.usage.output_tokens <= 5
 
 
+def test_tools_of_openais_own_are_left_out_beside_functions(client, model):
+    """Codex offers a web search and agents; with none but these there is nothing to call."""
+    function = {"type": "function", **WEATHER["function"], "strict": True}
+    others = [{"type": "web_search"}, {"type": "namespace", "name": "agents", "tools": []}]
+    asked = {"model": model, "input": "Weather?", "max_output_tokens": 300, "parallel_tool_calls": False}
+    made = client.responses.create(**asked, tools=[*others, function], tool_choice="required")
+    assert [tool.type for tool in made.tools] == ["function"]
+    assert [item.type for item in made.output] == ["function_call"]
+    with pytest.raises(openai.BadRequestError, match="web_search"):
+        client.responses.create(**asked, tools=others)
+
+
 def test_fifty_requests_at_once_are_answered_as_alone(served, model, tiny):
     async def ask_all():
         async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="x") as client:
