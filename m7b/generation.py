@@ -270,6 +270,14 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Likelihood:
+    """The model's log-probability of an ending, and whether it `is_greedy`: what argmax would have chosen."""
+
+    logprob: float
+    is_greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PromptProgress:
     """`done` of `total` prompt tokens are in the cache; `reused` of them were there before."""
 
