@@ -326,6 +326,27 @@ class SequenceHandle(Protocol):
         ...
 
 
+class JudgementHandle(Protocol):
+    """A text that an engine was given to judge how it ends, beside others."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will happen."""
+        ...
+
+    def cancel(self) -> None:
+        """Want no more of it."""
+        ...
+
+    def take(self) -> Sequence[Likelihood]:
+        """The likelihood of each ending, once it is done.
+
+        Raises:
+            M7bError: the reading failed.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Token counts, and seconds as measured by the caller's clock.

@@ -39,7 +39,7 @@ class Judgement:
         self.n_given = len(context) - 1
         self.n_read = 0
         self.row: int | None = None
-        self.is_done = False
+        self.is_done: bool = False
         self.is_exact = is_exact
         self._finals = list(finals)
         self._logprob, self._is_greedy = 0.0, True  # of `ending`
