@@ -1,0 +1,175 @@
+"""`m7b eval` end to end on the demo, over questions of our own in the shape of public sets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from m7b.cli import main
+from m7b.errors import ExitCode
+from m7b.harness import require_lm_eval
+from m7b.harness.evaluation import Figure
+from m7b.harness.paper import PAPER, vote_on_solutions
+from m7b.harness.programs import run_program
+from tests.support.eval_tasks import make_tasks, write_questions
+
+# One row of every kind: choices, generation, votes, programs, and votes over several tasks.
+ROWS = ("arc_easy", "piqa", "triviaqa", "nq_open", "gsm8k", "humaneval", "mbpp", "math")
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    return write_questions(tmp_path_factory.mktemp("questions"))
+
+
+@pytest.fixture
+def home(demo_home, monkeypatch):
+    monkeypatch.setenv("M7B_HOME", str(demo_home))
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+
+
+def read_results(folder):
+    return {row["task"]: row for row in json.loads((folder / "results.json").read_text())["results"]}
+
+
+def test_the_rows_of_the_paper_run_and_are_kept(questions, home, tmp_path, capsys):
+    folder = tmp_path / "results"
+    arguments = ["--data", str(questions), "--limit", "1", "-o", str(folder), "--allow-code"]
+    assert main(["eval", *ROWS, *arguments]) == ExitCode.OK
+    out = capsys.readouterr().out
+    found = read_results(folder)
+    assert list(found) == list(ROWS)
+    assert all(name in out for name in ROWS)
+    paper = {row.name: row.paper for row in PAPER}
+    assert [row["paper"] for row in found.values()] == [paper[name] for name in ROWS]
+    assert found["math"]["n"] == 7
+    assert all(0 <= row["value"] <= 100 for row in found.values())
+    (sample,) = map(json.loads, (folder / "samples" / "arc_easy.jsonl").read_text().splitlines())
+    assert len(sample["resps"]) == 4
+    (sample,) = map(
+        json.loads, (folder / "samples" / "gsm8k_cot_self_consistency.jsonl").read_text().splitlines()
+    )
+    assert len(sample["resps"][0]) == 8
+
+
+def test_a_run_goes_on_behind_kill_9(questions, demo_home, tmp_path):
+    """Nothing that was answered is asked again, and the result is that of a run in one piece."""
+    line = [sys.executable, "-m", "m7b", "eval", "triviaqa", "--data", str(questions), "--limit", "5"]
+    env = os.environ | {"M7B_HOME": str(demo_home), "HF_DATASETS_OFFLINE": "1"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*line, "-o", str(whole)], env=env, check=True, capture_output=True)
+    running = subprocess.Popen([*line, "-o", str(killed)], env=env, stdout=subprocess.DEVNULL)
+    answers = killed / "answers.jsonl"
+    while not (answers.exists() and len(answers.read_bytes().splitlines()) > 2):
+        assert running.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    kept = answers.read_text()
+    kept = kept[: kept.rindex("\n") + 1]
+    again = subprocess.run([*line, "-o", str(killed)], env=env, capture_output=True, text=True, check=False)
+    assert again.returncode == ExitCode.USAGE
+    assert "--resume" in again.stderr
+    subprocess.run([*line, "-o", str(killed), "--resume"], env=env, check=True, capture_output=True)
+    assert answers.read_text().startswith(kept)
+    assert sorted(answers.read_text().splitlines()) == sorted(
+        (whole / "answers.jsonl").read_text().splitlines()
+    )
+    assert read_results(killed) == read_results(whole)
+
+
+def test_a_task_of_ones_own_runs_from_its_file(home, tmp_path, capsys):
+    import yaml
+
+    config = {"task": "colours"} | make_tasks(tmp_path)["choices"]
+    (tmp_path / "colours.yaml").write_text(yaml.safe_dump(config))
+    assert main(["eval", str(tmp_path / "colours.yaml"), "--json"]) == ExitCode.OK
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [(row["task"], row["metric"], row["n"]) for row in results] == [
+        ("colours", "acc,none", 5),
+        ("colours", "acc_norm,none", 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["arc_eazy"], ExitCode.USAGE, ["no task arc_eazy"]),
+        (["humaneval"], ExitCode.USAGE, ["--allow-code"]),
+        (["piqa", "--resume"], ExitCode.USAGE, ["-o"]),
+        (["piqa", "--data", "nowhere"], ExitCode.USAGE, ["nowhere"]),
+        (["piqa", "--limit", "0"], ExitCode.USAGE, ["0 is not at least 1"]),
+        (["winogrande", "--data", "."], ExitCode.SOME_FAILED, ["winogrande", "SPLIT.jsonl", "1 of 1"]),
+        (["winogrande"], ExitCode.SOME_FAILED, ["winogrande", "--data"]),
+    ],
+    ids=["no such task", "code", "nothing to resume", "no folder", "no questions", "no data", "offline"],
+)
+def test_what_cannot_be_done_is_said_in_one_line(arguments, code, words, home, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", *arguments]) == code
+    err = capsys.readouterr().err
+    assert [word for word in words if word not in err] == []
+    assert "Traceback" not in err
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["eval", "piqa"]) == ExitCode.USAGE
+    assert "pip install 'm7b[eval]'" in capsys.readouterr().err
+    with pytest.raises(Exception, match="eval"):
+        require_lm_eval()
+
+
+def test_the_list_names_each_row_with_its_source(capsys):
+    assert main(["eval", "--list"]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert all(f"{row.name} " in out and f"{row.paper:.1f}" in out for row in PAPER)
+    assert out.count("arXiv:2310.06825") == len(PAPER)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "is_within"),
+    [(60.0, 0.5, True), (61.2, 0.5, False), (61.14, 0.5, True), (60.0, None, None)],
+)
+def test_a_figure_lies_within_two_standard_errors_or_not(value, error, is_within):
+    assert Figure("mmlu", "5-shot", "acc", value, error, 10, paper=60.1).is_within is is_within
+
+
+PROGRAMS = {
+    "passes": ("assert 1 + 1 == 2", True),
+    "fails a test": ("assert 1 + 1 == 3", False),
+    "is no Python": ("def", False),
+    "leaves before the tests": ("import sys\nsys.exit(0)\nassert False", False),
+    "leaves hard": ("import os\nos._exit(0)", False),
+    "prints a lot": ("print('x' * 10_000_000)", True),
+    "takes all memory": ("x = bytearray(8 << 30)", False),
+    "never ends": ("while True: pass", False),
+    "waits for input": ("input()", False),
+    "leaves a child": ("import os, time\nif not os.fork(): time.sleep(60)", True),
+    "is half a character": ("x = '\ud800'", True),
+    "writes a large file": ("open('f', 'wb').write(b'x' * (8 << 20))", False),
+    "sees our environment": ("import os\nassert 'M7B_SECRET' in os.environ", False),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_passes_where_it_runs_to_its_end(name, monkeypatch):
+    monkeypatch.setenv("M7B_SECRET", "1")
+    source, passes = PROGRAMS[name]
+    began = time.monotonic()
+    assert run_program(source, seconds=3).passed is passes
+    assert time.monotonic() - began < 8
+
+
+def test_a_vote_takes_the_answer_that_most_solutions_have():
+    def solve(answer):
+        return f"Final Answer: The final answer is ${answer}$. I hope it is correct."
+
+    solutions = [solve(3), "I do not know.", solve(4), "No idea.", "Perhaps.", solve(4)]
+    assert vote_on_solutions([solutions], [{}]) == [[solve(4)]]
