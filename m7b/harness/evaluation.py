@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -81,6 +82,7 @@ class Failure:
 Outcome = Figure | Failure
 
 
+@cache
 def open_tasks() -> Any:
     """All tasks that lm-eval knows; it takes seconds to read what they are."""
     from lm_eval.tasks import TaskManager
@@ -113,6 +115,17 @@ def check_tasks(names: Sequence[str], manager: Any, *, allows_code: bool) -> lis
     return list(dict.fromkeys(chosen))
 
 
+def load_task(manager: Any, name: str, data: Path | None) -> Any:
+    """A row of the paper, a task of lm-eval, or one in a file, with its questions.
+
+    Raises:
+        UsageError: its questions are not there.
+    """
+    row = BY_NAME.get(name)
+    with _quiet(), local_data(data):
+        return manager.load(row.list_specs(manager.task_index) if row else [name])
+
+
 def run_task(
     model: HarnessModel,
     manager: Any,
@@ -143,8 +156,7 @@ def run_task(
 
     row = BY_NAME.get(name)
     with _quiet():
-        with local_data(data):
-            loaded = manager.load(row.list_specs(manager.task_index) if row else [name])
+        loaded = load_task(manager, name, data)
         _settle(loaded["tasks"].values())
         results: Any = evaluate(
             lm=model,

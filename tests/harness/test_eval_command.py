@@ -97,6 +97,39 @@ def test_a_task_of_ones_own_runs_from_its_file(home, tmp_path, capsys):
     ]
 
 
+def test_the_report_of_a_quantization_tells_what_both_come_to(questions, home, tmp_path, capsys):
+    out = tmp_path / "demo-q4_0.gguf"
+    text = tmp_path / "text.txt"
+    text.write_text("The river ran slowly through the valley. " * 3)
+    arguments = ["-o", str(out), "--to", "q4_0", "--eval-file", str(text)]
+    exam = ["--tasks", "arc_easy,piqa", "--data", str(questions), "--limit", "2"]
+    assert main(["quantize", "demo", *arguments, *exam]) == ExitCode.OK
+    told = capsys.readouterr().out
+    report = json.loads(out.with_name(f"{out.name}.report.json").read_text())
+    assert [each["original"]["task"] for each in report["tasks"]] == ["arc_easy", "piqa"]
+    for each in report["tasks"]:
+        assert each["original"]["n"] == each["quantized"]["n"] == 2
+        assert each["difference"] == each["quantized"]["value"] - each["original"]["value"]
+    assert "arc_easy" in told
+    assert "piqa" in out.with_name(f"{out.name}.report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("exam", "words"),
+    [
+        (["--tasks", "arc_eazy"], "no task arc_eazy"),
+        (["--tasks", "winogrande", "--data", "."], "SPLIT.jsonl"),
+        (["--tasks", "piqa", "--no-report"], "--no-report"),
+    ],
+    ids=["no such task", "no questions", "no report"],
+)
+def test_tasks_that_cannot_be_done_are_told_before_anything_is_written(exam, words, home, tmp_path, capsys):
+    out = tmp_path / "out.gguf"
+    assert main(["quantize", "demo", "-o", str(out), "--to", "q4_0", *exam]) == ExitCode.USAGE
+    assert words in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
