@@ -66,6 +66,18 @@ def eval_(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let programs run that the model writes.")
     ] = False,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Who rates mt_bench: an address that speaks OpenAI's protocol, as http://localhost:8000/v1.",
+            show_default=False,
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="With --judge: the model to ask for; OPENAI_API_KEY is the key."),
+    ] = "gpt-4",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -88,13 +100,14 @@ def eval_(
 
       m7b eval arc_easy piqa --data questions --limit 100 -o results
     """
-    from m7b.harness import require_lm_eval
+    from m7b.harness import mt_bench, require_lm_eval
     from m7b.harness.paper import PAPER
 
     if lists:
         rows = [
             (t.name, t.settings, t.metric.removesuffix(",none"), f"{t.paper:.1f}", t.source) for t in PAPER
         ]
+        rows.append((mt_bench.NAME, "2 turns", "rating by --judge", f"{mt_bench.PAPER}", mt_bench.SOURCE))
         columns = ("task", "settings", "metric", "paper", "source")
         Output().write(align(Table(columns, tuple(rows), text_columns=len(columns))))
         return
@@ -110,9 +123,10 @@ def eval_(
     from m7b.harness.model import HarnessModel
 
     manager = open_tasks()
-    names = check_tasks(tasks or [], manager, allows_code=allow_code)
+    names = check_tasks(tasks or [], manager, allows_code=allow_code, has_judge=bool(judge))
     if not allow_code and "paper" in (tasks or ["paper"]):
         note("humaneval and mbpp run programs that the model writes and are left out; --allow-code lets them")
+    rater = mt_bench.Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY", "")) if judge else None
     loaded = load_model(ModelChoice(variant, model), engine, chat_template=chat_template)
     about = _describe(loaded, engine, chat)
     status, folder = Status(), Folder(output) if output else None
@@ -126,7 +140,15 @@ def eval_(
         )
         try:
             for outcome in run_tasks(
-                asked, manager, names, folder, limit=limit, data=data, chats=chat, allows_code=allow_code
+                asked,
+                manager,
+                names,
+                folder,
+                rater,
+                limit=limit,
+                data=data,
+                chats=chat,
+                allows_code=allow_code,
             ):
                 outcomes.append(outcome)
                 if folder:

@@ -17,6 +17,7 @@ import numpy as np
 
 from m7b.bench.formats import Table
 from m7b.errors import M7bError, UsageError
+from m7b.harness import mt_bench
 from m7b.harness.data import local_data
 from m7b.harness.model import HarnessModel
 from m7b.harness.paper import BY_NAME, PaperTask
@@ -91,17 +92,20 @@ def open_tasks() -> Any:
         return TaskManager()
 
 
-def check_tasks(names: Sequence[str], manager: Any, *, allows_code: bool) -> list[str]:
-    """The tasks that are meant; `paper` is all of the paper's, without programs where they must not run.
+def check_tasks(
+    names: Sequence[str], manager: Any, *, allows_code: bool, has_judge: bool = False
+) -> list[str]:
+    """The tasks that are meant; `paper` is all of the paper's for which there is what they need.
 
     Raises:
-        UsageError: there is no such task, or it runs code.
+        UsageError: there is no such task, or it runs code, or needs a judge.
     """
-    known = set(manager.all_tasks) | BY_NAME.keys()
+    known = {*manager.all_tasks, *BY_NAME, mt_bench.NAME}
     chosen = []
     for name in names or ["paper"]:
         if name == "paper":
             chosen += [task.name for task in BY_NAME.values() if allows_code or not task.runs_code]
+            chosen += [mt_bench.NAME] if has_judge else []
         elif name not in known and not name.endswith((".yaml", ".yml")):
             near = sorted(each for each in known if name.lower() in each.lower())[:5]
             raise UsageError(
@@ -110,6 +114,10 @@ def check_tasks(names: Sequence[str], manager: Any, *, allows_code: bool) -> lis
             )
         elif name in BY_NAME and BY_NAME[name].runs_code and not allows_code:
             raise UsageError(f"{name} runs programs that the model writes", hint="--allow-code lets it")
+        elif name == mt_bench.NAME and not has_judge:
+            raise UsageError(
+                f"{name} needs a judge", hint="--judge URL names one, as http://localhost:8000/v1"
+            )
         else:
             chosen.append(name)
     return list(dict.fromkeys(chosen))
@@ -288,13 +296,50 @@ def _replace(file: Path, text: str) -> None:
 
 
 def run_tasks(
-    model: HarnessModel, manager: Any, names: Sequence[str], folder: Folder | None, **settings: Any
+    model: HarnessModel,
+    manager: Any,
+    names: Sequence[str],
+    folder: Folder | None,
+    judge: mt_bench.Judge | None = None,
+    **settings: Any,
 ) -> Iterator[Outcome]:
     """The outcomes of tasks, one after another; one that fails does not stop the others."""
     for name in names:
         try:
-            figures = run_task(model, manager, name, folder, **settings)
+            if name == mt_bench.NAME:
+                assert judge, "check_tasks asks for one"
+                figures = [_hold_talks(model, judge, folder, settings["limit"], settings["data"])]
+            else:
+                figures = run_task(model, manager, name, folder, **settings)
         except M7bError as error:
             yield Failure(name, str(error))
             continue
         yield from figures
+
+
+def _hold_talks(
+    model: HarnessModel, judge: mt_bench.Judge, folder: Folder | None, limit: int | None, data: Path | None
+) -> Figure:
+    """The mean rating of all answers of MT-Bench."""
+    with _quiet():
+        questions = mt_bench.load_questions(data, limit)
+    answers = mt_bench.answer_questions(model, questions)
+    if folder:  # before the judge is asked: it may be somebody else's, another day
+        samples = [
+            {"turns": question.turns, "category": question.category, "answers": given}
+            for question, given in zip(questions, answers, strict=True)
+        ]
+        folder.keep_samples(mt_bench.NAME, samples)
+    ratings = mt_bench.rate(judge, questions, answers, model.answers, model.report)
+    error = stdev(ratings) / math.sqrt(len(ratings)) if len(ratings) > 1 else None
+    settings, metric = "2 turns, instruct", f"rating by {judge.model}"
+    return Figure(
+        mt_bench.NAME,
+        settings,
+        metric,
+        mean(ratings),
+        error,
+        len(questions),
+        mt_bench.PAPER,
+        mt_bench.SOURCE,
+    )

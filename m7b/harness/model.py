@@ -59,6 +59,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         max_batch_size: the same.
         **options: fields of `EngineOptions`, as `quant=q8_0`.
 
+    Attributes:
+        model: as it is loaded.
+        answers: as given, or in memory.
+        report: as given.
+
     Raises:
         UsageError: an option is unknown or out of range.
     """
@@ -82,8 +87,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             pretrained = load_model(ModelChoice.from_name(pretrained), settings, chat_template=chat_template)
         self.model: Model = pretrained
         self._parallel = parallel
-        self._answers = Answers(None, {}) if answers is None else answers
-        self._report: Progress = report or (lambda what, done, total: None)
+        self.answers = Answers(None, {}) if answers is None else answers
+        self.report: Progress = report or (lambda what, done, total: None)
         self._written: dict[str, list[int]] = {}  # the ids of conversations, by the text that stands for them
 
     @property
@@ -192,22 +197,22 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _judge_all(self, what: str, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Likelihood]:
         """How likely each ending is behind its context; what is known is not read again."""
         names = name_requests("judge", pairs)
-        known = [name in self._answers for name in names]
+        known = [name in self.answers for name in names]
         # Endings that differ in their last token are one reading.
         groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[_Ending]] = defaultdict(list)
         for at, (context, ending) in enumerate(pairs):
             if not ending and not known[at]:
-                self._answers.keep(names[at], [0.0, True])
+                self.answers.keep(names[at], [0.0, True])
             elif not known[at]:
                 before, behind = _cut_to_fit(context, ending, self.max_length)
                 groups[tuple(before), tuple(behind[:-1])].append(_Ending(at, behind[-1]))
         n_done = len(pairs) - sum(len(group) for group in groups.values())
         for group, likelihoods in self._judge_groups(groups):
             for each, likelihood in zip(group, likelihoods, strict=True):
-                self._answers.keep(names[each.at], [likelihood.logprob, likelihood.is_greedy])
+                self.answers.keep(names[each.at], [likelihood.logprob, likelihood.is_greedy])
             n_done += len(group)
-            self._report(what, n_done, len(pairs))
-        return [Likelihood(*self._answers[name]) for name in names]
+            self.report(what, n_done, len(pairs))
+        return [Likelihood(*self.answers[name]) for name in names]
 
     def _judge_groups(
         self, groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[_Ending]]
@@ -236,13 +241,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer to each prompt, up to a stop string."""
-        names = name_requests("generate", [request.args for request in requests])
-        unknown = [at for at, name in enumerate(names) if name not in self._answers]
-        waiting = [(at, self._begin(*requests[at].args, name=names[at])) for at in reversed(unknown)]
+        return self.answer_prompts([request.args for request in requests])
+
+    def answer_prompts(self, prompts: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """The answer to each prompt, with what lm-eval's tasks say about generation."""
+        names = name_requests("generate", prompts)
+        unknown = [at for at, name in enumerate(names) if name not in self.answers]
+        waiting = [(at, self._begin(*prompts[at], name=names[at])) for at in reversed(unknown)]
         longest = max((len(each.ids) + each.request.params.max_tokens for _, each in waiting), default=1)
         n_at_once = self._parallel or self.model.engine.suggest_parallel(longest)
         running: list[tuple[int, Completion]] = []
-        n_done = len(requests) - len(unknown)
+        n_done = len(prompts) - len(unknown)
         try:
             while waiting or running:
                 while waiting and len(running) < n_at_once:
@@ -253,17 +262,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                     for _ in completion.gather():
                         pass
                     if completion.is_done:
-                        context, settings = requests[at].args
+                        context, settings = prompts[at]
                         text = _take_text(self.model.tokenizer, completion, context)
-                        self._answers.keep(names[at], text)
+                        self.answers.keep(names[at], text)
                         self.cache_hook.add_partial("generate_until", (context, settings), text)
                         n_done += 1
-                        self._report("answering", n_done, len(requests))
+                        self.report("answering", n_done, len(prompts))
                 running = [each for each in running if not each[1].is_done]
         finally:
             for _, completion in running:
                 completion.cancel()
-        return [self._answers[name] for name in names]
+        return [self.answers[name] for name in names]
 
     def _begin(self, context: str, settings: dict[str, Any], *, name: str) -> Completion:
         """What answers one request. Equal names draw equal answers, whatever ran before."""

@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,6 +117,69 @@ def test_the_report_of_a_quantization_tells_what_both_come_to(questions, home, t
     assert "piqa" in out.with_name(f"{out.name}.report.md").read_text()
 
 
+def test_the_command_of_lm_eval_knows_our_model(demo_file, tmp_path):
+    import yaml
+
+    config = {"task": "colours"} | make_tasks(tmp_path)["choices"]
+    (tmp_path / "colours.yaml").write_text(yaml.safe_dump(config))
+    model = ["--model", "m7b", "--model_args", f"pretrained={demo_file},ctx_size=512"]
+    line = [sys.executable, "-m", "m7b.harness", *model, "--tasks", str(tmp_path / "colours.yaml")]
+    ran = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "acc_norm" in ran.stdout
+
+
+@pytest.fixture
+def judge():
+    """A judge behind OpenAI's protocol: what it was asked, and what it says."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        says = "Fair. [[7]]"
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((self.path, self.headers.get("Authorization"), body))
+            answer = json.dumps({"choices": [{"message": {"content": Handler.says}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}/v1", asked=asked, handler=Handler)
+        server.shutdown()
+
+
+def test_a_judge_rates_both_turns_of_each_talk(questions, home, judge, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setattr("m7b.harness.mt_bench._MAX_TOKENS", 12)
+    folder = tmp_path / "results"
+    arguments = ["--data", str(questions), "-o", str(folder), "--judge", judge.url, "--judge-model", "other"]
+    judge.handler.says = "I cannot say."
+    assert main(["eval", "mt_bench", *arguments]) == ExitCode.SOME_FAILED
+    assert "no rating" in capsys.readouterr().err
+    judge.handler.says = "Good, not [[3]]. [[7]]"
+    judge.asked.clear()
+    assert main(["eval", "mt_bench", *arguments, "--resume"]) == ExitCode.OK
+    found = read_results(folder)["mt_bench"]
+    assert (found["value"], found["n"], found["paper"]) == (7.0, 2, 6.84)
+    assert len(judge.asked) == 4
+    path, key, body = judge.asked[3]
+    assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer secret", "other")
+    talks = [json.loads(line) for line in (folder / "samples" / "mt_bench.jsonl").read_text().splitlines()]
+    shown = body["messages"][0]["content"]
+    assert all(text in shown for text in ["1 + 1?", "And 2 + 2?", "4", *talks[1]["answers"]])
+    assert "secret" not in (folder / "answers.jsonl").read_text()
+    judge.asked.clear()
+    assert main(["eval", "mt_bench", *arguments, "--resume"]) == ExitCode.OK
+    assert judge.asked == []
+
+
 @pytest.mark.parametrize(
     ("exam", "words"),
     [
@@ -135,13 +201,23 @@ def test_tasks_that_cannot_be_done_are_told_before_anything_is_written(exam, wor
     [
         (["arc_eazy"], ExitCode.USAGE, ["no task arc_eazy"]),
         (["humaneval"], ExitCode.USAGE, ["--allow-code"]),
+        (["mt_bench"], ExitCode.USAGE, ["--judge"]),
         (["piqa", "--resume"], ExitCode.USAGE, ["-o"]),
         (["piqa", "--data", "nowhere"], ExitCode.USAGE, ["nowhere"]),
         (["piqa", "--limit", "0"], ExitCode.USAGE, ["0 is not at least 1"]),
         (["winogrande", "--data", "."], ExitCode.SOME_FAILED, ["winogrande", "SPLIT.jsonl", "1 of 1"]),
         (["winogrande"], ExitCode.SOME_FAILED, ["winogrande", "--data"]),
     ],
-    ids=["no such task", "code", "nothing to resume", "no folder", "no questions", "no data", "offline"],
+    ids=[
+        "no such task",
+        "code",
+        "no judge",
+        "nothing to resume",
+        "no folder",
+        "no questions",
+        "no data",
+        "offline",
+    ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(arguments, code, words, home, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -163,7 +239,7 @@ def test_the_list_names_each_row_with_its_source(capsys):
     assert main(["eval", "--list"]) == ExitCode.OK
     out = capsys.readouterr().out
     assert all(f"{row.name} " in out and f"{row.paper:.1f}" in out for row in PAPER)
-    assert out.count("arXiv:2310.06825") == len(PAPER)
+    assert out.count("arXiv:2310.06825") == len(PAPER) + 1
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,12 @@ def write_questions(folder: Path) -> Path:
     ]
     nq = [{"question": row["question"].lower(), "answer": row["answer"]["aliases"]} for row in trivia]
     sums = [{"problem": f"What is ${n}+1$?", "solution": f"It is $\\boxed{{{n + 1}}}$."} for n in range(2)]
+    talks: list[dict[str, Any]] = [
+        {"prompt_id": 1, "category": "writing", "prompt": ["Name a colour.", "Another."], "reference": []},
+        {"prompt_id": 2, "category": "math", "prompt": ["1 + 1?", "And 2 + 2?"], "reference": ["2", "4"]},
+    ]
     sets: dict[str, list[dict[str, Any]]] = {
+        "HuggingFaceH4/mt_bench_prompts/train": talks,
         "allenai/ai2_arc/ARC-Easy/train": arc,
         "allenai/ai2_arc/ARC-Easy/validation": arc,
         "allenai/ai2_arc/ARC-Easy/test": arc,
