@@ -7,12 +7,12 @@ Texts are cut into ids, and these to the context, as lm-eval's `hf` does it, so 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
 from m7b.completions import Completion, CompletionRequest
 from m7b.errors import UsageError
@@ -54,9 +54,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         answers: where what the model says is kept, and looked up before it is asked.
         report: told of the progress.
         chat_template: `v1`, `v3` or a Jinja file, instead of the model's own.
-        device: where it runs.
-        batch_size: what lm-eval gives to all models; requests run together anyway.
-        max_batch_size: the same.
         **options: fields of `EngineOptions`, as `quant=q8_0`.
 
     Attributes:
@@ -76,20 +73,32 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         answers: Answers | None = None,
         report: Progress | None = None,
         chat_template: str | None = None,
-        device: str | None = None,
-        batch_size: object = None,
-        max_batch_size: object = None,
         **options: Any,
     ) -> None:
         super().__init__()
         if isinstance(pretrained, str):
-            settings = _read_options(options | ({"device": device} if device else {}))
+            settings = _read_options(options)
             pretrained = load_model(ModelChoice.from_name(pretrained), settings, chat_template=chat_template)
         self.model: Model = pretrained
         self._parallel = parallel
         self.answers = Answers(None, {}) if answers is None else answers
         self.report: Progress = report or (lambda what, done, total: None)
         self._written: dict[str, list[int]] = {}  # the ids of conversations, by the text that stands for them
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> Self:
+        """Load the model that lm-eval's `--model_args` name.
+
+        Its own options are left out: it gives everybody a device of CUDA, and requests run together anyway.
+        """
+        return cls(**arg_dict)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
+        """The same, where they are one text."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string))
 
     @property
     def eot_token_id(self) -> int:

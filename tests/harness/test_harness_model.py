@@ -173,7 +173,7 @@ def test_what_a_task_asks_beyond_sampling_is_refused(ours):
 def test_lm_eval_finds_the_model_by_name(demo_file):
     kind = get_model("m7b")
     assert kind is HarnessModel
-    model = kind.create_from_arg_string(f"pretrained={demo_file},ctx_size=64", {"batch_size": 1})
+    model = kind.create_from_arg_string(f"pretrained={demo_file},ctx_size=64", {"device": "cuda:0"})
     assert model.max_length == 64
     with pytest.raises(UsageError, match="no option quants"):
         kind.create_from_arg_string(f"pretrained={demo_file},quants=q8_0")
