@@ -17,6 +17,7 @@ from m7b.commands.complete import complete
 from m7b.commands.config import apply_settings, config
 from m7b.commands.doctor import doctor
 from m7b.commands.download import download
+from m7b.commands.eval import eval_
 from m7b.commands.info import info
 from m7b.commands.list import list_
 from m7b.commands.perplexity import perplexity
@@ -39,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(bench, chat, complete, doctor, download, info, list_, perplexity, prune, quantize, rm),
+    *(bench, chat, complete, doctor, download, eval_, info, list_, perplexity, prune, quantize, rm),
     *(serve, tokenize, detokenize, verify),
 )
 for command in _COMMANDS:

@@ -270,6 +270,14 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Likelihood:
+    """The model's log-probability of an ending, and whether it `is_greedy`: what argmax would have chosen."""
+
+    logprob: float
+    is_greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PromptProgress:
     """`done` of `total` prompt tokens are in the cache; `reused` of them were there before."""
 
@@ -314,6 +322,27 @@ class SequenceHandle(Protocol):
 
         Raises:
             M7bError: the sequence failed, once all that came before is taken.
+        """
+        ...
+
+
+class JudgementHandle(Protocol):
+    """A text that an engine was given to judge how it ends, beside others."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will happen."""
+        ...
+
+    def cancel(self) -> None:
+        """Want no more of it."""
+        ...
+
+    def take(self) -> Sequence[Likelihood]:
+        """The likelihood of each ending, once it is done.
+
+        Raises:
+            M7bError: the reading failed.
         """
         ...
 

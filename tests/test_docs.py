@@ -11,6 +11,7 @@ import pytest
 
 from m7b.cli import app
 from m7b.errors import ExitCode
+from tests.support.eval_tasks import write_questions
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -61,6 +62,7 @@ def test_each_help_text_ends_with_two_examples_of_its_command(command):
 @pytest.mark.parametrize("line", [line for command in COMMANDS for line in examples_of(command)])
 def test_every_example_of_the_help_texts_runs(line, demo_home, tmp_path):
     (tmp_path / "prompt.txt").write_text("Once upon a time", encoding="utf-8")
+    write_questions(tmp_path / "questions")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     shutil.copytree(demo_home, tmp_path / "home", copy_function=os.link)  # some remove what is there
     if line.startswith("m7b serve"):

@@ -7,6 +7,7 @@ import typer
 
 from m7b.commands.shared.evaluation import Text, read_text, read_with_progress, usual_ctx_size
 from m7b.commands.shared.loading import load_model
+from m7b.commands.shared.options import count
 from m7b.commands.shared.quantizing import WriteStatus
 from m7b.errors import OutOfResources, UsageError
 from m7b.generation import DType, QuantizeTarget
@@ -74,6 +75,31 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            metavar="TASK,...",
+            help="Let both do these tasks of m7b eval, for the report; can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            parser=count,
+            metavar="N",
+            help="With --tasks: ask only the first N questions of each.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="With --tasks: take questions from this folder.", show_default=False
+        ),
+    ] = None,
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Do not compare the result with its source.")
     ] = False,
@@ -90,7 +116,7 @@ def quantize(
 
       m7b quantize demo -o demo-nf4 --to nf4 --double-quant --no-report
     """
-    from m7b.commands.shared.quantize_report import compare, format_report
+    from m7b.commands.shared.quantize_report import Exam, compare, format_report
     from m7b.runtime.loader import DTYPES
     from m7b.runtime.quantize import Settings
     from m7b.runtime.quantize import quantize as write
@@ -104,6 +130,12 @@ def quantize(
         raise UsageError("--imatrix takes the place of --calibrate, and --save-imatrix needs it")
     if save_imatrix and save_imatrix.exists() and not force:
         raise UsageError(f"{save_imatrix} is already there", hint="--force replaces it")
+    names = tuple(name for each in tasks or () for name in each.split(",") if name)
+    exam = Exam(names, limit, data) if names else None
+    if no_report and exam:
+        raise UsageError("--tasks is for the report, which --no-report leaves out")
+    if exam:
+        exam.check()
     choice = ModelChoice.from_name(source)
     files = open_model(choice)
     checkpoint, tokenizer = files.checkpoint, read_tokenizer(files.checkpoint)
@@ -131,7 +163,7 @@ def quantize(
     if no_report:
         return
     try:
-        report = compare(choice, destination, files.name, errors, text, status)
+        report = compare(choice, destination, files.name, errors, text, status, exam)
     except OutOfResources as error:
         note(f"no report: {error}")
         return

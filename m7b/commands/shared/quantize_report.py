@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,62 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
+class Exam:
+    """Tasks of lm-eval that both models are to do.
+
+    Attributes:
+        tasks: their names, as `m7b eval` takes them.
+        limit: the most questions of each, None for all.
+        data: the folder with the questions, None for the hub.
+    """
+
+    tasks: tuple[str, ...]
+    limit: int | None
+    data: Path | None
+
+    def check(self) -> None:
+        """Check that lm-eval is there and has the tasks with their questions.
+
+        Raises:
+            UsageError: it is not, or has them not.
+        """
+        from m7b.harness import require_lm_eval
+
+        require_lm_eval()
+        from m7b.harness.evaluation import check_tasks, load_task, open_tasks
+
+        manager = open_tasks()
+        for name in check_tasks(self.tasks, manager, allows_code=False):
+            load_task(manager, name, self.data)
+
+    def take(self, model: Model, status: Status) -> list[dict[str, Any]]:
+        """What `model` comes to.
+
+        Raises:
+            UsageError: questions are not there.
+        """
+        from m7b.harness.evaluation import check_tasks, open_tasks, run_task
+        from m7b.harness.model import HarnessModel
+
+        manager = open_tasks()
+        asked = HarnessModel(
+            model, report=lambda what, done, total: status.show(f"{what}: {done:,} of {total:,}")
+        )
+        names = check_tasks(self.tasks, manager, allows_code=False)
+        figures = [
+            figure
+            for name in names
+            for figure in run_task(asked, manager, name, limit=self.limit, data=self.data)
+        ]
+        return [figure.as_json() for figure in figures]
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """The report: both models, and how far the distributions of the second are from the first's.
 
-    `worst_layers` have the largest relative error, of the root mean square.
+    `worst_layers` have the largest relative error, of the root mean square. `tasks` has for each figure of an
+    exam what the first came to and what the second did.
     """
 
     text: str
@@ -52,6 +104,7 @@ class Comparison:
     p99_kl: float
     top1_agreement: float
     worst_layers: list[dict[str, Any]]
+    tasks: list[dict[str, Any]] = field(default_factory=list)
 
 
 def compare(
@@ -61,6 +114,7 @@ def compare(
     errors: Mapping[str, float],
     text: Text,
     status: Status,
+    exam: Exam | None = None,
 ) -> Comparison:
     """Run the original, then the quantized model; one is in memory at a time.
 
@@ -76,6 +130,7 @@ def compare(
         record = Record(Path(folder) / "log-probabilities")
         read_with_progress(record.take(model.engine, ids, ctx_size, stride), name, len(ids), status)
         original = _side(model, name, perplexity(record.losses), status)
+        before = exam.take(model, status) if exam else []
         del model
         model = load_model(ModelChoice(path=out))
         if text.ids(model.tokenizer) != ids:
@@ -84,6 +139,7 @@ def compare(
             record.compare(model.engine, ids, ctx_size, stride), out.name, len(ids), status
         )
         quantized = _side(model, out.name, perplexity(losses), status)
+        after = exam.take(model, status) if exam else []
     worst = sorted(errors.items(), key=lambda item: -item[1])[:_WORST]
     report = Comparison(
         text=text.name,
@@ -94,6 +150,10 @@ def compare(
         quantized=quantized,
         **asdict(distance),
         worst_layers=[{"name": name, "error": error} for name, error in worst],
+        tasks=[
+            {"original": one, "quantized": other, "difference": other["value"] - one["value"]}
+            for one, other in zip(before, after, strict=True)
+        ],
     )
     _keep(report, out)
     return report
@@ -101,10 +161,9 @@ def compare(
 
 def format_report(report: Comparison, out: Path) -> str:
     """The report for people, and where it is kept."""
-    figures, worst = _tables(report)
-    return "\n".join(
-        [align(figures), _distance(report) + "\n", align(worst), f"kept in {_beside(out, '.md')}\n"]
-    )
+    figures, *others = _tables(report)
+    parts = [align(figures), _distance(report) + "\n", *map(align, others)]
+    return "\n".join([*parts, f"kept in {_beside(out, '.md')}\n"])
 
 
 def _side(model: Model, name: str, found: Any, status: Status) -> Side:
@@ -126,14 +185,12 @@ def _side(model: Model, name: str, found: Any, status: Status) -> Side:
 
 
 def _keep(report: Comparison, out: Path) -> None:
-    figures, worst = _tables(report)
+    figures, *others = _tables(report)
     _beside(out, ".json").write_text(
         json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    text = "\n".join(
-        [f"# {report.quantized.model}\n", markdown(figures), _distance(report) + "\n", markdown(worst)]
-    )
-    _beside(out, ".md").write_text(text, encoding="utf-8")
+    parts = [f"# {report.quantized.model}\n", markdown(figures), _distance(report) + "\n"]
+    _beside(out, ".md").write_text("\n".join([*parts, *map(markdown, others)]), encoding="utf-8")
 
 
 def _beside(out: Path, suffix: str) -> Path:
@@ -149,7 +206,7 @@ def _distance(report: Comparison) -> str:
     )
 
 
-def _tables(report: Comparison) -> tuple[Table, Table]:
+def _tables(report: Comparison) -> list[Table]:
     sides = (report.original, report.quantized)
     rows = {
         "bytes": [f"{side.bytes:,}" for side in sides],
@@ -161,4 +218,18 @@ def _tables(report: Comparison) -> tuple[Table, Table]:
     }
     figures = Table(("", *(side.model for side in sides)), tuple((k, *v) for k, v in rows.items()), 1)
     worst = tuple((layer["name"], f"{100 * layer['error']:.2f} %") for layer in report.worst_layers)
-    return figures, Table(("worst layers", "error"), worst, 1)
+    tables = [figures, Table(("worst layers", "error"), worst, 1)]
+    if report.tasks:
+        names = tuple(side.model for side in sides)
+        tables.append(Table(("task", "metric", *names, "difference"), tuple(map(_row, report.tasks)), 2))
+    return tables
+
+
+def _row(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """One figure of an exam: task, metric, both sides with their standard errors, difference."""
+    one, other = result["original"], result["quantized"]
+    values = (
+        f"{each['value']:.2f}" + ("" if each["error"] is None else f" ± {each['error']:.2f}")
+        for each in (one, other)
+    )
+    return (one["task"], one["metric"].removesuffix(",none"), *values, f"{result['difference']:+.2f}")

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from m7b.errors import ContextOverflow, UsageError
 from m7b.generation import Draft, PromptProgress, SamplingParams, Step, TokenLogprob
-from m7b.runtime.backends import Backend
+from m7b.runtime.backends import Backend, Batching
 from m7b.runtime.cache import RollingKVCache
-from m7b.runtime.engine.rows import Rows
+from m7b.runtime.engine.judgement import Judgement
+from m7b.runtime.engine.rows import Job, Rows
 from m7b.runtime.engine.sampling import compute_logprob
 from m7b.runtime.engine.scheduler import Scheduler
 from m7b.runtime.engine.sequence import Sequence
@@ -96,6 +97,29 @@ class Engine:
             self._scheduler.add(sequence)
         return sequence
 
+    def judge(self, context: Ids[int], ending: Ids[int], finals: Ids[int]) -> Judgement:
+        """Queue a text to be read, to tell how likely each of `finals` is behind `context` and `ending`.
+
+        `step` does the work, beside all else; what begins like another is read once. Where rounding depends
+        on how a text is cut, what was read before may change last bits.
+
+        Raises:
+            ContextOverflow: context and ending do not fit.
+            UsageError: there is no context, or ids are not of this vocabulary.
+        """
+        self._check(context)
+        self._check([*context, *ending, *finals])
+        n_read = len(context) + len(ending)
+        if n_read > self._ctx_size:
+            raise ContextOverflow(
+                f"the text has {n_read} tokens and the context holds {self._ctx_size}",
+                hint="shorten it or raise --ctx-size",
+            )
+        is_exact = self._backend.batching is Batching.EXACT
+        judgement = Judgement(context, ending, finals, is_exact=is_exact)
+        self._scheduler.add(judgement)
+        return judgement
+
     def suggest_parallel(self, n_tokens: int) -> int:
         """How many sequences of `n_tokens` are worth running at once: as many as pay and fit into memory."""
         most = self._backend.batching.n_paying
@@ -109,7 +133,7 @@ class Engine:
         """
         self._scheduler.step()
 
-    def cancel(self, sequence: Sequence) -> None:
+    def cancel(self, sequence: Job) -> None:
         """Let `sequence` go before its end; does nothing behind it."""
         sequence.cancel()
         self._scheduler.sweep()

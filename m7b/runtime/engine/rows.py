@@ -11,9 +11,13 @@ from torch import Tensor
 from m7b.errors import OutOfResources
 from m7b.runtime.backends import Batching
 from m7b.runtime.cache import RollingKVCache
+from m7b.runtime.engine.judgement import Judgement
 from m7b.runtime.engine.sequence import Sequence
 from m7b.runtime.machine import free_memory
 from m7b.runtime.model.batch import Span
+
+Job = Sequence | Judgement
+"""What a row is given to: a prompt and its answer, or a text to judge."""
 
 _WORTH_WAITING = 32  # tokens of a common beginning, from which waiting is better than reading it twice
 
@@ -32,7 +36,7 @@ class Held:
     n_exact: int = 0
     prompt: list[int] = field(default_factory=list)
     logits: Tensor | None = None
-    user: Sequence | None = None
+    user: Job | None = None
     is_idle: bool = True
 
 
@@ -61,12 +65,12 @@ class Rows:
         """What each row holds."""
         return list(self._held.values())
 
-    def should_wait(self, sequence: Sequence) -> bool:
+    def should_wait(self, sequence: Job) -> bool:
         """Whether another sequence is about to read much of its prompt, which can then be copied."""
         here = max(self._count_shared(sequence, row) for row in self._held)
         return self._count_planned(sequence) > max(here, _WORTH_WAITING)
 
-    def place(self, sequence: Sequence) -> bool:
+    def place(self, sequence: Job) -> bool:
         """Give `sequence` a row and let it start there; False where there is no room."""
         n_shared, _, source = max(
             (self._count_shared(sequence, row), self._is_fit(row, sequence.longest), row)
@@ -84,12 +88,12 @@ class Rows:
         sequence.start(row, n_shared)
         return True
 
-    def find_logits(self, sequence: Sequence) -> Tensor | None:
+    def find_logits(self, sequence: Job) -> Tensor | None:
         """The logits (V,) after the prompt of a sequence whose row was given to it with all of it."""
         assert sequence.row is not None
         return self._held[sequence.row].logits
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: Job) -> None:
         """Let others have the row of `sequence`. What it holds stays until somebody needs the room."""
         if sequence.row is not None:
             self._held[sequence.row].user, self._held[sequence.row].is_idle = None, True
@@ -189,27 +193,29 @@ class Rows:
                 self._remove(row)
         return self._add(n_tokens)
 
-    def _count_shared(self, sequence: Sequence, row: int) -> int:
+    def _count_shared(self, sequence: Job, row: int) -> int:
         """How many ids of the prompt `row` can hand over: all of them only with the logits after."""
         held, prompt = self._held[row], sequence.ids
         n_shared = _count_common(held.ids, prompt)
         if sequence.is_exact:
             n_shared = min(n_shared, held.n_exact)
-        if n_shared == len(prompt) and held.logits is not None and held.prompt == prompt:
+        has_logits = held.logits is not None and held.prompt == prompt and sequence.n_given == len(prompt) - 1
+        if n_shared == len(prompt) and has_logits:
             return n_shared if self.cache[row].holds(n_shared) else 0
-        n_shared = min(n_shared, len(prompt) - 1)  # the last token is read again: its logits are wanted
+        n_shared = min(n_shared, sequence.n_given)  # what follows is read again: its logits are wanted
         if sequence.is_exact:
             n_shared = self._whole_chunks(n_shared)
         return n_shared if self.cache[row].holds(n_shared) else 0
 
-    def _count_planned(self, sequence: Sequence) -> int:
+    def _count_planned(self, sequence: Job) -> int:
         """How many ids of the prompt some running sequence will have read before long."""
         most = 0
         for held in self._held.values():
             if held.user and held.user.reads_prompt:
                 n_shared = _count_common(held.user.ids, sequence.ids)
-                if n_shared < len(sequence.ids) and sequence.is_exact:
-                    n_shared = self._whole_chunks(n_shared)
+                if n_shared < len(sequence.ids):
+                    n_shared = min(n_shared, sequence.n_given)
+                    n_shared = self._whole_chunks(n_shared) if sequence.is_exact else n_shared
                 most = max(most, n_shared)
         return most
 

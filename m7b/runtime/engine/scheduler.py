@@ -14,7 +14,7 @@ from torch import Tensor
 
 from m7b.errors import M7bError
 from m7b.runtime.backends import FEW, Batching, Drafting, Forward
-from m7b.runtime.engine.rows import Rows
+from m7b.runtime.engine.rows import Job, Rows
 from m7b.runtime.engine.sequence import Sequence
 from m7b.runtime.model.batch import Batch, Span
 from m7b.runtime.placement import memory_errors
@@ -43,10 +43,10 @@ class Scheduler:
     ) -> None:
         self._forward, self._rows, self._batching, self._device = forward, rows, batching, device
         self._drafting = drafting
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Job) -> None:
         """Let `sequence` wait for its turn."""
         self._waiting.append(sequence)
 
@@ -96,15 +96,15 @@ class Scheduler:
                 assert logits is not None
                 self._answer(sequence, 0, logits[None])
 
-    def _choose_spans(self, ready: list[Sequence]) -> Iterator[tuple[Sequence, Span]]:
+    def _choose_spans(self, ready: list[Job]) -> Iterator[tuple[Job, Span]]:
         """The next tokens of those that decode, then of prompts while the budget lasts."""
         chunk = self._rows.cache.prefill_chunk
-        decoding = [each for each in ready if not each.reads_prompt]
+        decoding = [each for each in ready if isinstance(each, Sequence) and not each.reads_prompt]
         # Beside a prompt a pass is bound by arithmetic, and a guess costs as much as a token of it.
         widest = self._drafting.widest if self._drafting and len(decoding) == len(ready) else 0
-        for sequence in decoding:
-            sequence.guess(min(chunk, widest // len(decoding)), len(decoding))
-            yield sequence, _next_span(sequence, chunk)
+        for answer in decoding:
+            answer.guess(min(chunk, widest // len(decoding)), len(decoding))
+            yield answer, _next_span(answer, chunk)
         left = min(chunk, _CHUNK_BESIDE) if decoding else chunk
         for sequence in ready:
             if sequence.reads_prompt and left > 0:
@@ -113,13 +113,13 @@ class Scheduler:
                 left -= span.n
                 yield sequence, span
 
-    def _cut(self, spans: list[tuple[Sequence, Span]]) -> Iterator[list[tuple[Sequence, Span]]]:
+    def _cut(self, spans: list[tuple[Job, Span]]) -> Iterator[list[tuple[Job, Span]]]:
         """The batches that `spans` make: one, or as many as keep each sequence's rounding its own."""
         if self._batching is not Batching.APART:
             if spans:
                 yield spans
             return
-        few: list[tuple[Sequence, Span]] = []
+        few: list[tuple[Job, Span]] = []
         n_few = 0
         for sequence, span in spans:
             if span.n > FEW:
@@ -132,7 +132,7 @@ class Scheduler:
         if few:
             yield few
 
-    def _run(self, batch: list[tuple[Sequence, Span]]) -> None:
+    def _run(self, batch: list[tuple[Job, Span]]) -> None:
         """One pass, and what comes of it for each sequence."""
         ids: list[int] = []
         wanted: list[int] = []  # rows of the batch behind which nothing is left to read but guesses
@@ -147,13 +147,13 @@ class Scheduler:
             self._rows.take_up(span, _list_ids(sequence, span))
             if span.end == sequence.n_prompt:
                 held = self._rows[span.row]
-                held.prompt, held.logits = sequence.prompt, own[0]
+                held.prompt, held.logits = sequence.prompt, own[-1].clone()  # a view would keep all
             n_known = min(span.end, len(sequence.ids)) - span.first
             self._answer(sequence, n_known, own if n_wanted else None)
             if sequence.n_read < span.end:
                 self._rows.rewind(span.row, sequence.n_read)
 
-    def _answer(self, sequence: Sequence, n: int, logits: Tensor | None) -> None:
+    def _answer(self, sequence: Job, n: int, logits: Tensor | None) -> None:
         """Let `sequence` go on. A fault of its own ends it, not the others."""
         try:
             sequence.advance(n, logits)
@@ -177,7 +177,7 @@ class Scheduler:
         return logits.cpu()
 
 
-def _next_span(sequence: Sequence, most: int) -> Span:
+def _next_span(sequence: Job, most: int) -> Span:
     """The next tokens of `sequence` that are known or guessed, at most `most` and all of one kind."""
     assert sequence.row is not None
     end = sequence.n_prompt if sequence.reads_prompt else len(sequence.ids) + len(sequence.draft)
@@ -185,12 +185,12 @@ def _next_span(sequence: Sequence, most: int) -> Span:
     return Span(sequence.row, sequence.n_read, n, sequence.reads_prompt)
 
 
-def _list_ids(sequence: Sequence, span: Span) -> list[int]:
+def _list_ids(sequence: Job, span: Span) -> list[int]:
     """The tokens of `span`, guesses included."""
     known = sequence.ids[span.first : span.end]
     return known + sequence.draft[: span.n - len(known)]
 
 
-def _list_wanted(sequence: Sequence, span: Span) -> range:
-    """The positions in `span` behind which `sequence` chooses: the last that is known, and all guesses."""
-    return range(len(sequence.ids) - 1, span.end)
+def _list_wanted(sequence: Job, span: Span) -> range:
+    """The positions in `span` behind which `sequence` chooses or judges."""
+    return range(max(sequence.n_given, span.first), span.end)

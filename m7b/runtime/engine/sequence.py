@@ -73,6 +73,11 @@ class Sequence:
         return self.n_read < self.n_prompt
 
     @property
+    def n_given(self) -> int:
+        """The ids behind which nothing is chosen: all that are known but the last."""
+        return len(self.ids) - 1
+
+    @property
     def has_events(self) -> bool:
         """Whether something happened that nobody has taken yet."""
         return bool(self._events)
