@@ -101,15 +101,9 @@ def eval_(
       m7b eval arc_easy piqa --data questions --limit 100 -o results
     """
     from m7b.harness import mt_bench, require_lm_eval
-    from m7b.harness.paper import PAPER
 
     if lists:
-        rows = [
-            (t.name, t.settings, t.metric.removesuffix(",none"), f"{t.paper:.1f}", t.source) for t in PAPER
-        ]
-        rows.append((mt_bench.NAME, "2 turns", "rating by --judge", f"{mt_bench.PAPER}", mt_bench.SOURCE))
-        columns = ("task", "settings", "metric", "paper", "source")
-        Output().write(align(Table(columns, tuple(rows), text_columns=len(columns))))
+        Output().write(align(_tabulate_paper()))
         return
     require_lm_eval()
     if resume and not output:
@@ -155,15 +149,26 @@ def eval_(
                     folder.keep_results(about, outcomes, markdown(tabulate(outcomes)))
         finally:
             status.clear()
-    failures = [each for each in outcomes if not isinstance(each, Figure)]
     if as_json:
         Output().write_json({"about": about, "results": [each.as_json() for each in outcomes]})
     else:
         Output().write(align(tabulate(outcomes)))
+    failures = [each for each in outcomes if not isinstance(each, Figure)]
     for failure in failures:
         note(f"{failure.task}: {failure.reason}")
     if failures:
         raise SomeFailed(f"{len(failures)} of {len(names)} tasks failed")
+
+
+def _tabulate_paper() -> Table:
+    """What `paper` runs, and where its figures come from."""
+    from m7b.harness import mt_bench
+    from m7b.harness.paper import PAPER
+
+    rows = [(t.name, t.settings, t.metric.removesuffix(",none"), f"{t.paper:.1f}", t.source) for t in PAPER]
+    rows.append((mt_bench.NAME, "2 turns", "rating by --judge", f"{mt_bench.PAPER}", mt_bench.SOURCE))
+    columns = ("task", "settings", "metric", "paper", "source")
+    return Table(columns, tuple(rows), text_columns=len(columns))
 
 
 def _describe(model: Model, engine: EngineOptions, chat: bool) -> dict[str, Any]:
