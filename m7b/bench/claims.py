@@ -25,6 +25,21 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back `layers` with a `window` see, itself included: `tokens` = layers * (window - 1).
+
+    `moved_at_edge` and `moved_beyond` say how far a log-probability moves when the token so far back changes,
+    and the one before it.
+    """
+
+    layers: int
+    window: int
+    tokens: int
+    moved_at_edge: float
+    moved_beyond: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimsReport:
     """All claims on one machine. Decoding was measured in `measured_layers` of the layers, at `depth`."""
 
@@ -33,9 +48,10 @@ class ClaimsReport:
     measured_layers: int
     depth: int
     claims: tuple[Claim, ...]
+    reach: tuple[Reach, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
-        """A flat object for each claim."""
+        """A flat object for each claim of memory and speed."""
         return [asdict(claim) for claim in self.claims]
 
     def as_json(self) -> dict[str, Any]:
@@ -46,4 +62,5 @@ class ClaimsReport:
             "measured_layers": self.measured_layers,
             "depth": self.depth,
             "claims": self.rows(),
+            "reach": [asdict(reach) for reach in self.reach],
         }

@@ -96,6 +96,7 @@ def _list_facts(report: Report | ClaimsReport) -> Iterator[tuple[str, str]]:
 def _make_tables(report: Report | ClaimsReport) -> Iterator[Table]:
     if isinstance(report, ClaimsReport):
         yield _tabulate_claims(report)
+        yield _tabulate_reach(report)
         return
     batch = ("batch",) if report.is_batched else ()
     yield _tabulate_speeds(report)
@@ -167,6 +168,20 @@ def _tabulate_claims(report: ClaimsReport) -> Table:
             _ratio(claim.decode_ratio),
         )
         for claim in report.claims
+    )
+    return Table(columns, tuple(rows), text_columns=1)
+
+
+def _tabulate_reach(report: ClaimsReport) -> Table:
+    columns = ("reach", "layers", "window", "tokens", "at the edge", "beyond")
+    rows = (
+        (
+            "the end moves by",
+            *map(str, (reach.layers, reach.window, reach.tokens)),
+            f"{reach.moved_at_edge:.1e}",
+            f"{reach.moved_beyond:.1e}",
+        )
+        for reach in report.reach
     )
     return Table(columns, tuple(rows), text_columns=1)
 

@@ -13,6 +13,7 @@ from m7b.bench.runs import Sample, Work, repeat
 from m7b.errors import ContextOverflow, OutOfResources, UsageError
 from m7b.generation import EngineOptions
 from m7b.runtime.bench.measure import load_runner
+from m7b.runtime.bench.reach import measure_reach
 from m7b.runtime.bench.subject import Subject
 from m7b.runtime.checkpoints.random import random_checkpoint
 from m7b.runtime.loader import DTYPES
@@ -71,6 +72,7 @@ def measure_claims(
         measured_layers=n_layers,
         depth=work.depth,
         claims=tuple(claims),
+        reach=(yield from measure_reach()),
     )
 
 
