@@ -17,7 +17,8 @@ from m7b.commands.complete import complete
 from m7b.commands.config import apply_settings, config
 from m7b.commands.doctor import doctor
 from m7b.commands.download import download
-from m7b.commands.eval import eval_
+from m7b.commands.eval import eval as eval_
+from m7b.commands.export import export
 from m7b.commands.info import info
 from m7b.commands.list import list_
 from m7b.commands.perplexity import perplexity
@@ -46,6 +47,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 for command in _COMMANDS:
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(config, name="config")
+app.add_typer(export, name="export")
 app.add_typer(sessions, name="sessions")
 
 

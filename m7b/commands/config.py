@@ -96,10 +96,14 @@ def apply_settings(ctx: typer.Context) -> None:
         defaults = {setting.name: _default(setting, _check(setting, options, ctx)) for setting in settings}
     except UsageError as error:
         defaults = dict.fromkeys(options, _refusal(error))
-    ctx.default_map = {
-        name: {param.name: defaults[param.name] for param in command.params if param.name in defaults}
-        for name, command in _root(ctx).commands.items()
-    }
+    ctx.default_map = _find_defaults(_root(ctx), defaults)
+
+
+def _find_defaults(command: Any, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The `defaults` of what Click's `command` takes, and by their names of the commands below it."""
+    below = command.commands if isinstance(command, TyperGroup) else {}
+    own = {str(param.name): defaults[param.name] for param in command.params if param.name in defaults}
+    return own | {name: _find_defaults(each, defaults) for name, each in below.items()}
 
 
 def _find_file() -> Path | None:

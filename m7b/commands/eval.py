@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @expand_options
-def eval_(
+def eval(
     *,
     tasks: Annotated[
         list[str] | None,

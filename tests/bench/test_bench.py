@@ -19,8 +19,8 @@ from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
 from m7b.runtime.bench import claims as claims_module
 from m7b.runtime.bench import speeds
 from m7b.runtime.bench.claims import count_fitting_layers, pair_shapes
-from m7b.runtime.bench.reach import measure_reach
 from m7b.runtime.bench.measure import EngineRunner, fill, load_runner, peak_rss, reset_peak_rss
+from m7b.runtime.bench.reach import measure_reach
 from m7b.runtime.bench.together import decode_together, prefill_together
 from m7b.runtime.bench.weights import count_weight_bytes
 from m7b.runtime.cache import RollingKVCache, visible
@@ -499,13 +499,20 @@ def test_claims_of_a_checkpoint_are_written_in_every_format(tiny, format):
     assert len([line for line in ran.out.splitlines() if "window of 16" in line]) == 1
 
 
+def ended(running):
+    """What a generator returns."""
+
+    def run():
+        result.append((yield from running))
+
+    result = []
+    list(run())
+    return result[0]
+
+
 def test_stacked_layers_see_as_far_as_the_paper_says_and_no_further():
     """The formula and the numbers are the paper's; what moves is measured."""
-    running = measure_reach()
-    with pytest.raises(StopIteration) as done:
-        while True:
-            next(running)
-    measured = done.value.value
+    measured = ended(measure_reach())
     assert {(reach.layers, reach.window): reach.tokens for reach in measured} == {
         (1, 8): 7, (2, 8): 14, (3, 8): 21, (2, 16): 30, (3, 4): 9,
     }  # fmt: skip
