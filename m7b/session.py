@@ -10,7 +10,7 @@ from typing import assert_never
 
 from m7b.call_format import MISTRAL
 from m7b.constraint import Grammar
-from m7b.detokenize import REPLACEMENT
+from m7b.detokenizer import REPLACEMENT
 from m7b.errors import ContextOverflow, UsageError
 from m7b.generation import (
     CallDelta,

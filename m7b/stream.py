@@ -11,7 +11,7 @@ from typing import assert_never
 
 from m7b.call_format import MISTRAL, CallFormat, find_trigger, split_controls
 from m7b.calls import CallReader, parse_calls, split_calls
-from m7b.detokenize import IncrementalDecoder, StopStrings, find_overlap
+from m7b.detokenizer import IncrementalDecoder, StopStrings, find_overlap
 from m7b.generation import (
     CallDelta,
     Finished,

@@ -7,7 +7,7 @@ from typing import Any
 
 from m7b.completions.completion import Choice, Completion
 from m7b.completions.request import CompletionRequest
-from m7b.detokenize import IncrementalDecoder
+from m7b.detokenizer import IncrementalDecoder
 from m7b.generation import GenerationEvent, TokenLogprob, Usage
 from m7b.models import Model
 from m7b.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Protocol, assert_never
 
-from m7b.detokenize import REPLACEMENT
+from m7b.detokenizer import REPLACEMENT
 from m7b.errors import M7bError, UsageError
 from m7b.generation import CallDelta, Finished, FinishReason, PromptProgress, TextDelta
 from m7b.models import Model
