@@ -424,7 +424,8 @@ class ToolCall:
 class Finished:
     """The end of an answer, with all its token ids (a stop id excluded).
 
-    `calls` are those that it asks for, `beside` the text that stands beside them.
+    `calls` are those that it asks for, `beside` the text that stands beside them. `end` is that of the stop id,
+    where log-probabilities are wanted.
     """
 
     reason: FinishReason
@@ -433,6 +434,7 @@ class Finished:
     usage: Usage
     calls: tuple[ToolCall, ...] = ()
     beside: str = ""
+    end: TokenLogprob | None = field(default=None, compare=False)
 
 
 GenerationEvent = PromptProgress | TextDelta | CallDelta | Finished

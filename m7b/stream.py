@@ -97,6 +97,7 @@ class EventStream:
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._n_told = 0  # of the log-probabilities
+        self._end: TokenLogprob | None = None
         self._reason = FinishReason.LENGTH
         self._n_prompt, self._n_reused = n_prompt, 0
         self._prefill_s = self._decode_s = 0.0
@@ -116,7 +117,7 @@ class EventStream:
             case other:
                 assert_never(other)
         if step.finish is FinishReason.STOP:
-            self._reason, self.is_done = FinishReason.STOP, True
+            self._reason, self.is_done, self._end = FinishReason.STOP, True, step.logprob
             return None
         self._tokens.append(step.token)
         if step.logprob is not None:
@@ -146,6 +147,7 @@ class EventStream:
             self._usage,
             found,
             (answer.said + rest).strip() if found and answer.is_of_calls else "",
+            self._end,
         )
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 from m7b.completions.completion import Choice, Completion
 from m7b.completions.request import CompletionRequest
 from m7b.detokenizer import IncrementalDecoder
-from m7b.generation import GenerationEvent, TokenLogprob, Usage
+from m7b.generation import Finished, GenerationEvent, TokenLogprob, Usage
 from m7b.models import Model
 from m7b.tokenizer import Tokenizer
 
@@ -73,13 +73,14 @@ def count_cached(completions: Sequence[Completion]) -> dict[str, int]:
 
 def _choice(completion: Completion, choice: Choice) -> dict[str, Any]:
     is_chat = completion.request.conversation is not None
+    writer = LogprobWriter(completion)
     text = {"message": _message(choice)} if is_chat else {"text": choice.text}
     return {
         "index": choice.index,
         **text,
         "token_ids": list(choice.finished.tokens),
         "finish_reason": choice.finished.reason.value,
-        "logprobs": LogprobWriter(completion).write(choice.finished.logprobs),
+        "logprobs": writer.write(writer.list_entries(choice.finished)),
     }
 
 
@@ -104,11 +105,20 @@ class LogprobWriter:
         self._tokenizer = completion.model.tokenizer
         self._is_wanted = request.params.logprobs is not None
         self._is_chat = request.conversation is not None
+        self._tells_end = request.echo
         self._echoed = completion if request.echo else None
         self._decoder = IncrementalDecoder(
             self._tokenizer, continues=completion.continues and not request.echo
         )
         self._length = 0
+
+    def list_entries(self, finished: Finished) -> list[TokenLogprob]:
+        """What there is to write of an answer.
+
+        Behind an echoed prompt also the stop id: who scores prompts counts on one token behind them.
+        """
+        end = [finished.end] if finished.end and self._tells_end else []
+        return [*finished.logprobs, *end]
 
     def write(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         """Write those of the next tokens, behind those of an echoed prompt; None where none are wanted."""

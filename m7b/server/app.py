@@ -23,6 +23,7 @@ from m7b.server.guard import Access, Guard
 from m7b.server.metrics import Metrics
 from m7b.server.responses import ResponseStream, format_response, read_response_request
 from m7b.server.work import Answering, EngineThread
+from m7b.tokenizer import encode_special
 
 _PING_S = 15
 _TEXT_TOKENS = 16  # what OpenAI's reference gives for completions
@@ -54,6 +55,7 @@ class Server:
                 Route("/v1/responses", self._wrap(self.respond), methods=["POST"]),
                 Route("/tokenize", self._wrap(self.tokenize), methods=["POST"]),
                 Route("/detokenize", self._wrap(self.detokenize), methods=["POST"]),
+                Route("/tokenizer_info", self._wrap(self.describe_tokenizer)),
                 Route("/health", self.tell_health),
                 Route("/metrics", self.tell_metrics),
             ],
@@ -96,7 +98,15 @@ class Server:
         known = range(model.tokenizer.vocab_size)
         if not isinstance(tokens, list) or not all(type(token) is int and token in known for token in tokens):
             raise UsageError(f"tokens must be ids from 0 to {known[-1]}", param="tokens")
-        return JSONResponse({"content": model.tokenizer.decode(tokens)})
+        text = model.tokenizer.decode(tokens)
+        return JSONResponse({"content": text, "prompt": text})
+
+    async def describe_tokenizer(self, request: Request) -> Response:
+        """The names of the ids that begin and end a text, as vLLM tells them."""
+        tokenizer = self._require_model().tokenizer
+        ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+        names = {name: None if token is None else tokenizer.piece(token) for name, token in ids.items()}
+        return JSONResponse({"tokenizer_class": tokenizer.description, **names})
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
@@ -311,13 +321,19 @@ def _tokenize(model: Model, fields: dict[str, Any]) -> list[int]:
     if "messages" in fields:
         request = parse_request(fields, _defaults(1), is_chat=True)
         return Completion(model, replace(request, grammar=None)).ids
+    unknown = sorted(fields.keys() - {"model", "content", "prompt", "add_special", "add_special_tokens"})
+    if unknown:
+        raise UsageError(f"unknown field {unknown[0]!r}", hint="leave it out", param=unknown[0])
     content = fields.get("content", fields.get("prompt"))
     if not isinstance(content, str):
         raise UsageError("content must be a string", hint="or send messages", param="content")
-    adds_bos = fields.get("add_special", model.tokenizer.adds_bos)
+    name = "add_special_tokens" if "add_special_tokens" in fields else "add_special"
+    adds_bos = fields.get(name, model.tokenizer.adds_bos)
     if not isinstance(adds_bos, bool):
-        raise UsageError("add_special must be true or false", param="add_special")
-    return model.tokenizer.encode(content, bos=adds_bos)
+        raise UsageError(f"{name} must be true or false", param=name)
+    if "content" in fields:
+        return model.tokenizer.encode(content, bos=adds_bos)
+    return encode_special(model.tokenizer, content, bos=adds_bos)  # as vLLM reads its `prompt`
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

@@ -86,7 +86,7 @@ class Chunks:
             yield self._call(index, CallPart(number, call.id, call.name))
             yield self._call(index, CallPart(number, call.id, arguments=call.arguments))
         last = {"delta": {}} if self._is_chat else self._text("")
-        rest = finished.logprobs[told.n_logprobs :]
+        rest = told.logprobs.list_entries(finished)[told.n_logprobs :]
         yield self._chunk(index, last, finish_reason=finished.reason.value, logprobs=rest)
 
     def _call(self, index: int, part: CallPart) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from m7b.errors import UsageError
 from m7b.harness.answers import Answers
 from m7b.harness.model import HarnessModel
 from tests.support.eval_tasks import make_tasks
+from tests.support.served import Served
 
 KINDS = ("choices", "letters", "pairs", "rolling", "generation", "voting")
 
@@ -53,6 +54,10 @@ def evaluate(model, task, manager):
     return lm_eval.simple_evaluate(model=model, tasks=[dict(task)], **settings)
 
 
+def flatten(answers):
+    return [float(x[0] if isinstance(x, tuple) else x) for one in answers for x in one]
+
+
 def list_answers(results):
     (samples,) = results["samples"].values()
     return [sample["resps"] for sample in samples]
@@ -69,10 +74,28 @@ def test_a_task_of_each_kind_gets_what_transformers_gets(theirs, ours, tasks, ma
         if kind in ("generation", "voting"):
             assert ours_each == theirs_each
         else:
-            flat = [float(x[0] if isinstance(x, tuple) else x) for one in theirs_each for x in one]
-            assert [float(x[0] if isinstance(x, tuple) else x) for one in ours_each for x in one] == (
-                pytest.approx(flat, abs=1e-4)
-            )
+            assert flatten(ours_each) == pytest.approx(flatten(theirs_each), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def remote(demo_file):
+    """The server as lm-eval asks it; the tokens come from there as well."""
+    with Served(demo_file, "--dtype", "float32", "--quant", "none", "--ctx-size", 512) as server:
+        yield get_model("local-completions")(
+            model=demo_file.name,
+            base_url=f"{server.url}/v1/completions",
+            tokenizer_backend="remote",
+            max_length=512,
+            batch_size=4,
+        )
+
+
+@pytest.mark.parametrize("kind", ["choices", "rolling"])
+def test_the_server_tells_lm_eval_what_the_process_does(remote, ours, tasks, manager, kind):
+    """Where the model ended at once no token followed, and lm-eval cut off the last of the prompt instead."""
+    expected, found = (list_answers(evaluate(model, tasks[kind], manager)) for model in (ours, remote))
+    for expected_each, found_each in zip(expected, found, strict=True):
+        assert flatten(found_each) == pytest.approx(flatten(expected_each), abs=1e-4)
 
 
 class Request:

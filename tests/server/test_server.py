@@ -250,6 +250,19 @@ def test_responses_are_of_openais_shape(served, client, model):
     assert again.usage.output_tokens <= 5
 
 
+def test_tokens_are_told_as_vllm_tells_them(served):
+    names = requests.get(f"{served.url}/tokenizer_info", timeout=60).json()
+    assert (names["bos_token"], names["eos_token"]) == ("<s>", "</s>")
+    as_prompt = {"prompt": "</s>", "add_special_tokens": False}
+    assert served.post("/tokenize", **as_prompt).json()["tokens"] == [2]
+    assert served.post("/tokenize", content="</s>", add_special=False).json()["tokens"] != [2]
+    ids = served.post("/tokenize", prompt="The sea", add_special_tokens=True).json()["tokens"]
+    assert ids[0] == 1
+    assert served.post("/detokenize", tokens=ids).json()["prompt"] == "The sea"
+    refused = served.post("/tokenize", prompt="a", add_specials=True)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "add_specials")
+
+
 def test_tools_of_openais_own_are_left_out_beside_functions(client, model):
     """Codex offers a web search and agents; with none but these there is nothing to call."""
     function = {"type": "function", **WEATHER["function"], "strict": True}
@@ -287,7 +300,7 @@ def test_a_common_beginning_is_read_once_and_told(served):
 
 def test_tokens_go_both_ways(served):
     tokens = served.post("/tokenize", content="Hello, wörld!").json()["tokens"]
-    assert served.post("/detokenize", tokens=tokens).json() == {"content": "Hello, wörld!"}
+    assert served.post("/detokenize", tokens=tokens).json()["content"] == "Hello, wörld!"
     chat = served.post("/tokenize", messages=[{"role": "user", "content": "Hi"}]).json()["tokens"]
     assert chat[:2] == [1, 3]  # <s>[INST]
     assert served.post("/detokenize", tokens=[10**9]).status_code == 400
