@@ -424,8 +424,8 @@ class ToolCall:
 class Finished:
     """The end of an answer, with all its token ids (a stop id excluded).
 
-    `calls` are those that it asks for, `beside` the text that stands beside them. `end` is that of the stop id,
-    where log-probabilities are wanted.
+    `calls` are those that it asks for, `beside` the text that stands beside them. `end` tells of the stop
+    id, where log-probabilities are wanted.
     """
 
     reason: FinishReason
