@@ -16,6 +16,7 @@ from bitsandbytes.functional import has_avx512bf16
 from m7b.bench.runs import Work, repeat
 from m7b.errors import OutOfResources
 from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
+from m7b.progress import run_with_progress
 from m7b.runtime.bench import claims as claims_module
 from m7b.runtime.bench import speeds
 from m7b.runtime.bench.claims import count_fitting_layers, pair_shapes
@@ -499,20 +500,9 @@ def test_claims_of_a_checkpoint_are_written_in_every_format(tiny, format):
     assert len([line for line in ran.out.splitlines() if "window of 16" in line]) == 1
 
 
-def ended(running):
-    """What a generator returns."""
-
-    def run():
-        result.append((yield from running))
-
-    result = []
-    list(run())
-    return result[0]
-
-
 def test_stacked_layers_see_as_far_as_the_paper_says_and_no_further():
     """The formula and the numbers are the paper's; what moves is measured."""
-    measured = ended(measure_reach())
+    measured = run_with_progress(measure_reach(), lambda text: None)
     assert {(reach.layers, reach.window): reach.tokens for reach in measured} == {
         (1, 8): 7, (2, 8): 14, (3, 8): 21, (2, 16): 30, (3, 4): 9,
     }  # fmt: skip

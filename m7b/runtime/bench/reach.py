@@ -4,6 +4,7 @@ from collections.abc import Generator
 
 from m7b.bench.claims import Reach
 from m7b.generation import EngineOptions
+from m7b.progress import run_with_progress
 from m7b.runtime.checkpoints.random import random_checkpoint
 from m7b.runtime.engine import Engine
 from m7b.runtime.loader import load_engine
@@ -40,13 +41,8 @@ def _load(n_layers: int, window: int) -> Engine:
         max_seq_len=128,
         tied_embeddings=False,
     )
-    loading = load_engine(random_checkpoint("reach", config), EngineOptions(dtype="float32"))
-    while True:
-        try:
-            next(loading)
-        except StopIteration as done:
-            engine: Engine = done.value
-            return engine
+    checkpoint = random_checkpoint("reach", config)
+    return run_with_progress(load_engine(checkpoint, EngineOptions(dtype="float32")), lambda progress: None)
 
 
 def _move(engine: Engine, distance: int) -> float:
