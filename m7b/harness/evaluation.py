@@ -84,6 +84,7 @@ Outcome = Figure | Failure
 
 
 @cache
+@cache
 def open_tasks() -> Any:
     """All tasks that lm-eval knows; it takes seconds to read what they are."""
     from lm_eval.tasks import TaskManager
@@ -219,7 +220,7 @@ def _read_row(results: Mapping[str, Any], row: PaperTask) -> Figure:
         for sample in samples
         if sample["filter"] == filter_name
     ]
-    error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
+    error = _find_error(scores)
     return Figure(row.name, row.settings, row.metric, mean(scores), error, len(scores), row.paper, row.source)
 
 
@@ -235,6 +236,11 @@ def _read_figures(results: Mapping[str, Any]) -> Iterator[Figure]:
             n = results["n-samples"].get(task, {}).get("effective", 0)
             settings = "" if shots is None else f"{shots}-shot"
             yield Figure(task, settings, key, scale * value, _scale(error, scale), n)
+
+
+def _find_error(scores: Sequence[float]) -> float | None:
+    """The standard error of the mean, None where one score tells none."""
+    return stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
 
 
 def _scale(error: Any, scale: int) -> float | None:
@@ -331,7 +337,7 @@ def _hold_talks(
         ]
         folder.keep_samples(mt_bench.NAME, samples)
     ratings = mt_bench.rate(judge, questions, answers, model.answers, model.report)
-    error = stdev(ratings) / math.sqrt(len(ratings)) if len(ratings) > 1 else None
+    error = _find_error(ratings)
     settings, metric = "2 turns, instruct", f"rating by {judge.model}"
     return Figure(
         mt_bench.NAME,
