@@ -53,6 +53,7 @@ SAMPLES = {
     "markdown": (False, True, False),
     "theme": ("light", "dark", "none"),
     "save": (False, True, False),
+    "server": ("off", "auto", "off"),
 }
 
 
