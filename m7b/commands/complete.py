@@ -25,6 +25,7 @@ from m7b.commands.shared.options import (
 )
 from m7b.commands.shared.progress import BatchStatus, PromptStatus
 from m7b.commands.shared.prompt import read_parts, read_prompt, tell_left_out
+from m7b.commands.shared.scaling import RayOptions, answer_by_ray
 from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions, leave_out_tools
 from m7b.completions import (
     ChatPrompt,
@@ -92,6 +93,7 @@ def complete(
             show_default=False,
         ),
     ] = None,
+    scale: RayOptions,
     variant: VariantOption = None,
     model: ModelOption = None,
     sampling: SamplingParams,
@@ -149,12 +151,19 @@ def complete(
         refuse_base(choice, chat_template)
     if parallel and not jsonl:
         raise UsageError("--parallel goes with --jsonl")
+    asked = Asked(choice, engine, chat_template, server, verbose)
+    scale.check(jsonl, output)
+    if scale.ray and jsonl and output:
+        tell_unasked(asked, "a file of requests")
+        _refuse_prompt(has_prompt=bool(prompt is not None or file))
+        how = {"is_chat": chat, "parallel": parallel, "chat_template": chat_template}
+        answer_by_ray(scale, jsonl, output, choice, engine, leave_out_tools(request), resume=resume, **how)
+        return
     batch = _open_batch(jsonl, output, resume=resume, has_prompt=bool(prompt is not None or file))
     if batch is None:
         read = _read_conversation if chat else _read_prompt
         request = read(request, prompt, file or [], keep_newline=keep_newline)
     request = leave_out_tools(request)
-    asked = Asked(choice, engine, chat_template, server, verbose)
 
     def load() -> Model:
         return load_model(choice, engine, chat_template=chat_template)
@@ -210,9 +219,13 @@ def _open_batch(
         if output or resume:
             raise UsageError("--output and --resume go with --jsonl")
         return None
+    _refuse_prompt(has_prompt=has_prompt)
+    return RequestFile(jsonl, output, resume=resume)
+
+
+def _refuse_prompt(*, has_prompt: bool) -> None:
     if has_prompt:
         raise UsageError("--jsonl brings its own prompts", hint="leave out PROMPT and --file")
-    return RequestFile(jsonl, output, resume=resume)
 
 
 def _tell(remarks: Remarks) -> None:
