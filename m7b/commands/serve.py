@@ -115,11 +115,13 @@ def serve(
     note(f"listening on {where}, which answers when the model is loaded")
 
     def report_ready(loaded: Model, at_once: int) -> None:
-        note(f"{loaded.name} is ready: {where}/v1 answers {at_once} at once; Ctrl+C ends")
+        others = ", ".join(each.name for each in loaded.others)
+        beside = f", beside {others}" if others else ""
+        note(f"{loaded.name} is ready{beside}: {where}/v1 answers {at_once} at once; Ctrl+C ends")
 
     serve_socket(
         bound,
-        lambda: load_model(choice, engine, chat_template=chat_template),
+        lambda: load_model(choice, engine, chat_template=chat_template, keeps_apart=True),
         access,
         parallel=parallel,
         max_waiting=queue,

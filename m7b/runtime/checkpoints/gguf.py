@@ -200,7 +200,9 @@ def _find_architecture(fields: Fields) -> str:
     kind, architecture = fields.raw("general.type"), fields.raw("general.architecture")
     if isinstance(kind, str) and kind in _OTHER_TYPES:
         raise UnsupportedCheckpoint(
-            f"{fields.file}: {_OTHER_TYPES[kind]}, not a model", hint="name the GGUF file of the model itself"
+            f"{fields.file}: {_OTHER_TYPES[kind]}, not a model",
+            hint="name the GGUF file of the model itself"
+            + (", and this with --adapter" if kind == "adapter" else ""),
         )
     if architecture not in ARCHITECTURES:
         raise UnsupportedCheckpoint(
