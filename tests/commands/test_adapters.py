@@ -1,11 +1,14 @@
 """Adapters by the commands: what each takes, says and refuses."""
 
+import json
+
 import pytest
 import requests
 import torch
 
 from m7b import load, score
 from m7b.generation import AdapterChoice, read_adapter
+from m7b.runtime.checkpoints import open_checkpoint
 from tests.support.adapters import add_to, draw_pairs, write_gguf_adapter, write_peft
 from tests.support.checkpoints import write_hf
 from tests.support.served import Served
@@ -13,19 +16,19 @@ from tests.support.tiny import assert_refused, call, tiny_model, write_tiny
 
 GREEDY = ("--temperature", 0, "-n", 8, "--dtype", "float32")
 PROMPT = "Once upon a time"
+WHOLE_BLOCKS = {"intermediate_size": 64, "max_position_embeddings": 512}
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
     """The tiny model, two adapters for it, and the model that the first makes of it."""
     folder = tmp_path_factory.mktemp("adapters")
-    model = tiny_model()
+    model = tiny_model(**WHOLE_BLOCKS)
     first, second = draw_pairs(model, 8, std=0.3), draw_pairs(model, 4, targets=["v_proj"], seed=3, std=0.5)
-    write_tiny(folder / "base")
+    write_hf(model, write_tiny(folder / "base"))
     write_peft(folder / "pirate", first)
     write_gguf_adapter(folder / "poet.gguf", second, model)
-    write_tiny(folder / "merged")
-    write_hf(add_to(tiny_model(), first, 1.0), folder / "merged")
+    write_hf(add_to(tiny_model(**WHOLE_BLOCKS), first, 1.0), write_tiny(folder / "merged"))
     return folder
 
 
@@ -170,3 +173,58 @@ def test_adapters_of_one_name_are_refused_by_a_server(paths):
     ran = call(*serve, "--adapter", paths / "pirate", "--adapter", paths / "pirate")
     assert ran.code == 2
     assert "two models would be called pirate" in ran.err
+
+
+# ---- merged, and kept on the shelf -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["q8_0", "bf16", "nf4"])
+def test_quantize_merges_before_it_rounds(paths, tmp_path, to):
+    out = [tmp_path / "merged", tmp_path / "expected"]
+    options = ("--to", to, "--no-report")
+    ran = call("quantize", paths / "base", "--adapter", paths / "pirate", "-o", out[0], *options)
+    assert ran.code == 0, ran.err
+    assert call("quantize", paths / "merged", "-o", out[1], *options).code == 0
+    found, expected = map(open_checkpoint, out)
+    for name in expected.tensors:
+        theirs = expected.read(name)
+        assert (found.read(name) != theirs).float().mean() < 1e-3, name
+
+
+def test_the_report_of_a_merged_model_compares_with_the_adapted_one(paths, tmp_path):
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 9)
+    out = tmp_path / "out.gguf"
+    given = ("--adapter", f"{paths / 'pirate'}:0.5", "--eval-file", tmp_path / "text.txt")
+    ran = call("quantize", paths / "base", "-o", out, "--to", "q8_0", *given)
+    assert ran.code == 0, ran.err
+    report = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert report["original"]["model"] == "base + pirate:0.5"
+    assert report["mean_kl"] < 0.01
+    poet = paths / "poet.gguf"
+    ran = call("quantize", paths / "base", "--adapter", poet, "-o", poet, "--to", "q8_0", "--force")
+    assert_refused(ran, 2, "poet.gguf is an adapter that is read", "-o")
+
+
+def test_an_adapter_is_listed_verified_run_and_removed_by_its_name(paths, tmp_path, monkeypatch):
+    monkeypatch.setenv("M7B_HOME", str(tmp_path))
+    ran = call("download", "someone/pirate", "--source", paths / "pirate", "--copy")
+    assert ran.code == 0, ran.err
+    (entry,) = call("list", "--json").answer
+    assert (entry["name"], entry["format"]) == ("someone/pirate", "peft")
+    assert {file["name"] for file in entry["files"]} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert complete("-m", paths / "base", "--adapter", "someone/pirate") == complete("-m", paths / "merged")
+    told = call("info", "-m", paths / "base", "--adapter", "someone/pirate:2", "--json").answer["adapters"]
+    assert [(each["name"], each["scale"], each["ranks"], each["base"]) for each in told] == [
+        ("someone/pirate", 2.0, [8], "org/base")
+    ]
+    line = "adapter           someone/pirate (peft, rank 8, 14 linears, made for org/base)"
+    assert line in call("info", "-m", paths / "base", "--adapter", "someone/pirate").out
+    assert call("verify").code == 0
+    weights = next(tmp_path.rglob("adapter_model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    assert call("verify", "someone/pirate").code == 4
+    assert_refused(
+        call("complete", PROMPT, "-m", "someone/pirate"), 3, "an adapter, not a model", "--adapter"
+    )
+    assert call("rm", "someone/pirate", "-y").code == 0
+    assert call("list", "--json").answer == []

@@ -4,6 +4,7 @@ import ctypes
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from m7b.generation import SamplingParams, Step
 from m7b.runtime import kernels
@@ -147,6 +148,26 @@ def test_logits_equal_those_of_peft(tmp_path, base, config, is_merged):
     model = wrapped.merge_and_unload() if is_merged else wrapped.eval()
     ours = logits(adapted_engine(base, tmp_path / "adapter"), IDS)
     torch.testing.assert_close(ours, oracle_logits(model, IDS), **CLOSE)
+
+
+def test_logits_of_the_demo_equal_those_of_peft(tmp_path, demo_file):
+    """The demo's own weights in float32, with the adapter beside them and merged."""
+    peft = pytest.importorskip("peft")
+    model = AutoModelForCausalLM.from_pretrained(
+        demo_file.parent, gguf_file=demo_file.name, dtype=torch.float32, attn_implementation="eager"
+    )
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=list(LINEARS)))
+    torch.manual_seed(3)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    wrapped.save_pretrained(tmp_path)
+    ids = list(range(500, 540))
+    plain = logits(engine(demo_file, ctx_size=256), ids)
+    ours = logits(adapted_engine(demo_file, tmp_path, ctx_size=256), ids)
+    assert (ours - plain).abs().max() > 1, "the adapter does show"
+    torch.testing.assert_close(ours, oracle_logits(wrapped.eval(), ids), **CLOSE)
+    torch.testing.assert_close(ours, oracle_logits(wrapped.merge_and_unload(), ids), **CLOSE)
 
 
 def llama_cpp_logits(base, adapters):

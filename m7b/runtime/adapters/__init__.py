@@ -6,9 +6,19 @@ from m7b.errors import CheckpointNotFound, UnsupportedCheckpoint
 from m7b.runtime.adapters import gguf, peft
 from m7b.runtime.adapters.adapter import Adapter, AdapterFormat, Mix, Weighted
 from m7b.runtime.adapters.building import build_updates, count_bytes
+from m7b.runtime.adapters.merging import merge
 from m7b.runtime.model.config import ModelConfig
 
-__all__ = ["Adapter", "AdapterFormat", "Mix", "Weighted", "build_updates", "count_bytes", "open_adapter"]
+__all__ = [
+    "Adapter",
+    "AdapterFormat",
+    "Mix",
+    "Weighted",
+    "build_updates",
+    "count_bytes",
+    "merge",
+    "open_adapter",
+]
 
 
 def open_adapter(path: Path, config: ModelConfig) -> Adapter:
