@@ -49,10 +49,10 @@ def _build_update(name: str, mix: Mix, dtype: torch.dtype, device: str) -> Updat
             downs.append(down)
             ups.append(up)
             scales.append(torch.full((part.rank,), part.scale * one.scale))
-    down, up, scale = torch.cat(downs), torch.cat(ups, 1), torch.cat(scales)
+    down, up, scale = torch.cat(downs), torch.cat(ups, 1).T, torch.cat(scales)
     n_more = -len(scale) % RANK_STEP
 
-    def place(values: Tensor, *padding: int) -> Tensor:
-        return F.pad(values, padding).to(device, dtype).contiguous()
+    def place(values: Tensor) -> Tensor:
+        return F.pad(values, (0, 0, 0, n_more)).to(device, dtype).contiguous()
 
-    return Update(place(down, 0, 0, 0, n_more), place(up, 0, n_more), F.pad(scale, (0, n_more)).to(device))
+    return Update(place(down), place(up), F.pad(scale, (0, n_more)).to(device))

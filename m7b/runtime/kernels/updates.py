@@ -11,7 +11,7 @@ RANK_STEP = 16
 
 
 class UpdateArrays(NamedTuple):
-    """An addition to a weight (out, in): `down` (R, in) and `up` (out, R) bfloat16, `scales` (R,) float32."""
+    """An addition to a weight (out, in): `down` (R, in) and `up` (R, out) bfloat16, `scales` (R,) float32."""
 
     down: Tensor
     up: Tensor

@@ -11,7 +11,7 @@ from m7b.runtime.model.batch import Span
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A low-rank addition to a linear: `down` (R, in) makes R numbers of x, `up` (out, R) adds them to y.
+    """A low-rank addition to a linear: `down` (R, in) makes R numbers of x, `up` (R, out) makes y of them.
 
     In between, each is multiplied by its one of `scales` (R,) float32: several adapters are one, of all their
     ranks.
@@ -52,4 +52,4 @@ def list_parts(spans: Sequence[Span]) -> Iterator[Part]:
 def add_update(x: Tensor, y: Tensor, update: Update) -> None:
     """Add to `y` (N, out) what `update` makes of `x` (N, in)."""
     low = F.linear(x, update.down) * update.scales.to(x.dtype)  # (N, R)
-    y += F.linear(low, update.up)
+    y += low @ update.up

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "numbers.h"
 #include "pool.h"
 
 namespace m7b {
@@ -11,7 +12,14 @@ namespace {
 
 constexpr int AT_ONCE = 4;   // tokens that a kernel for bfloat16 rows takes
 constexpr int DEPTH = 2048;  // columns of `down` in one item: few rows are shared out by their columns
-constexpr int OUTPUTS = 512; // rows of `up` in one item
+constexpr int OUTPUTS = 1024; // columns of `up` in one item
+
+// y (n,) += by (n_rows,) times rows of bfloat16, `stride` apart.
+void add_rows(const uint16_t *rows, size_t stride, int n_rows, const float *by, int n, float *y) {
+    if (kernels().add_rows) return kernels().add_rows(rows, stride, n_rows, by, n, y);
+    for (int r = 0; r < n_rows; r++)
+        for (int i = 0; i < n; i++) y[i] += by[r] * from_bf16(rows[r * stride + i]);
+}
 
 int parts(int n, int size) { return (n + size - 1) / size; }
 
@@ -59,30 +67,13 @@ void add_updates(const Addition *additions, int n_additions, Array x, int T, int
         const int t = item / ends.back() * AT_ONCE, n = std::min(AT_ONCE, T - t), at = item % ends.back();
         const size_t i = std::upper_bound(ends.begin(), ends.end(), at) - ends.begin();
         const Update &update = *additions[i].update;
-        const int n_out = additions[i].n_out, R = int(update.rank);
+        const int n_out = additions[i].n_out;
         const int first = (at - (i ? ends[i - 1] : 0)) * OUTPUTS, size = std::min(OUTPUTS, n_out - first);
-        static thread_local std::vector<float> tokens;
-        tokens.resize(size_t(AT_ONCE) * R);
-        for (int k = 0; k < n; k++)
-            std::memcpy(&tokens[size_t(k) * R], &low[(t + k) * rank + offsets[i]], R * sizeof(float));
-        float added[AT_ONCE][OUTPUTS], out[AT_ONCE * ROWS], y[OUTPUTS];
-        for (int row = 0; row < size; row += ROWS) {
-            const int n_rows = std::min(ROWS, size - row);
-            const uint16_t *rows = update.up + size_t(first + row) * R;
-            if (n_rows == ROWS) {
-                kernels().linear_bf16(rows, R, R, tokens.data(), n, out);
-                for (int k = 0; k < n; k++) std::memcpy(added[k] + row, out + k * ROWS, ROWS * sizeof(float));
-                continue;
-            }
-            for (int r = 0; r < n_rows; r++) { // the last ones, each ROWS times over
-                kernels().linear_bf16(rows + size_t(r) * R, 0, R, tokens.data(), n, out);
-                for (int k = 0; k < n; k++) added[k][row + r] = out[k * ROWS];
-            }
-        }
-        for (int k = 0; k < n; k++) {
-            const size_t to = size_t(t + k) * n_out + first;
+        float y[OUTPUTS];
+        for (int k = t; k < t + n; k++) {
+            const size_t to = size_t(k) * n_out + first;
             load_floats(additions[i].y, to, size, y);
-            for (int o = 0; o < size; o++) y[o] += added[k][o];
+            add_rows(update.up + first, n_out, int(update.rank), &low[k * rank + offsets[i]], size, y);
             store_floats(y, size, additions[i].y, to);
         }
     });

@@ -4,7 +4,7 @@
 
 namespace m7b {
 
-// y (T, n_out) += up (n_out, rank) times scales (rank,) times what down (rank, n_in) makes of x (T, n_in). Rank 0 adds
+// y (T, n_out) += what down (rank, n_in) makes of x (T, n_in), times scales (rank,), times up (rank, n_out). Rank 0 adds
 // nothing; any other is a multiple of ROWS. Four numbers of 64 bits, as Python writes them.
 struct Update {
     const uint16_t *down, *up; // bfloat16
