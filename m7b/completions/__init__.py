@@ -15,6 +15,8 @@ from m7b.completions.answer import (
 from m7b.completions.batch import RequestFile
 from m7b.completions.completion import Choice, Completion
 from m7b.completions.line import parse_object
+from m7b.completions.local import LocalAnswer
+from m7b.completions.remarks import Remarks, find_remarks
 from m7b.completions.request import (
     ChatPrompt,
     CompletionRequest,
@@ -30,12 +32,15 @@ __all__ = [
     "Choice",
     "Completion",
     "CompletionRequest",
+    "LocalAnswer",
     "LogprobWriter",
+    "Remarks",
     "RequestFile",
     "Together",
     "answer_request",
     "count_cached",
     "count_usage",
+    "find_remarks",
     "format_answer",
     "format_answers",
     "is_conversation",

@@ -10,10 +10,11 @@ from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from m7b.completions import Completion, CompletionRequest, format_answers, parse_object, parse_request
+from m7b.completions.remarks import Remarks, find_remarks
 from m7b.errors import M7bError, UsageError
 from m7b.generation import MAX_TOKENS, SamplingParams
 from m7b.models import Model
@@ -22,8 +23,10 @@ from m7b.server.errors import HttpError, format_error, make_error_response, tran
 from m7b.server.guard import Access, Guard
 from m7b.server.metrics import Metrics
 from m7b.server.responses import ResponseStream, format_response, read_response_request
-from m7b.server.work import Answering, EngineThread
+from m7b.server.warm import read_warm_request, write_lines
+from m7b.server.work import Answering, Busy, EngineThread, Stopping
 from m7b.tokenizer import encode_special
+from m7b.warm.wire import ANSWER_PATH
 
 _PING_S = 15
 _TEXT_TOKENS = 16  # what OpenAI's reference gives for completions
@@ -43,7 +46,8 @@ class _Wishes:
 class Server:
     """The routes over one engine's thread."""
 
-    def __init__(self, engine: EngineThread, access: Access) -> None:
+    def __init__(self, engine: EngineThread, access: Access, identity: str = "") -> None:
+        self._identity = identity
         self._engine, self._metrics = engine, Metrics(engine)
         self._preparing = asyncio.Lock()  # encoding is fast and compiling grammars is not shared by threads
         self.app = Starlette(
@@ -56,6 +60,7 @@ class Server:
                 Route("/tokenize", self._wrap(self.tokenize), methods=["POST"]),
                 Route("/detokenize", self._wrap(self.detokenize), methods=["POST"]),
                 Route("/tokenizer_info", self._wrap(self.describe_tokenizer)),
+                Route(ANSWER_PATH, self._wrap(self.answer_command), methods=["POST"]),
                 Route("/health", self.tell_health),
                 Route("/metrics", self.tell_metrics),
             ],
@@ -143,6 +148,32 @@ class Server:
             return JSONResponse(format_response(completions[0], fields))
         stream = ResponseStream(completions[0], fields)
         return self._stream(answering, stream.begin, stream.add, stream.finish, stream.fail)
+
+    async def answer_command(self, request: Request) -> Response:
+        """Answer a command of m7b's own."""
+        model, asked = self._require_model(), read_warm_request(await request.body())
+        if asked.identity is not None and asked.identity != self._identity:
+            raise HttpError(409, f"{model.name} is served here, not what was asked for", code="other_model")
+        remarks: Remarks | None = None
+        answering: Answering | M7bError
+        try:
+            remarks = find_remarks(model, asked.request)
+            answering = await self._begin(await self._prepare(model, [asked.request]))
+        except (Busy, Stopping):
+            raise
+        except M7bError as error:
+            answering = error
+
+        async def pull() -> AsyncIterator[str]:
+            try:
+                async for line in write_lines(remarks, answering, is_whole=asked.is_whole):
+                    yield line
+            finally:
+                if isinstance(answering, Answering):
+                    self._engine.cancel(answering)
+                    self._metrics.count(answering)
+
+        return StreamingResponse(pull(), media_type="application/x-ndjson")
 
     async def _answer(self, request: Request, completions: list[Completion], wishes: _Wishes) -> Response:
         answering = await self._begin(completions)

@@ -168,6 +168,15 @@ def test_a_server_has_a_model_for_each_adapter(paths):
         assert "'base', 'pirate', 'poet.gguf' are" in refused.json()["error"]["message"]
 
 
+def test_no_server_answers_for_adapters_that_it_keeps_apart(paths, tmp_path, monkeypatch):
+    monkeypatch.setenv("M7B_HOME", str(tmp_path))
+    adapter = ("--adapter", paths / "pirate")
+    expected = complete("-m", paths / "base", *adapter)
+    with Served(paths / "base", "--dtype", "float32", *adapter):
+        assert complete("-m", paths / "base", *adapter) == expected
+        assert complete("-m", paths / "base") != expected
+
+
 def test_adapters_of_one_name_are_refused_by_a_server(paths):
     serve = ("serve", "-m", paths / "base", "--port", 0, "--keep-alive", 5)
     ran = call(*serve, "--adapter", paths / "pirate", "--adapter", paths / "pirate")

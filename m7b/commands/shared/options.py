@@ -15,6 +15,7 @@ from m7b.generation import MAX_TOKENS, AdapterChoice, DType, EngineOptions, Quan
 from m7b.options import list_options
 from m7b.variants import VARIANTS
 
+_LONGEST_S = 366 * 24 * 3600
 ENGINE = list_options(EngineOptions)
 VariantName = StrEnum("VariantName", {name: name for name in VARIANTS})  # type: ignore[misc]
 
@@ -58,6 +59,15 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"{reprlib.repr(text)} is not a number") from None
+
+
+def duration(text: str) -> float:
+    """Seconds, as `90`, `90s`, `10m` or `2h` say them."""
+    factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    value = number(text[:-1] if factor else text) * (factor or 1)
+    if not 0 < value < _LONGEST_S:
+        raise typer.BadParameter(f"{reprlib.repr(text)} is not from 1 second to 1 year")
+    return value
 
 
 def n_tokens(text: str) -> int:
