@@ -5,14 +5,25 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from m7b.commands.shared.options import (
+    AdapterOption,
     JsonOption,
     ModelOption,
     PrefillChunkOption,
     VariantOption,
     WindowOption,
+    read_adapters,
 )
 from m7b.errors import UnsupportedCheckpoint
-from m7b.models import ModelChoice, ModelFiles, find_stop_ids, load_texts, open_model
+from m7b.generation import AdapterChoice
+from m7b.models import (
+    ModelChoice,
+    ModelFiles,
+    OpenAdapter,
+    find_stop_ids,
+    load_texts,
+    open_adapters,
+    open_model,
+)
 from m7b.render import Output
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer
 from m7b.variants import VARIANTS
@@ -30,6 +41,7 @@ def info(
     variant: VariantOption = None,
     model: ModelOption = None,
     window: WindowOption = None,
+    adapter: AdapterOption = None,
     prefill_chunk: PrefillChunkOption = 512,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,7 +53,7 @@ def info(
 
       m7b info --window 4096 --json
     """
-    report = _report(ModelChoice(variant, model), window, prefill_chunk)
+    report = _report(ModelChoice(variant, model), window, prefill_chunk, read_adapters(adapter))
     output = Output()
     if as_json:
         output.write_json(report)
@@ -49,7 +61,9 @@ def info(
         output.write("".join(f"{line}\n" for line in _lines(report)))
 
 
-def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict[str, Any]:
+def _report(
+    choice: ModelChoice, window: int | None, prefill_chunk: int, adapters: tuple[AdapterChoice, ...] = ()
+) -> dict[str, Any]:
     import psutil
 
     from m7b.runtime.model.config import ModelConfig
@@ -72,6 +86,7 @@ def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict
         "name": name,
         "release": _release(name),
         "checkpoint": files and _checkpoint(choice, files),
+        "adapters": [_adapter(each) for each in open_adapters(adapters, config)],
         "note": checkpoint.note if checkpoint else "",
         "config": asdict(config),
         "parameters": config.n_params,
@@ -103,6 +118,21 @@ def _checkpoint(choice: ModelChoice, files: ModelFiles) -> dict[str, Any]:
         "dtypes": sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
         "bytes": checkpoint.n_bytes,
         "stop_ids": sorted(_stop_ids(choice, files)),
+    }
+
+
+def _adapter(opened: OpenAdapter) -> dict[str, Any]:
+    adapter = opened.adapter
+    return {
+        "name": opened.name,
+        "scale": opened.scale,
+        "path": str(adapter.path),
+        "format": adapter.format.value,
+        "ranks": list(adapter.ranks),
+        "linears": len(adapter.parts),
+        "bytes": adapter.n_bytes,
+        "base": adapter.base,
+        "description": opened.description,
     }
 
 
@@ -175,6 +205,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield row("on disk", f"{checkpoint['bytes']:,} bytes")
     else:
         yield row("checkpoint", "not on this machine: figures are those of the release")
+    for adapter in report["adapters"]:
+        yield row("adapter", f"{adapter['description']}, {adapter['bytes']:,} bytes")
     if report["note"]:
         yield row("note", report["note"])
     yield row("parameters", f"{report['parameters']:,}")

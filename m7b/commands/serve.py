@@ -145,7 +145,7 @@ def serve(
             _Places((host, port) if uds is None else uds, place, is_public=is_public, is_quiet=background),
             choice,
             access,
-            lambda: load_model(choice, engine, chat_template=chat_template),
+            lambda: load_model(choice, engine, chat_template=chat_template, keeps_apart=True),
             parallel=parallel,
             max_waiting=queue,
             grace=grace,
@@ -201,7 +201,9 @@ def _serve(
     def report_ready(loaded: Model, at_once: int) -> None:
         if warm:
             warm.open(choice, addresses, grace)
-        note(f"{loaded.name} is ready: {where or addresses[0]}/v1 answers {at_once} at once; Ctrl+C ends")
+        others = ", ".join(each.name for each in loaded.others)
+        ready = f"{loaded.name} is ready{f', beside {others}' if others else ''}"
+        note(f"{ready}: {where or addresses[0]}/v1 answers {at_once} at once; Ctrl+C ends")
 
     identity = warm.identity if warm else ""
     serve_sockets(bound, load, access, grace=grace, identity=identity, report_ready=report_ready, **limits)
@@ -215,12 +217,21 @@ def _find_place(
     Raises:
         CheckpointNotFound: the model is not on this machine, and the server is to be in the background.
     """
+    from m7b.warm.folder import find_record
     from m7b.warm.identity import identify
 
+    # Commands with adapters have theirs added together, and here each is a model of its own.
+    plain = replace(engine, adapter=())
     if background:
         offer_missing(choice)
-        return start_in_background(identify(choice, engine, chat_template))
-    return claim_place(identify(choice, engine, chat_template)) if choice.is_installed else None
+        identity = identify(choice, plain, chat_template)
+        if engine.adapter and (running := find_record(identity)):
+            raise UsageError(
+                f"{running.name} is served already, perhaps with other adapters",
+                hint="m7b serve --stop ends that",
+            )
+        return start_in_background(identity)
+    return claim_place(identify(choice, plain, chat_template)) if choice.is_installed else None
 
 
 def _read_keys(given: list[str]) -> tuple[str, ...]:

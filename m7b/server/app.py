@@ -79,14 +79,15 @@ class Server:
         return Response(self._metrics.format(), media_type=self._metrics.media_type)
 
     async def list_models(self, request: Request) -> Response:
-        """OpenAI's list of models: the one that there is."""
-        return JSONResponse({"object": "list", "data": [_describe(self._require_model())]})
+        """OpenAI's list of models: the one that there is, and one for each adapter."""
+        model = self._require_model()
+        models = [_describe(each, model) for each in (model, *model.others)]
+        return JSONResponse({"object": "list", "data": models})
 
     async def show_model(self, request: Request) -> Response:
         """One model of that list."""
         model = self._require_model()
-        _check_model(model, request.path_params["name"])
-        return JSONResponse(_describe(model))
+        return JSONResponse(_describe(_choose_model(model, request.path_params["name"]), model))
 
     async def tokenize(self, request: Request) -> Response:
         """Ids of a text: `{"content": …}`, or of a conversation: `{"messages": …}`."""
@@ -117,7 +118,7 @@ class Server:
         """Answer a conversation."""
         model, fields = self._require_model(), _read_object(await request.body())
         wishes = _take_wishes(fields)
-        _check_model(model, fields.get("model"))
+        model = _choose_model(model, fields.get("model"))
         if not isinstance(fields.get("messages"), list):
             raise UsageError("messages must be a list of objects", param="messages")
         parsed = parse_request(fields, _defaults(MAX_TOKENS), is_chat=True)
@@ -127,7 +128,7 @@ class Server:
         """Continue texts, or ids."""
         model, fields = self._require_model(), _read_object(await request.body())
         wishes = _take_wishes(fields)
-        _check_model(model, fields.get("model"))
+        model = _choose_model(model, fields.get("model"))
         parsed = [
             parse_request(fields | {"prompt": prompt}, _defaults(_TEXT_TOKENS))
             for prompt in _list_prompts(fields.get("prompt"))
@@ -137,7 +138,7 @@ class Server:
     async def respond(self, request: Request) -> Response:
         """Answer in the shape of OpenAI's Responses, keeping nothing."""
         model, fields = self._require_model(), _read_object(await request.body())
-        _check_model(model, fields.get("model"))
+        model = _choose_model(model, fields.get("model"))
         chat = read_response_request(fields)
         parsed = parse_request(chat, _defaults(MAX_TOKENS), is_chat=True)
         completions = await self._prepare(model, [parsed])
@@ -326,18 +327,24 @@ def _list_prompts(prompt: Any) -> list[Any]:
     return prompt
 
 
-def _check_model(model: Model, name: Any) -> None:
-    if name is not None and name != model.name:
+def _choose_model(model: Model, name: Any) -> Model:
+    """The model or the adapter that is called `name`; the model itself for None."""
+    served = {each.name: each for each in (model, *model.others)}
+    if name is None:
+        return model
+    if not isinstance(name, str) or name not in served:
+        names = ", ".join(map(repr, served))
         raise HttpError(
             404,
-            f"the model {name!r} is not served here: {model.name!r} is",
+            f"the model {name!r} is not served here: {names} {'are' if model.others else 'is'}",
             code="model_not_found",
             param="model",
         )
+    return served[name]
 
 
-def _describe(model: Model) -> dict[str, Any]:
-    return {
+def _describe(model: Model, base: Model) -> dict[str, Any]:
+    return ({"parent": base.name} if model is not base else {}) | {
         "id": model.name,
         "object": "model",
         "created": 0,

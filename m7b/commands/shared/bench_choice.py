@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.commands.shared.options import VariantName
-from m7b.generation import DType, EngineOptions
+from m7b.generation import AdapterChoice, DType, EngineOptions
 from m7b.models import ModelChoice, ModelFiles, open_model
 from m7b.render import note
 
@@ -21,6 +21,7 @@ class BenchChoice:
     dtype: DType | None
     threads: int | None
     window: int | None
+    adapters: tuple[AdapterChoice, ...] = ()
 
 
 def open_subject(choice: BenchChoice) -> ModelFiles:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from m7b.commands.shared.expansion import flag
-from m7b.generation import MAX_TOKENS, DType, EngineOptions, Quant
+from m7b.commands.shared.expansion import flag, read_option
+from m7b.generation import MAX_TOKENS, AdapterChoice, DType, EngineOptions, Quant
 from m7b.options import list_options
 from m7b.variants import VARIANTS
 
@@ -37,6 +37,12 @@ def integer(text: str) -> int:
         return int(text)
     except ValueError:
         raise typer.BadParameter(f"{reprlib.repr(text)} is not a whole number") from None
+
+
+def read_adapters(given: list[str] | None) -> tuple[AdapterChoice, ...]:
+    """The adapters that `AdapterOption` gives."""
+    option = ENGINE["adapter"]
+    return tuple(read_option(option, text, f"'{option.flag}'") for text in given or ())
 
 
 def count(text: str) -> int:
@@ -132,6 +138,7 @@ PrefillChunkOption = Annotated[int, flag(ENGINE["prefill_chunk"])]
 DTypeOption = Annotated[DType | None, flag(ENGINE["dtype"])]
 QuantOption = Annotated[Quant | None, flag(ENGINE["quant"])]
 ThreadsOption = Annotated[int | None, flag(ENGINE["threads"])]
+AdapterOption = Annotated[list[str] | None, flag(ENGINE["adapter"])]
 ChatTemplateOption = Annotated[
     str | None,
     typer.Option(

@@ -168,7 +168,7 @@ using Weights = std::conditional_t<TYPE == Q8_0, PairWeights,
 namespace m7b {
 const Kernels avx2_kernels = {"avx2",
     widen, narrow, widen_levels, quantize_block, quantize_block_16, measure_line, LINEARS<false>.data(), nullptr, linear_bf16,
-    linear_dense, DENSE_TOKENS, attend, rms_norm, add, swiglu, sum_bytes};
+    linear_dense, DENSE_TOKENS, attend, rms_norm, add, swiglu, sum_bytes, add_rows};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

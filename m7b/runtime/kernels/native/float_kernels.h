@@ -212,6 +212,23 @@ void add(uint16_t *h, const uint16_t *y, size_t n) {
     for (; i < n; i++) h[i] = to_bf16(from_bf16(h[i]) + from_bf16(y[i]));
 }
 
+void add_rows(const uint16_t *rows, size_t stride, int n_rows, const float *by, int n, float *y) {
+    constexpr int AT_ONCE = 4;
+    int i = 0;
+    for (; i + AT_ONCE * LANES <= n; i += AT_ONCE * LANES) {
+        V sums[AT_ONCE];
+        for (int c = 0; c < AT_ONCE; c++) sums[c] = v_load(y + i + c * LANES);
+        for (int r = 0; r < n_rows; r++) {
+            const V factor = v_set(by[r]);
+            for (int c = 0; c < AT_ONCE; c++)
+                sums[c] = v_fma(factor, v_load_bf16(rows + r * stride + i + c * LANES), sums[c]);
+        }
+        for (int c = 0; c < AT_ONCE; c++) v_store(y + i + c * LANES, sums[c]);
+    }
+    for (; i < n; i++)
+        for (int r = 0; r < n_rows; r++) y[i] += by[r] * from_bf16(rows[r * stride + i]);
+}
+
 void swiglu(const float *gate, const float *up, int n, float *y) {
     int i = 0;
     for (; i + LANES <= n; i += LANES) {

@@ -111,6 +111,8 @@ struct Kernels {
     void (*add)(uint16_t *h, const uint16_t *y, size_t n); // h += y, both bfloat16
     void (*swiglu)(const float *gate, const float *up, int n, float *y);
     uint64_t (*sum_bytes)(const uint8_t *bytes, size_t n);
+    // Null, or y (n,) += by (n_rows,) times rows of bfloat16, `stride` apart.
+    void (*add_rows)(const uint16_t *rows, size_t stride, int n_rows, const float *by, int n, float *y);
 };
 
 extern const Kernels portable_kernels;

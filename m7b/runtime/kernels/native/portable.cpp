@@ -151,5 +151,5 @@ uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
 namespace m7b {
 const Kernels portable_kernels = {"portable",
     widen, narrow, widen_levels, quantize_block, quantize_block_16, measure_line, LINEARS<false>.data(), nullptr, linear_bf16,
-    nullptr, 0, attend, rms_norm, add, swiglu, sum_bytes};
+    nullptr, 0, attend, rms_norm, add, swiglu, sum_bytes, add_rows};
 }
