@@ -10,6 +10,7 @@ import typer
 from m7b.bench import PeerName, ReportFormat
 from m7b.commands.shared.options import (
     DTypeOption,
+    KvTypeOption,
     ModelOption,
     QuantOption,
     ThreadsOption,
@@ -98,6 +99,7 @@ def bench(
         ),
     ] = False,
     quant: QuantOption = None,
+    kv_type: KvTypeOption = None,
     dtype: DTypeOption = None,
     threads: ThreadsOption = None,
     window: WindowOption = None,
@@ -161,7 +163,7 @@ def bench(
     earlier = read_run(compare) if compare else None
     if plot:
         check_plot(plot)
-    choice = BenchChoice(variant, model, random_weights, quant, dtype, threads, window)
+    choice = BenchChoice(variant, model, random_weights, quant, dtype, threads, window, kv_type)
     sweep = Sweep(
         prompt, tokens, _parse_list("--depths", depths, count, "-d 0,4096"), repetitions, warmup, sizes
     )

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from m7b.commands.shared.options import (
     JsonOption,
+    KvTypeOption,
     ModelOption,
     PrefillChunkOption,
     VariantOption,
     WindowOption,
 )
 from m7b.errors import UnsupportedCheckpoint
+from m7b.generation import KvType
 from m7b.models import ModelChoice, ModelFiles, find_stop_ids, load_texts, open_model
 from m7b.render import Output
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer
@@ -31,6 +33,7 @@ def info(
     model: ModelOption = None,
     window: WindowOption = None,
     prefill_chunk: PrefillChunkOption = 512,
+    kv_type: KvTypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a model's configuration, exact size, and the memory it takes at each context; loads no weights.
@@ -41,7 +44,7 @@ def info(
 
       m7b info --window 4096 --json
     """
-    report = _report(ModelChoice(variant, model), window, prefill_chunk)
+    report = _report(ModelChoice(variant, model), window, prefill_chunk, kv_type)
     output = Output()
     if as_json:
         output.write_json(report)
@@ -49,7 +52,9 @@ def info(
         output.write("".join(f"{line}\n" for line in _lines(report)))
 
 
-def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict[str, Any]:
+def _report(
+    choice: ModelChoice, window: int | None, prefill_chunk: int, kv_type: KvType | None
+) -> dict[str, Any]:
     import psutil
 
     from m7b.runtime.model.config import ModelConfig
@@ -79,15 +84,17 @@ def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict
         "chat_template": _template(name, checkpoint),
         "weight_bytes": weights,
         "cache": {
-            "dtype": "bfloat16",
-            "bytes_per_token": config.cache_bytes_per_token(2),
+            "dtype": str(kv_type) if kv_type == KvType.Q8_0 else "bfloat16",
+            "bytes_per_token": config.cache_bytes_per_token(2, kv_type),
             "prefill_chunk": prefill_chunk,
-            "contexts": [_cache_at(config, ctx_size, prefill_chunk) for ctx_size in _contexts(config)],
+            "contexts": [
+                _cache_at(config, ctx_size, prefill_chunk, kv_type) for ctx_size in _contexts(config)
+            ],
         },
         "memory": {
             "available_bytes": available,
             "fits": {
-                dtype: n_bytes + n_slots * config.cache_bytes_per_token(_ITEM_BYTES.get(dtype, 2))
+                dtype: n_bytes + n_slots * config.cache_bytes_per_token(_ITEM_BYTES.get(dtype, 2), kv_type)
                 <= available
                 for dtype, n_bytes in weights.items()
             },
@@ -147,9 +154,11 @@ def _contexts(config: "ModelConfig") -> list[int]:
     return [n for n in _CONTEXTS if n < config.max_seq_len] + [config.max_seq_len]
 
 
-def _cache_at(config: "ModelConfig", ctx_size: int, prefill_chunk: int) -> dict[str, int]:
+def _cache_at(
+    config: "ModelConfig", ctx_size: int, prefill_chunk: int, kv_type: KvType | None
+) -> dict[str, int]:
     """Cache bytes at one context; the window's own share and the bytes of full attention beside it."""
-    per_token = config.cache_bytes_per_token(2)
+    per_token = config.cache_bytes_per_token(2, kv_type)
     return {
         "context": ctx_size,
         "bytes": config.cache_slots(ctx_size, prefill_chunk) * per_token,
@@ -192,7 +201,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield row("memory free", f"{report['memory']['available_bytes']:>15,} bytes")
     yield ""
     per_token, chunk = cache["bytes_per_token"], cache["prefill_chunk"]
-    yield f"KV cache in bfloat16, {per_token:,} bytes a token, prefill chunk {chunk}"
+    yield f"KV cache in {cache['dtype']}, {per_token:,} bytes a token, prefill chunk {chunk}"
     yield f"{'context':>9}{'cache bytes':>18}{'of it window':>18}{'full attention':>18}"
     for at in cache["contexts"]:
         window, full = at["window_bytes"], at["full_attention_bytes"]
