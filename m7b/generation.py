@@ -179,6 +179,13 @@ class Draft(StrEnum):
     LOOKUP = "lookup"
 
 
+class KvType(StrEnum):
+    """How keys and values are held: in bfloat16, or 32 of them in 8 bits under one scale."""
+
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+
+
 class DType(StrEnum):
     """The dtypes a model can run in."""
 
@@ -192,9 +199,11 @@ class EngineOptions:
     """What the user may choose about a model before it runs.
 
     `threads` None is one for each physical core. `dtype` None is the checkpoint's own, but bfloat16 for
-    float16, which CPUs multiply slowly. `quant` None leaves the weights as they are stored. `window` None is
-    the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own. What each `adapter` says is
-    added. `max_memory` (bytes by device) is for `device` auto.
+    float16, which CPUs multiply slowly. `quant` None leaves the weights as they are stored. `kv_type` None
+    keeps keys and values in the `dtype` that the model runs in. `window` None is
+    the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own. What
+    each `adapter` says is added. `max_memory` (bytes by device)
+    is for `device` auto.
     """
 
     threads: int | None = option(
@@ -251,6 +260,12 @@ class EngineOptions:
         metavar="PATH|NAME[:SCALE]",
         collect=tuple,
         in_chat=False,
+    )
+    kv_type: str | None = option(
+        None,
+        "How keys and values are held; in the number format that runs if not given. q8_0 takes half of bf16.",
+        kind=KvType,
+        sample="bf16",
     )
     max_memory: dict[int | str, int] | None = None
 

@@ -11,6 +11,7 @@ from m7b.bench import PeerName, ReportFormat
 from m7b.commands.shared.options import (
     AdapterOption,
     DTypeOption,
+    KvTypeOption,
     ModelOption,
     QuantOption,
     ThreadsOption,
@@ -100,6 +101,7 @@ def bench(
         ),
     ] = False,
     quant: QuantOption = None,
+    kv_type: KvTypeOption = None,
     dtype: DTypeOption = None,
     threads: ThreadsOption = None,
     window: WindowOption = None,
@@ -167,7 +169,7 @@ def bench(
     if adapter and (claims or peer):
         raise UsageError("--adapter goes with neither --claims nor --peer", hint="leave it out")
     adapters = read_adapters(adapter)
-    choice = BenchChoice(variant, model, random_weights, quant, dtype, threads, window, adapters)
+    choice = BenchChoice(variant, model, random_weights, quant, dtype, threads, window, kv_type, adapters)
     sweep = Sweep(
         prompt, tokens, _parse_list("--depths", depths, count, "-d 0,4096"), repetitions, warmup, sizes
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from m7b.commands.shared.options import (
     AdapterOption,
     JsonOption,
+    KvTypeOption,
     ModelOption,
     PrefillChunkOption,
     VariantOption,
@@ -14,7 +15,7 @@ from m7b.commands.shared.options import (
     read_adapters,
 )
 from m7b.errors import UnsupportedCheckpoint
-from m7b.generation import AdapterChoice
+from m7b.generation import AdapterChoice, KvType
 from m7b.models import (
     ModelChoice,
     ModelFiles,
@@ -43,6 +44,7 @@ def info(
     window: WindowOption = None,
     adapter: AdapterOption = None,
     prefill_chunk: PrefillChunkOption = 512,
+    kv_type: KvTypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a model's configuration, exact size, and the memory it takes at each context; loads no weights.
@@ -53,7 +55,7 @@ def info(
 
       m7b info --window 4096 --json
     """
-    report = _report(ModelChoice(variant, model), window, prefill_chunk, read_adapters(adapter))
+    report = _report(ModelChoice(variant, model), window, prefill_chunk, kv_type, read_adapters(adapter))
     output = Output()
     if as_json:
         output.write_json(report)
@@ -62,7 +64,11 @@ def info(
 
 
 def _report(
-    choice: ModelChoice, window: int | None, prefill_chunk: int, adapters: tuple[AdapterChoice, ...] = ()
+    choice: ModelChoice,
+    window: int | None,
+    prefill_chunk: int,
+    kv_type: KvType | None,
+    adapters: tuple[AdapterChoice, ...] = (),
 ) -> dict[str, Any]:
     import psutil
 
@@ -94,15 +100,17 @@ def _report(
         "chat_template": _template(name, checkpoint),
         "weight_bytes": weights,
         "cache": {
-            "dtype": "bfloat16",
-            "bytes_per_token": config.cache_bytes_per_token(2),
+            "dtype": str(kv_type) if kv_type == KvType.Q8_0 else "bfloat16",
+            "bytes_per_token": config.cache_bytes_per_token(2, kv_type),
             "prefill_chunk": prefill_chunk,
-            "contexts": [_cache_at(config, ctx_size, prefill_chunk) for ctx_size in _contexts(config)],
+            "contexts": [
+                _cache_at(config, ctx_size, prefill_chunk, kv_type) for ctx_size in _contexts(config)
+            ],
         },
         "memory": {
             "available_bytes": available,
             "fits": {
-                dtype: n_bytes + n_slots * config.cache_bytes_per_token(_ITEM_BYTES.get(dtype, 2))
+                dtype: n_bytes + n_slots * config.cache_bytes_per_token(_ITEM_BYTES.get(dtype, 2), kv_type)
                 <= available
                 for dtype, n_bytes in weights.items()
             },
@@ -177,9 +185,11 @@ def _contexts(config: "ModelConfig") -> list[int]:
     return [n for n in _CONTEXTS if n < config.max_seq_len] + [config.max_seq_len]
 
 
-def _cache_at(config: "ModelConfig", ctx_size: int, prefill_chunk: int) -> dict[str, int]:
+def _cache_at(
+    config: "ModelConfig", ctx_size: int, prefill_chunk: int, kv_type: KvType | None
+) -> dict[str, int]:
     """Cache bytes at one context; the window's own share and the bytes of full attention beside it."""
-    per_token = config.cache_bytes_per_token(2)
+    per_token = config.cache_bytes_per_token(2, kv_type)
     return {
         "context": ctx_size,
         "bytes": config.cache_slots(ctx_size, prefill_chunk) * per_token,
@@ -224,7 +234,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield row("memory free", f"{report['memory']['available_bytes']:>15,} bytes")
     yield ""
     per_token, chunk = cache["bytes_per_token"], cache["prefill_chunk"]
-    yield f"KV cache in bfloat16, {per_token:,} bytes a token, prefill chunk {chunk}"
+    yield f"KV cache in {cache['dtype']}, {per_token:,} bytes a token, prefill chunk {chunk}"
     yield f"{'context':>9}{'cache bytes':>18}{'of it window':>18}{'full attention':>18}"
     for at in cache["contexts"]:
         window, full = at["window_bytes"], at["full_attention_bytes"]

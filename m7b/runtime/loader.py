@@ -71,7 +71,7 @@ def load_engine(
     ctx_size = options.ctx_size or config.max_seq_len
     _check_dynamic(config, ctx_size)
     n_slots = config.cache_slots(ctx_size, options.prefill_chunk)
-    cache_bytes = n_slots * config.cache_bytes_per_token(dtype.itemsize)
+    cache_bytes = n_slots * config.cache_bytes_per_token(dtype.itemsize, options.kv_type)
     backend = choose_backend(
         checkpoint, options.quant, options.device, dtype, dtype_given=options.dtype is not None
     )
@@ -86,7 +86,13 @@ def load_engine(
         yield from place_weights(model, checkpoint, device_map)
         devices = layer_devices(device_map, config.n_layers)
         model.adapters = [build_updates(model, mix, devices) for mix in mixes]
-        cache = RollingKVCache(config, prefill_chunk=options.prefill_chunk, dtype=dtype, devices=devices)
+        cache = RollingKVCache(
+            config,
+            prefill_chunk=options.prefill_chunk,
+            dtype=dtype,
+            devices=devices,
+            kv_type=options.kv_type,
+        )
         return Engine(model, backend, cache, ctx_size, execution_device(device_map), options.draft)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from m7b.commands.shared.expansion import flag, read_option
-from m7b.generation import MAX_TOKENS, AdapterChoice, DType, EngineOptions, Quant
+from m7b.generation import MAX_TOKENS, AdapterChoice, DType, EngineOptions, KvType, Quant
 from m7b.options import list_options
 from m7b.variants import VARIANTS
 
@@ -137,6 +137,7 @@ WindowOption = Annotated[int | None, flag(ENGINE["window"])]
 PrefillChunkOption = Annotated[int, flag(ENGINE["prefill_chunk"])]
 DTypeOption = Annotated[DType | None, flag(ENGINE["dtype"])]
 QuantOption = Annotated[Quant | None, flag(ENGINE["quant"])]
+KvTypeOption = Annotated[KvType | None, flag(ENGINE["kv_type"])]
 ThreadsOption = Annotated[int | None, flag(ENGINE["threads"])]
 AdapterOption = Annotated[list[str] | None, flag(ENGINE["adapter"])]
 ChatTemplateOption = Annotated[

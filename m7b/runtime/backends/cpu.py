@@ -33,7 +33,10 @@ def locate(cache: RollingKVCache, spans: Sequence[Span]) -> RingSpans:
     """Where the kernels find the rings of `spans`."""
     rows = [(cache[span.row], span) for span in spans]
     return RingSpans(
-        RingSpan(row.addresses, row.capacity, span.first, span.n, row.window or 0, span.is_prompt)
+        RingSpan(
+            *(row.addresses, row.capacity, span.first, span.n, row.window or 0, span.is_prompt),
+            is_in_blocks=row.is_in_blocks,
+        )
         for row, span in rows
     )
 

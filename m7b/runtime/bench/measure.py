@@ -42,7 +42,7 @@ class EngineRunner:
             weights=describe_weights(engine.model, quant),
             weight_bytes=count_weight_bytes(engine.model),
             kv_bytes=cache.n_bytes,
-            kv_bytes_per_token=cache.config.cache_bytes_per_token(engine.model.norm.weight.element_size()),
+            kv_bytes_per_token=cache.bytes_per_token,
             window=cache.window,
         )
 

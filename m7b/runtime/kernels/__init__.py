@@ -245,8 +245,9 @@ def linear_levels(x: Tensor, weight: LevelWeight, n_out: int) -> Tensor:
 class RingSpan(NamedTuple):
     """`n` tokens of one sequence, at positions [first, first + n), and the rings that they go to.
 
-    `rings` are the addresses of each layer's keys and values, both (K, capacity, D) bfloat16; whoever makes
-    this keeps them alive. `window` 0 is full attention. `is_prompt` tokens are read, not generated.
+    `rings` are the addresses of each layer's keys and values, both (K, capacity, D) bfloat16, or blocks of 8
+    bits as kv.py describes them; whoever makes this keeps them alive. `window` 0 is full attention.
+    `is_prompt` tokens are read, not generated.
     """
 
     rings: "array[int]"
@@ -255,6 +256,7 @@ class RingSpan(NamedTuple):
     n: int
     window: int
     is_prompt: bool
+    is_in_blocks: bool = False
 
 
 class RingSpans:

@@ -30,12 +30,22 @@ inline V v_load_f16(const uint8_t *x) {
     std::memcpy(&half, x, 2);
     return from_f16(half);
 }
+inline V v_set_bf16(const uint8_t *x) {
+    uint16_t half;
+    std::memcpy(&half, x, 2);
+    return from_bf16(half);
+}
+constexpr float QUANT_OFFSET = 0.0f;
+inline V v_load_quants(const uint8_t *x) { return float(*x); }
 inline V v_load_i8(const uint8_t *x) { return float(int8_t(*x)); }
 template <int SHIFT> inline V v_load_nibble(const uint8_t *x) { return float((*x >> SHIFT) & 15); }
 inline V v_scale(V a, V n) { return a * from_bits(uint32_t(int(n) + 127) << 23); }
 inline float v_sum(V v) { return v; }
 inline void v_sum4(const V *v, int n, float *sums) {
     for (int i = 0; i < n && i < 4; i++) sums[i] = v_sum(v[i]);
+}
+inline void v_sum16(const V *v, float *sums) {
+    for (int i = 0; i < 16; i++) sums[i] = v[i];
 }
 inline V v_and_above(V value, V x, float limit) { return x > limit ? value : 0.0f; }
 

@@ -2,6 +2,8 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstring>
+
 namespace m7b {
 namespace {
 
@@ -36,6 +38,17 @@ inline void v_store_bf16(uint16_t *x, V v) {
 inline V v_load_f16(const uint8_t *x) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(x)));
 }
+// One bfloat16 for all lanes. Reads the two bytes before it too, which spares a way through another register.
+inline V v_set_bf16(const uint8_t *x) {
+    int32_t word;
+    std::memcpy(&word, x - 2, 4);
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_set1_epi32(word), _mm256_set1_epi32(int32_t(0xffff0000))));
+}
+// Unsigned bytes, and QUANT_OFFSET more.
+constexpr float QUANT_OFFSET = 0.0f;
+inline V v_load_quants(const uint8_t *x) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(x))));
+}
 inline V v_load_i8(const uint8_t *x) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(x))));
 }
@@ -60,6 +73,9 @@ inline void v_sum4(const V *v, int n, float *sums) {
     __m256 b = n > 2 ? _mm256_hadd_ps(v[2], n > 3 ? v[3] : v[2]) : a;
     __m256 c = _mm256_hadd_ps(a, b);
     _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1)));
+}
+inline void v_sum16(const V *v, float *sums) {
+    for (int i = 0; i < 16; i += 4) v_sum4(v + i, 4, sums + i);
 }
 inline V v_and_above(V value, V x, float limit) { // value where x > limit, else 0
     return _mm256_and_ps(value, _mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_GT_OQ));
