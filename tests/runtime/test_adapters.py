@@ -166,7 +166,8 @@ def test_logits_of_the_demo_equal_those_of_peft(tmp_path, demo_file):
     plain = logits(engine(demo_file, ctx_size=256), ids)
     ours = logits(adapted_engine(demo_file, tmp_path, ctx_size=256), ids)
     assert (ours - plain).abs().max() > 1, "the adapter does show"
-    torch.testing.assert_close(ours, oracle_logits(wrapped.eval(), ids), **CLOSE)
+    wrapped.double().eval()  # so that the rounding of the oracle does not count
+    torch.testing.assert_close(ours, oracle_logits(wrapped, ids), **CLOSE)
     torch.testing.assert_close(ours, oracle_logits(wrapped.merge_and_unload(), ids), **CLOSE)
 
 
