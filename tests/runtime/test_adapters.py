@@ -166,9 +166,13 @@ def test_logits_of_the_demo_equal_those_of_peft(tmp_path, demo_file):
     plain = logits(engine(demo_file, ctx_size=256), ids)
     ours = logits(adapted_engine(demo_file, tmp_path, ctx_size=256), ids)
     assert (ours - plain).abs().max() > 1, "the adapter does show"
-    wrapped.double().eval()  # so that the rounding of the oracle does not count
-    torch.testing.assert_close(ours, oracle_logits(wrapped, ids), **CLOSE)
-    torch.testing.assert_close(ours, oracle_logits(wrapped.merge_and_unload(), ids), **CLOSE)
+    theirs = oracle_logits(wrapped.eval(), ids)
+    exact = oracle_logits(wrapped.double(), ids)
+    # Sums in float32 of logits up to 32 are off by about 1e-4, those of the oracle too.
+    bound = max(1e-4, 1.5 * float((theirs - exact).abs().max()))
+    assert bound < 2e-4
+    torch.testing.assert_close(ours, exact, atol=bound, rtol=0)
+    torch.testing.assert_close(ours, oracle_logits(wrapped.merge_and_unload(), ids), atol=bound, rtol=0)
 
 
 def llama_cpp_logits(base, adapters):
