@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from m7b.commands.shared.expansion import flag, read_option
+from m7b.commands.shared.expansion import collect_option, flag
 from m7b.generation import MAX_TOKENS, AdapterChoice, DType, EngineOptions, KvType, Quant
 from m7b.options import list_options
 from m7b.variants import VARIANTS
@@ -41,8 +41,8 @@ def integer(text: str) -> int:
 
 def read_adapters(given: list[str] | None) -> tuple[AdapterChoice, ...]:
     """The adapters that `AdapterOption` gives."""
-    option = ENGINE["adapter"]
-    return tuple(read_option(option, text, f"'{option.flag}'") for text in given or ())
+    adapters: tuple[AdapterChoice, ...] = collect_option(ENGINE["adapter"], given)
+    return adapters
 
 
 def count(text: str) -> int:
