@@ -157,7 +157,8 @@ class Server:
         remarks: Remarks | None = None
         answering: Answering | M7bError
         try:
-            remarks = find_remarks(model, asked.request)
+            async with self._preparing:
+                remarks = await asyncio.to_thread(find_remarks, model, asked.request)
             answering = await self._begin(await self._prepare(model, [asked.request]))
         except (Busy, Stopping):
             raise
@@ -170,8 +171,7 @@ class Server:
                     yield line
             finally:
                 if isinstance(answering, Answering):
-                    self._engine.cancel(answering)
-                    self._metrics.count(answering)
+                    self._close(answering)
 
         return StreamingResponse(pull(), media_type="application/x-ndjson")
 
@@ -218,8 +218,7 @@ class Server:
         finally:
             gone.cancel()
             whole.cancel()
-            self._engine.cancel(answering)
-            self._metrics.count(answering)
+            self._close(answering)
 
     def _stream(
         self,
@@ -245,10 +244,14 @@ class Server:
                 for item in fail(translate_error(error)):
                     yield _event(item)
             finally:
-                self._engine.cancel(answering)
-                self._metrics.count(answering)
+                self._close(answering)
 
         return EventSourceResponse(pull(), ping=_PING_S, sep="\n")
+
+    def _close(self, answering: Answering) -> None:
+        """Let a request go, and count it."""
+        self._engine.cancel(answering)
+        self._metrics.count(answering)
 
     def _require_model(self) -> Model:
         if self._engine.model is None:
