@@ -139,10 +139,11 @@ def serve(
     access = Access(_read_keys(api_key or []), _list_hosts(host, uds), tuple(allow_origin or ()))
     _check_open(host, uds, access, no_auth=no_auth)
     place = _find_place(choice, engine, chat_template, background=background)
-    is_public = uds is not None or not background or is_flag(ctx, "host") or is_flag(ctx, "port")
+    is_public = not background or is_flag(ctx, "host") or is_flag(ctx, "port")
+    public = uds or ((host, port) if is_public else None)
     try:
         _serve(
-            _Places((host, port) if uds is None else uds, place, is_public=is_public, is_quiet=background),
+            _Places(public, place, is_quiet=background),
             choice,
             access,
             lambda: load_model(choice, engine, chat_template=chat_template, keeps_apart=True),
@@ -161,15 +162,13 @@ class _Places:
     """Where a server is to listen.
 
     Attributes:
-        public: a host and a port, or a socket, for any program.
+        public: a host and a port, or a socket, for any program; None for m7b's commands alone.
         warm: the place where commands of m7b look.
-        is_public: whether `public` is wanted.
         is_quiet: whether nobody sees what it says.
     """
 
-    public: tuple[str, int] | Path
+    public: tuple[str, int] | Path | None
     warm: WarmPlace | None
-    is_public: bool
     is_quiet: bool
 
 
@@ -188,7 +187,7 @@ def _serve(
 
     public, warm = places.public, places.warm
     bound = []
-    if places.is_public:
+    if public is not None:
         bound.append(bind_unix_socket(public) if isinstance(public, Path) else bind_socket(*public))
     where = " and ".join(map(describe_socket, bound))
     if warm:

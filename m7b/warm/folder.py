@@ -41,9 +41,9 @@ class Record:
     grace: float
 
     @property
-    def log(self) -> Path:
-        """The file of what it says."""
-        return _file(self.identity, "log")
+    def where(self) -> str:
+        """Where it listens, as people read it."""
+        return " and ".join(self.addresses)
 
 
 def open_folder() -> Path:

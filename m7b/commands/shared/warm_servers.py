@@ -46,7 +46,7 @@ class WarmPlace:
         place = str(Path(os.path.realpath(path)))
         record = Record(self.identity, name, place, os.getpid(), tuple(addresses), time.time(), grace)
         folder.write(self.claimed, record)
-        self._ready(f"{name} is ready: {' and '.join(addresses)} (pid {record.pid})\n")
+        self._ready(f"{name} is ready: {record.where} (pid {record.pid})\n")
 
     def close(self) -> None:
         """Be found no more."""
@@ -100,7 +100,7 @@ def start_in_background(identity: str) -> WarmPlace:
     claimed = folder.claim(identity)
     if claimed is None:
         record = folder.find_record(identity)
-        where = f"{' and '.join(record.addresses)} (pid {record.pid})" if record else "it is being loaded"
+        where = f"{record.where} (pid {record.pid})" if record else "it is being loaded"
         Output().write(f"{record.name if record else 'the model'} is served already: {where}\n")
         raise typer.Exit
     place = WarmPlace(identity, claimed)
@@ -117,8 +117,8 @@ def show_servers(choice: ModelChoice | None) -> None:
     output = Output()
     for record in _find(choice):
         minutes = (time.time() - record.started) / 60
-        where = " and ".join(record.addresses)
-        output.write(f"{record.name}  pid {record.pid}  {minutes:.0f} min  {where}  log {record.log}\n")
+        log = folder.log_file(record.identity)
+        output.write(f"{record.name}  pid {record.pid}  {minutes:.0f} min  {record.where}  log {log}\n")
 
 
 def stop_servers(choice: ModelChoice | None, grace: float | None) -> None:
