@@ -91,17 +91,17 @@ def apply_settings(ctx: typer.Context) -> None:
     Settings that are wrong stop the commands that have such options, but neither their --help nor
     `m7b config`.
     """
-    name = str(ctx.invoked_subcommand)
+    invoked = str(ctx.invoked_subcommand)
     try:
         settings = load(os.environ, _find_file(), SETTINGS)
-        options = _find_options(ctx, settings, name) if settings else {}
+        options = _find_options(ctx, settings, invoked) if settings else {}
         defaults = {
             name: _default(setting, _check(setting, options, ctx)) for name, setting in settings.items()
         }
     except UsageError as error:
         defaults = dict.fromkeys(SETTINGS, _refusal(error))
-    if defaults and name in COMMANDS:
-        ctx.default_map = {name: _find_defaults(_root(ctx).commands[name], defaults)}
+    if defaults and invoked in COMMANDS:
+        ctx.default_map = {invoked: _find_defaults(_root(ctx).commands[invoked], defaults)}
 
 
 def _find_defaults(command: Any, defaults: dict[str, Any]) -> dict[str, Any]:
