@@ -121,7 +121,7 @@ def _make_others(model: Model, adapters: Sequence[OpenAdapter]) -> tuple[Model, 
         replace(
             model,
             name=each.name,
-            engine=model.engine.adapted(number),
+            engine=model.engine.with_adapter(number),
             about=dict(model.about) | {"model": each.name} | _describe_adapters([each]),
         )
         for number, each in enumerate(adapters, 1)

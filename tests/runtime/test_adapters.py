@@ -1,7 +1,5 @@
 """Low-rank adapters against transformers, peft and llama.cpp, and beside each other."""
 
-import ctypes
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -20,6 +18,7 @@ from tests.support.adapters import (
 )
 from tests.support.checkpoints import (
     engine,
+    llama_cpp_logits,
     logits,
     mistral,
     oracle_logits,
@@ -175,30 +174,6 @@ def test_logits_of_the_demo_equal_those_of_peft(tmp_path, demo_file):
     torch.testing.assert_close(ours, oracle_logits(wrapped.merge_and_unload(), ids), atol=bound, rtol=0)
 
 
-def llama_cpp_logits(base, adapters):
-    """Logits (T, V) of llama.cpp with adapters at their scales, its cache in float32."""
-    llama_cpp = pytest.importorskip("llama_cpp")
-    loaded = llama_cpp.Llama(
-        str(base),
-        n_ctx=64,
-        n_threads=1,
-        n_threads_batch=1,
-        logits_all=True,
-        verbose=False,
-        type_k=0,
-        type_v=0,
-    )
-    found = [llama_cpp.llama_adapter_lora_init(loaded.model, str(path).encode()) for path, _ in adapters]
-    assert all(found)
-    pointers = (llama_cpp.llama_adapter_lora_p_ctypes * len(found))(
-        *(ctypes.cast(one, llama_cpp.llama_adapter_lora_p_ctypes) for one in found)
-    )
-    scales = (ctypes.c_float * len(found))(*(scale for _, scale in adapters))
-    assert llama_cpp.llama_set_adapters_lora(loaded.ctx, pointers, len(found), scales) == 0
-    loaded.eval(IDS)
-    return torch.from_numpy(loaded.scores[: len(IDS)].copy())
-
-
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_logits_equal_those_of_llama_cpp(tmp_path, scale):
     model = mistral(window=None, **SHAPE)
@@ -207,7 +182,7 @@ def test_logits_equal_those_of_llama_cpp(tmp_path, scale):
     base = write_gguf(model, tmp_path / "base.gguf", **keys)
     adapter = write_gguf_adapter(tmp_path / "a.gguf", draw_pairs(model, 8), model)
     ours = logits(adapted_engine(base, (adapter, scale), window=0), IDS)
-    torch.testing.assert_close(ours, llama_cpp_logits(base, [(adapter, scale)]), **CLOSE)
+    torch.testing.assert_close(ours, llama_cpp_logits(base, IDS, [(adapter, scale)]), **CLOSE)
 
 
 # ---- by the kernels, and beside each other ---------------------------------------------------------------
@@ -248,7 +223,7 @@ def test_whole_layers_add_the_bits_of_single_operations(tmp_path, base, form, ra
 
 def answer_together(mixed, prompts, params):
     """The tokens of each prompt under the mix of its number, all at once."""
-    sequences = [mixed.adapted(mix).submit(prompt, params) for mix, prompt in prompts]
+    sequences = [mixed.with_adapter(mix).submit(prompt, params) for mix, prompt in prompts]
     found = [[] for _ in sequences]
     while not all(sequence.is_done for sequence in sequences):
         mixed.step()
@@ -285,11 +260,11 @@ def test_nothing_that_was_read_is_shared_with_another_adapter(tmp_path, base, fo
     params = SamplingParams(max_tokens=4, temperature=0, logprobs=2)
     adapted = adapted_engine(base, adapter, **form)
     for each, mix in ((mixed, 0), (mixed, 1), (mixed, 0)):
-        events = list(each.adapted(mix).generate(IDS, params))
+        events = list(each.with_adapter(mix).generate(IDS, params))
         expected = engine(base, **form) if mix == 0 else adapted
         expected.forget()
         assert [e for e in events if isinstance(e, Step)] == [
             e for e in expected.generate(IDS, params) if isinstance(e, Step)
         ]
-    list(mixed.adapted(1).generate(IDS, params))
-    assert next(iter(mixed.adapted(1).generate(IDS, params))).reused >= len(IDS) - 1, "by the same it is"
+    list(mixed.with_adapter(1).generate(IDS, params))
+    assert next(iter(mixed.with_adapter(1).generate(IDS, params))).reused >= len(IDS) - 1, "by the same it is"

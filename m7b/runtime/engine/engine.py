@@ -67,9 +67,9 @@ class Engine:
             self._device,
             self._draft,
         )
-        return engine.adapted(self._adapter)
+        return engine.with_adapter(self._adapter)
 
-    def adapted(self, adapter: int) -> "Engine":
+    def with_adapter(self, adapter: int) -> "Engine":
         """This engine for what goes through the mix of adapters of that number, beside all else."""
         assert adapter < max(1, len(self.model.adapters)), "the model was loaded with as many"
         engine = copy(self)
