@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import socket
 import threading
 import time
@@ -14,9 +13,7 @@ import psutil
 import pytest
 import requests
 
-from m7b.tokenizer import official_file
-from m7b.variants import TokenizerVersion
-from tests.support.checkpoints import mistral, write_hf
+from tests.support.checkpoints import write_v3
 from tests.support.served import Served
 from tests.support.tiny import call
 
@@ -28,10 +25,7 @@ ASKED = [(TEXT[:9], 1), (TEXT[:40], 2), (TEXT, 3), (TEXT, 4), (TEXT, 5), (TEXT[:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("instruct-v3")
-    write_hf(mistral(vocab_size=32768, max_position_embeddings=1024), folder)
-    shutil.copyfile(official_file(TokenizerVersion.V3), folder / "tokenizer.model.v3")
-    return folder
+    return write_v3(tmp_path_factory.mktemp("instruct-v3"), max_position_embeddings=1024)
 
 
 class Crowd:

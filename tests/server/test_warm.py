@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,9 +15,7 @@ from pathlib import Path
 import pytest
 
 from m7b.generation import CallDelta, CallPart, Finished, FinishReason, SamplingParams, TextDelta, Usage
-from m7b.tokenizer import official_file
-from m7b.variants import TokenizerVersion
-from tests.support.checkpoints import mistral, write_hf
+from tests.support.checkpoints import write_v3
 from tests.support.tiny import call
 
 CONTEXT = 512
@@ -42,10 +39,7 @@ TOOLS = [
 
 
 def write_model(folder):
-    """A random checkpoint with the tokenizer of v0.3."""
-    write_hf(mistral(vocab_size=32768, max_position_embeddings=CONTEXT), folder)
-    shutil.copyfile(official_file(TokenizerVersion.V3), folder / "tokenizer.model.v3")
-    return folder
+    return write_v3(folder, max_position_embeddings=CONTEXT)
 
 
 class Home:
