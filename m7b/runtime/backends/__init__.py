@@ -85,6 +85,13 @@ class Backend:
     fuses: bool = True
     drafting: Drafting | None = None
 
+    @property
+    def arithmetic(self) -> str:
+        """Who multiplies: with the same, the same numbers come to the same bits."""
+        if self.operations is KERNELS:
+            return f"{kernels.instruction_set()} kernels"
+        return f"torch {torch.__version__} with {torch.get_num_threads()} threads"
+
     def bind(self, model: Transformer) -> Forward:
         """The fastest way through `model`, which is loaded and stays as it is."""
         kinds = {type(layer) for layer in model.layers.modules() if isinstance(layer, PackedLinear)}
