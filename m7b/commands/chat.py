@@ -12,11 +12,12 @@ import typer
 from m7b.commands.shared.expansion import expand_options
 from m7b.commands.shared.fetching import choose_usual
 from m7b.commands.shared.grammar_options import GrammarOptions
-from m7b.commands.shared.loading import load_model
+from m7b.commands.shared.loading import load_model, open_prompt_cache
 from m7b.commands.shared.options import (
     ChatTemplateOption,
     ModelOption,
     OfflineOption,
+    PromptCacheOption,
     VariantOption,
     integer,
     is_flag,
@@ -106,6 +107,7 @@ def chat(
     grammar: GrammarOptions,
     sampling: SamplingParams = CHAT_SAMPLING,
     engine: EngineOptions,
+    prompt_cache: PromptCacheOption = None,
     offline: OfflineOption = False,
 ) -> None:
     """Talk with a model, or ask it one question.
@@ -120,6 +122,7 @@ def chat(
     keep_to = grammar.read()
     if keep_to is not None and (sampling.stop or tools.are_given):
         raise UsageError("a grammar goes with neither --stop nor tools", hint="ask for one")
+    read = open_prompt_cache(prompt_cache, keeps=save or prompt_cache != "auto")
     is_interactive = question is None and not file and _is_terminal()
     asked = None if is_interactive else _read_question(question, file or [])
     is_brief = asked is not None and not go_on and session is None
@@ -138,14 +141,19 @@ def chat(
             stack.enter_context(silence_keys())
         look = resolve_theme(theme)
         messages = store.load_messages(kept.id) if kept else []
+        loaded = _load(choice, engine, chat_template)
+        if read:
+            read.check(loaded)
+            stack.callback(read.save_last)
         conversation = Session(
-            _load(choice, engine, chat_template),
+            loaded,
             sampling,
             messages=messages,
             tool_choice=tools.tool_choice,
             constrains_calls=constrain,
             grammar=keep_to,
             on_full=on_full,
+            prompt_cache=read,
         )
         if system is not None and (kept is None or is_flag(ctx, "system")):
             conversation.system = system
