@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from m7b import hub
 from m7b.commands.shared.expansion import expand_options
 from m7b.commands.shared.fetching import choose_usual
 from m7b.commands.shared.grammar_options import GrammarOptions
@@ -128,7 +129,7 @@ def chat(
     is_brief = asked is not None and not go_on and session is None
     with _open_store(save, may_forget=is_brief) as store, ExitStack() as stack:
         kept = _find_kept(store, latest=go_on, reference=session)
-        choice = _choose_model(ctx, kept, variant, model, asks=is_interactive)
+        choice, engine = _choose_model(ctx, kept, variant, model, engine, asks=is_interactive)
         toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
         tools.fill(toolbox, constrain=constrain)  # whose errors need not wait for the model
         from m7b.repl import Autosaver, Chat, Screen, Toolbelt
@@ -214,14 +215,24 @@ def _choose_model(
     kept: StoredConversation | None,
     variant: str | None,
     model: Path | None,
+    engine: EngineOptions,
     *,
     asks: bool,
-) -> ModelChoice:
-    """The model that flags name, else that of the conversation, that of the settings, or what is usual."""
-    is_named = is_flag(ctx, "variant") or is_flag(ctx, "model")
-    if kept and split_name(kept.model) in VARIANTS and not is_named:
-        return ModelChoice(split_name(kept.model))
-    return ModelChoice(variant, model) if variant or model else choose_usual(asks=asks)
+) -> tuple[ModelChoice, EngineOptions]:
+    """The model that flags name, else that of the conversation, that of the settings, or what is usual.
+
+    That of a conversation is known again by the name that m7b list shows, and so are its adapters.
+    """
+    if kept and not (is_flag(ctx, "variant") or is_flag(ctx, "model")):
+        name, adapters = split_name(kept.model)
+        known = tuple(each for each in adapters if hub.find(each.name))
+        engine = replace(engine, adapter=engine.adapter or known)
+        if name in VARIANTS:
+            return ModelChoice(name), engine
+        if hub.find(name):
+            return ModelChoice(path=Path(name)), engine
+    choice = ModelChoice(variant, model) if variant or model else choose_usual(asks=asks)
+    return choice, engine
 
 
 def _talk(talk: "Chat", kept: StoredConversation | None, *, vi: bool) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from m7b.generation import EngineOptions
+from m7b.generation import AdapterChoice, EngineOptions, read_adapters
 from m7b.models.adapters import OpenAdapter, check_names, mix_adapters, open_adapters
 from m7b.models.choice import ModelChoice
 from m7b.models.files import ModelFiles, open_model
@@ -113,9 +113,10 @@ def join_names(model: str, adapters: Sequence[OpenAdapter]) -> str:
     return " + ".join([model, *(each.label for each in adapters)])
 
 
-def split_name(name: str) -> str:
-    """The model's own part of what a model with adapters is called."""
-    return name.partition(" + ")[0]
+def split_name(name: str) -> tuple[str, list[AdapterChoice]]:
+    """The model's own part of what a model with adapters is called, and the adapters."""
+    model, *labels = name.split(" + ")
+    return model, list(read_adapters(labels))
 
 
 def _make_others(model: Model, adapters: Sequence[OpenAdapter]) -> tuple[Model, ...]:
