@@ -78,6 +78,12 @@ class Engine:
         engine._adapter = adapter
         return engine
 
+    def without_drafts(self) -> "Engine":
+        """This engine for answers that nothing is guessed of, beside all else."""
+        engine = copy(self)
+        engine._drafting = None
+        return engine
+
     def pretend(self, row: int, ids: Ids[int]) -> None:
         """Take `row` to hold `ids`, though it was filled by hand: to measure speed at a depth."""
         assert len(ids) == self.cache[row].length, "the row was filled to another length"
