@@ -19,6 +19,7 @@ from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
 from m7b.repl.paste import PasteDetector
+from m7b.repl.reflow import follow_reflow
 
 _PROMPT, _MORE = ">>> ", "... "
 _BLOCK = '"""'
@@ -63,6 +64,7 @@ class Prompt:
             tempfile_suffix=".md",
             vi_mode=vi,
         )
+        follow_reflow(self._session)
         # Where a terminal does not say where its cursor is, only the toolbar is missing: no reason to warn.
         self._session.app.renderer.cpr_not_supported_callback = None
 
