@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,16 +73,13 @@ class PromptCache:
         n_held = model.engine.count_held(ids)
         if len(ids) - n_held < _WORTH_LOOKING:
             return
-        n_shared, source = self._find(model, ids)
-        if source is None or n_shared <= n_held:
-            return
         try:
-            model.engine.restore(source, ids)
-            os.utime(source.file)
+            n_shared, source = self._find(model, ids)
+            if source and n_shared > n_held:
+                model.engine.restore(source, ids)
+                self._mark_used(source.file)
         except M7bError as error:
             self._report(f"the prompt is read anew: {error}")
-        except OSError:
-            pass  # a file of somebody else's, which stays as old as it was
 
     def save(self, model: Model, ids: Sequence[int], *, is_exact: bool = True) -> None:
         """Write what the engine of `model` holds of `ids` and behind them, if that is worth it.
@@ -109,6 +107,11 @@ class PromptCache:
         """Write what was read last, with what was generated behind it."""
         if self._last:
             self.save(*self._last, is_exact=False)
+
+    def _mark_used(self, file: Path) -> None:
+        if self._file is None:
+            with suppress(OSError):
+                os.utime(file)
 
     def _is_worth(self, held: Sequence[int], n_shared: int, source: "SavedRow | None") -> bool:
         n_more = len(held) - n_shared
@@ -168,16 +171,16 @@ class KeptPrompt:
 
 
 def list_prompts() -> list[KeptPrompt]:
-    """All files of the folder of prompts.
+    """All files of the folder of prompts, those too that nobody has written to their end.
 
     Raises:
         NoHome: nothing says where it is.
     """
-    found = []
-    for file in sorted(prompts_folder().glob(f"*{_SUFFIX}")):
-        state = file.stat()
-        found.append(KeptPrompt(file, state.st_size, state.st_mtime))
-    return found
+    from m7b.runtime.saved_rows import UNFINISHED
+
+    files = [file for pattern in (f"*{_SUFFIX}", f"{UNFINISHED}*") for file in prompts_folder().glob(pattern)]
+    states = [(file, file.stat()) for file in sorted(files)]
+    return [KeptPrompt(file, state.st_size, state.st_mtime) for file, state in states]
 
 
 def _is_beginning(source: "SavedRow", n_shared: int) -> bool:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,9 @@ from m7b.runtime.cache import CacheRow
 
 _FORMAT = "m7b prompt cache 1"  # the number changes with what is in the file
 _CHECKSUMS = "checksums"
+UNFINISHED = ".prompt-"
+"""What names of files begin with that were not written to their end."""
+
 _HEAD_BYTES = 128  # where a file of ours names its format
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.uint8: "U8"}
 
@@ -78,6 +81,8 @@ def open_row(file: Path) -> SavedRow:
         UsageError: it is no file of this kind.
         DamagedCheckpoint: it is cut short or contradicts itself.
     """
+    if not file.is_file():  # a pipe would wait for a writer
+        raise UsageError(f"{file} is no regular file", hint="name another file")
     try:
         with file.open("rb") as opened:
             is_ours = _FORMAT.encode() in opened.read(_HEAD_BYTES)
@@ -90,12 +95,27 @@ def open_row(file: Path) -> SavedRow:
     try:
         with safe_open(file, framework="pt") as opened:
             fields = opened.metadata()
-            ids, about = json.loads(fields["ids"]), json.loads(fields["about"])
-            first, n_exact = int(fields["first"]), int(fields["n_exact"])
+            row = _parse(file, fields)
             if opened.get_tensor(_CHECKSUMS).tolist()[0] != _checksum_fields(fields):
                 raise _damaged(file, "the checksum of its header is another")
-    except (SafetensorError, OSError, KeyError, ValueError, IndexError) as error:
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(file, str(error)) from None
+    return row
+
+
+def _parse(file: Path, fields: Mapping[str, str]) -> SavedRow:
+    """The row that metadata tell of.
+
+    Raises:
+        ValueError: they tell of none.
+        LookupError: they are not whole.
+    """
+    ids, about = json.loads(fields["ids"]), json.loads(fields["about"])
+    first, n_exact = int(fields["first"]), int(fields["n_exact"])
+    if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):
+        raise ValueError("its ids are none")
+    if not isinstance(about, dict) or not (0 <= first <= len(ids) and 0 <= n_exact <= len(ids)):
+        raise ValueError("its header contradicts itself")
     return SavedRow(file, ids, n_exact, first, about)
 
 
@@ -115,11 +135,15 @@ def write_row(
         "about": json.dumps(dict(about)),
     }
     try:
-        with tempfile.TemporaryDirectory(prefix=".prompt-", dir=file.parent) as folder:
-            whole = Path(folder) / "whole"
-            whole.touch(0o600)
-            _write(whole, row, positions, fields)
-            os.replace(whole, file)
+        target = Path(os.path.realpath(file))  # a link stays one
+        handle, whole = tempfile.mkstemp(prefix=UNFINISHED, dir=target.parent)
+        try:
+            with open(handle, "wb") as out:
+                _write(out, row, positions, fields)
+            os.replace(whole, target)
+        except BaseException:
+            os.unlink(whole)
+            raise
     except OSError as error:
         raise OutOfResources(f"cannot write {file}: {error.strerror}") from None
 
@@ -136,7 +160,7 @@ def count_common(first: Sequence[int], second: Sequence[int]) -> int:
     return low
 
 
-def _write(file: Path, row: CacheRow, positions: range, fields: dict[str, str]) -> None:
+def _write(out: BinaryIO, row: CacheRow, positions: range, fields: dict[str, str]) -> None:
     """Layer by layer, so that no more than one is in memory twice."""
     header: dict[str, Any] = {"__metadata__": {"format": _FORMAT, **fields}}
     shapes = [(*ring.shape[:1], len(positions), *ring.shape[2:]) for ring in row.list_rings()]
@@ -149,12 +173,11 @@ def _write(file: Path, row: CacheRow, positions: range, fields: dict[str, str]) 
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     sums = [_checksum_fields(fields)]
-    with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for ring in row.read(positions):
-            sums.append(_checksum(ring))
-            out.write(_as_bytes(ring))
-        out.write(_as_bytes(torch.tensor(sums)))
+    out.write(len(text).to_bytes(8, "little") + text)
+    for ring in row.read(positions):
+        sums.append(_checksum(ring))
+        out.write(_as_bytes(ring))
+    out.write(_as_bytes(torch.tensor(sums)))
 
 
 def _name(at: int) -> str:

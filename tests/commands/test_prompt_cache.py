@@ -208,6 +208,24 @@ class TestAuto:
         assert "not kept" in ran.err
         assert not self.list(home)
 
+    def test_without_a_home_it_is_told_and_nothing_fails(self, folder, monkeypatch):
+        for name in ("M7B_HOME", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+
+        def refuse(*arguments, **options):
+            raise RuntimeError("no home")
+
+        monkeypatch.setattr("platformdirs.user_cache_path", refuse)
+        ran = complete(folder, "--prompt-cache", "auto")
+        assert "not kept" in ran.err
+        assert "HOME" in ran.err
+
+    def test_what_was_not_written_to_its_end_is_pruned_too(self, home, folder):
+        complete(folder, "--prompt-cache", "auto")
+        (home / "prompts" / ".prompt-abc").write_bytes(b"half")
+        assert call("prune", "--caches", "-y").code == 0
+        assert not list((home / "prompts").iterdir())
+
     def test_prune_removes_them_and_nothing_else(self, home, folder):
         complete(folder, "--prompt-cache", "auto")
         (home / "prompts" / "note.txt").write_text("mine")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from m7b.errors import DamagedCheckpoint, M7bError, OutOfResources, UsageError
 from m7b.generation import PromptProgress, SamplingParams, Step
-from m7b.runtime import kernels
+from m7b.runtime import kernels, saved_rows
 from m7b.runtime.saved_rows import open_row
 from tests.support.checkpoints import engine, mistral, write_hf
 
@@ -193,6 +193,45 @@ def test_a_row_is_for_its_owner_alone(make, tmp_path):
     run(first, TEXTS[0][:40], READ)
     save(first, TEXTS[0][:40], tmp_path / "row")
     assert (tmp_path / "row").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ids": "[1,2,[]]"},
+        {"ids": "[-1]"},
+        {"ids": "{}"},
+        {"ids": "[" * 100_000},
+        {"ids": "1" * 5000},
+        {"first": "-3"},
+        {"first": "41"},
+        {"n_exact": "41"},
+        {"n_exact": "x"},
+        {"about": "[]"},
+    ],
+)
+def test_headers_that_somebody_has_made_are_refused(make, tmp_path, monkeypatch, changes):
+    """With checksums that fit."""
+    first = make("blocks", "full attention")
+    run(first, TEXTS[0][:40], READ)
+    write = saved_rows._write
+    monkeypatch.setattr(
+        saved_rows, "_write", lambda out, row, at, fields: write(out, row, at, fields | changes)
+    )
+    with pytest.raises(DamagedCheckpoint, match="is damaged"):
+        save(first, TEXTS[0][:40], tmp_path / "row")
+
+
+def test_a_link_stays_one_and_a_pipe_is_not_waited_for(make, tmp_path):
+    first = make("blocks", "full attention")
+    run(first, TEXTS[0][:40], READ)
+    (tmp_path / "link").symlink_to("row")
+    save(first, TEXTS[0][:40], tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert open_row(tmp_path / "row").ids == TEXTS[0][:40]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="is no regular file"):
+        open_row(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\0" * 64, b"\x10" + b"\0" * 7 + b'{"__metadata__":'])
