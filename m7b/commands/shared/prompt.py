@@ -76,9 +76,7 @@ def _read(source: Path | str, *, is_alone: bool = True) -> str:
         try:
             return read_text(source)
         except UsageError as error:
-            raise UsageError(
-                error.message, hint=error.hint or "--file takes a file, or - for stdin"
-            ) from None
+            raise UsageError(error.message, hint=error.hint or "name a file, or - for stdin") from None
     # Arguments are bytes, which Python has decoded by the locale: go back and take them as UTF-8.
     return decode_text("the prompt", os.fsencode(source))
 
