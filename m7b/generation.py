@@ -17,6 +17,7 @@ MAX_SEED = 2**63 - 1
 MAX_BIAS = 1_000_000
 MAX_TOKENS = 1 << 31
 MAX_SCALE = 1_000
+MAX_STOPS = 128
 
 
 def read_bias(text: str) -> tuple[int, float]:
@@ -161,6 +162,8 @@ class SamplingParams:
         check_options(self)
         if "" in self.stop:
             raise UsageError("a stop string is empty", hint="leave it out")
+        if len(self.stop) > MAX_STOPS:
+            raise UsageError(f"there are {len(self.stop)} stop strings", hint=f"give at most {MAX_STOPS}")
         for token, bias in self.logit_bias.items():
             if bias != -math.inf:
                 check_range(f"logit_bias of token {token}", bias, low=-MAX_BIAS, high=MAX_BIAS)

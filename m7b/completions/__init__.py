@@ -19,6 +19,7 @@ from m7b.completions.line import is_error, parse_object
 from m7b.completions.local import LocalAnswer
 from m7b.completions.remarks import Remarks, find_remarks
 from m7b.completions.request import (
+    MAX_SAMPLES,
     ChatPrompt,
     CompletionRequest,
     is_conversation,
@@ -28,6 +29,7 @@ from m7b.completions.request import (
 from m7b.completions.together import BatchProgress, Together
 
 __all__ = [
+    "MAX_SAMPLES",
     "BatchProgress",
     "ChatPrompt",
     "Choice",

@@ -28,6 +28,9 @@ from m7b.generation import MAX_SEED, SamplingParams
 from m7b.offer import AUTO, NONE
 from m7b.options import list_options
 
+MAX_SAMPLES = 1024
+"""The most answers to one request."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
@@ -80,8 +83,8 @@ class CompletionRequest:
                 hint='ask for one, or let it call none with "tool_choice": "none"',
                 param="response_format",
             )
-        if self.n < 1:
-            raise UsageError(f"n is {self.n}", hint="it must be at least 1", param="n")
+        if not 1 <= self.n <= MAX_SAMPLES:
+            raise UsageError(f"n is {self.n}", hint=f"it must be from 1 to {MAX_SAMPLES}", param="n")
         if (self.params.seed or 0) + self.n - 1 > MAX_SEED:
             raise UsageError(
                 f"seed is {self.params.seed} for {self.n} samples",

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from m7b.completions import Completion, CompletionRequest, format_answers, parse_object, parse_request
+from m7b.completions import (
+    MAX_SAMPLES,
+    Completion,
+    CompletionRequest,
+    format_answers,
+    parse_object,
+    parse_request,
+)
 from m7b.completions.remarks import Remarks, find_remarks
 from m7b.errors import M7bError, UsageError
 from m7b.generation import MAX_TOKENS, SamplingParams
@@ -31,6 +38,7 @@ from m7b.warm.wire import ANSWER_PATH
 _PING_S = 15
 _TEXT_TOKENS = 16  # what OpenAI's reference gives for completions
 _MOST_PROMPTS = 256
+_MOST_ENTRIES = 1 << 23  # log-probabilities of one request, some 100 bytes each
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -188,9 +196,20 @@ class Server:
         return self._stream(answering, lambda: (), chunks.add, end, lambda error: [format_error(error)])
 
     async def _prepare(self, model: Model, requests: list[CompletionRequest]) -> list[Completion]:
-        """Encode prompts and compile grammars, off the event loop."""
+        """Encode prompts and compile grammars, off the event loop.
+
+        Raises:
+            UsageError: the answers would be too much work for one request.
+        """
+        _check_samples(requests)
+
+        def prepare() -> list[Completion]:
+            completions = [Completion(model, request) for request in requests]
+            _check_logprobs(completions)
+            return completions
+
         async with self._preparing:
-            return await asyncio.to_thread(lambda: [Completion(model, request) for request in requests])
+            return await asyncio.to_thread(prepare)
 
     async def _begin(self, completions: list[Completion]) -> Answering:
         """Queue the request, and wait until the engine has taken it.
@@ -328,6 +347,44 @@ def _list_prompts(prompt: Any) -> list[Any]:
             f"there are {len(prompt)} prompts", hint=f"send 1 to {_MOST_PROMPTS}", param="prompt"
         )
     return prompt
+
+
+def _check_samples(requests: Sequence[CompletionRequest]) -> None:
+    """Refuse more answers than may be under way for one request.
+
+    Raises:
+        UsageError: there are more.
+    """
+    n_samples = sum(request.n for request in requests)
+    if n_samples > MAX_SAMPLES:
+        raise UsageError(
+            f"{len(requests)} prompts with n = {requests[0].n} make {n_samples} answers",
+            hint=f"ask for at most {MAX_SAMPLES} at once",
+            param="n",
+        )
+
+
+def _check_logprobs(completions: Sequence[Completion]) -> None:
+    """Refuse so many log-probabilities that they would fill the memory.
+
+    Raises:
+        UsageError: there are.
+    """
+    n_entries = sum(map(_count_entries, completions))
+    if n_entries > _MOST_ENTRIES:
+        raise UsageError(
+            f"the answers could have {n_entries:,} log-probabilities",
+            hint=f"ask for at most {_MOST_ENTRIES:,}: fewer tokens, samples or alternatives",
+            param="logprobs",
+        )
+
+
+def _count_entries(completion: Completion) -> int:
+    request, n_prompt = completion.request, len(completion.ids)
+    if request.params.logprobs is None:
+        return 0
+    n_tokens = min(request.params.max_tokens, max(0, completion.model.ctx_size - n_prompt))
+    return (request.n * n_tokens + (n_prompt if request.echo else 0)) * (1 + request.params.logprobs)
 
 
 def _choose_model(model: Model, name: Any) -> Model:

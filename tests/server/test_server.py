@@ -361,6 +361,33 @@ def test_a_body_that_is_too_large_is_refused(served):
 
 
 @pytest.mark.parametrize(
+    ("path", "fields", "word"),
+    [
+        ("completions", {"prompt": "Hi", "n": 10**9}, "n"),
+        ("completions", {"prompt": "Hi", "n": 1025}, "n"),
+        ("chat/completions", {"messages": MESSAGES, "n": 10**12}, "n"),
+        ("completions", {"prompt": ["Hi"] * 200, "n": 100}, "n"),
+        ("completions", {"prompt": "Hi", "n": 1024, "logprobs": 10**9}, "log-probabilities"),
+        (
+            "chat/completions",
+            {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2**62},
+            "log-probabilities",
+        ),
+        ("completions", {"prompt": "Hi", "stop": [f"{n}" for n in range(129)]}, "stop"),
+    ],
+    ids=str,
+)
+def test_work_without_end_is_refused_at_once(served, path, fields, word):
+    """A request for a billion answers kept the engine from all others."""
+    started = time.monotonic()
+    answer = served.post(f"/v1/{path}", **fields)
+    assert answer.status_code == 400, answer.text
+    assert time.monotonic() - started < 20
+    assert word in answer.json()["error"]["message"]
+    assert served.post("/v1/completions", prompt="Hi", max_tokens=1).status_code == 200
+
+
+@pytest.mark.parametrize(
     ("headers", "status"),
     [
         ({"Host": "evil.example"}, 403),
