@@ -20,13 +20,7 @@ from tests.support.blocks import draw_blocks, set_heads
 
 pytestmark = pytest.mark.skipif(kernels.instruction_set() is None, reason="the kernels were not built")
 CHOSEN = kernels.instruction_set()
-SETS = [
-    name
-    for name in ("amx", "avx512vnni", "avx2", "portable")
-    if kernels._native and kernels._native.use(name)
-]
-if CHOSEN:
-    kernels._native.use(CHOSEN)  # asking chose the last, which other tests would run on
+SETS = kernels.available_instruction_sets()
 TYPES = list(BlockType)
 ROUNDED = [BlockType.Q4_0, BlockType.Q4_1, BlockType.Q8_0, BlockType.INT8]
 SEARCHED = [type for type in TYPES if type not in (BlockType.Q8_0, BlockType.INT8)]
@@ -223,7 +217,7 @@ def test_a_token_gets_the_same_bits_whatever_is_beside_it(type, dtype, n_out):
 
 @once
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
-def test_the_instruction_sets_of_x86_give_the_same_bits(type):
+def test_the_instruction_sets_of_a_processor_give_the_same_bits(type):
     n_in = (34 if type.n_values == 32 else 5) * type.n_values
     weight = kernels.pack(type, draw_blocks(type, 72, n_in))
     x, found = torch.randn(50, n_in), []

@@ -1,4 +1,4 @@
-// The kernels that compute in float32, over the vector type V that is included before.
+// The kernels that compute in float32, over what instruction_set.h lists.
 #pragma once
 #include <cmath>
 

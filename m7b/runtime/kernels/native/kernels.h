@@ -20,8 +20,9 @@ constexpr float SMALLEST = 1e-30f; // activations below it count as 0: their inv
 
 enum DType { F32 = 0, BF16 = 1 };
 
-// Activations of n tokens, quantized under one scale a block: block b of token i is at b * n + i. Those of 16
-// bits stand in the order 0 2 1 3 of each four, as the weights' bytes come apart into pairs of 16 bits.
+// Activations of n tokens, quantized under one scale a block: block b of token i is at b * n + i. Those of 16 bits
+// stand as the instruction set wants them: here in the order 0 2 1 3 of each four, as the weights' bytes come apart into
+// pairs of 16 bits, there as low and high bytes.
 struct Tile {
     const int8_t *quants; // activation_bytes(type) each
     const float *scales;
@@ -96,6 +97,8 @@ struct Kernels {
     void (*quantize_block_16)(const float *x, int16_t *quants, float *scale);
     // n values, a multiple of 16, rounded to the grid under a line, each of the sums by its weight.
     void (*measure_line)(const float *x, const float *weights, int n, Line line, const Grid &grid, Sums *sums);
+    // Null, or puts the quants (n, BLOCK) of n tokens, n_bytes each, where the linears want them.
+    void (*pair)(int8_t *quants, int n, int n_bytes);
     const Linears *linears;          // by block type
     const LinearTiles *linear_tiles; // null, or by block type
     // ROWS rows of bfloat16 weights, `stride` apart, times x (n, in), n at most 4: out is (n, ROWS).
@@ -105,6 +108,10 @@ struct Kernels {
     void (*linear_dense)(const uint16_t *weight, size_t stride, int n_rows, int depth, const float *tiles, int n_tiles,
                          float *out);
     int dense_tokens;
+    // Null, or the same for activations of bfloat16: a tile is (depth / 4, dense_bf16_tokens, 4).
+    void (*linear_dense_bf16)(const uint16_t *weight, size_t stride, int n_rows, int depth, const uint16_t *tiles, int n_tiles,
+                              float *out);
+    int dense_bf16_tokens;
     void (*attend)(const Attention &work);
     // y = x / rms(x) rounded to `dtype`, times the weight.
     void (*rms_norm)(const float *x, const float *weight, int dim, float eps, bool rounds, float *y);
@@ -118,6 +125,17 @@ extern const Kernels portable_kernels;
 extern const Kernels avx2_kernels;
 extern const Kernels avx512vnni_kernels;
 extern const Linears *const avx512vnni_linears_ahead; // its linears, where asking ahead helps one token too
+#endif
+#if defined(__aarch64__)
+extern const Kernels neon_kernels;
+// Where the compiler knows the instructions.
+#if !defined(__clang__) || __clang_major__ >= 16 || (defined(__apple_build_version__) && __clang_major__ >= 15)
+#define M7B_HAS_DOTPROD
+#define M7B_HAS_I8MM
+#define M7B_HAS_BF16
+extern const Kernels dotprod_kernels, i8mm_kernels;
+const Kernels &bf16_kernels();
+#endif
 #endif
 #if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
 #if __has_include(<amxint8intrin.h>)
