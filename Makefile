@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICK := $(addprefix tests/runtime/test_,parity.py cache.py kernels.py sampling.py scheduler.py) \
 	tests/text/test_tokenizer.py tests/completions/test_stream.py
 
-.PHONY: demo test quick clients check sanitize format lint types architecture docs clean
+.PHONY: demo test quick clients check sanitize arm format lint types architecture docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/m7b download --variant demo
@@ -76,3 +76,29 @@ sanitize: $(VENV)/.installed-dev
 	cd build/sanitize/m7b && ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		$(abspath $(BIN))/python -m pytest -p no:cacheprovider --rootdir . tests/runtime/test_kernels.py tests/runtime/test_scheduler.py
+
+# The tests of the kernels on each level of ARM, under an emulator. They run natively and hand the calls over, so the
+# emulated Python needs no libraries: ARM_ROOT is a folder with a Python 3.11 for arm64 and its headers, such as
+# Debian's python3.11-dev for arm64 unpacked. Needs g++-aarch64-linux-gnu and qemu-user-static too.
+ARM_ROOT ?= build/arm/root
+ARM_CXX ?= aarch64-linux-gnu-g++
+ARM_LEVELS ?= cortex-a72:neon cortex-a76:dotprod max:i8mm
+NATIVE := m7b/runtime/kernels/native
+
+arm: $(VENV)/.installed-dev build/arm/_native.abi3.so build/arm/arena.so
+	for level in $(ARM_LEVELS); do \
+		M7B_EMULATOR="env PYTHONHOME=$(abspath $(ARM_ROOT))/usr PYTHONMALLOC=default qemu-aarch64-static -cpu $${level%:*} -L $(abspath $(ARM_ROOT)) $(abspath $(ARM_ROOT))/usr/bin/python3.11" \
+		M7B_NATIVE=$(abspath build/arm/_native.abi3.so) M7B_EXPECTED=$${level#*:} M7B_ARENA=/dev/shm/m7b.$$$$ \
+		env PYTHONMALLOC=malloc LD_PRELOAD=$(abspath build/arm/arena.so) $(BIN)/python -m pytest -p no:cacheprovider \
+			-p tests.support.emulated tests/runtime/test_kernels.py -k "not fork and not portable and not variable_names and not is_refused" \
+			|| exit 1; rm -f /dev/shm/m7b.$$$$; \
+	done
+
+build/arm/_native.abi3.so: $(wildcard $(NATIVE)/*)
+	mkdir -p build/arm
+	$(ARM_CXX) -shared -fPIC -pthread -O3 -std=c++17 -ffp-contract=off -DPy_LIMITED_API=0x030B0000 -w \
+		-I$(ARM_ROOT)/usr/include -I$(ARM_ROOT)/usr/include/python3.11 $(NATIVE)/*.cpp -o $@
+
+build/arm/arena.so: tests/support/emulated/arena.c
+	mkdir -p build/arm
+	$(CC) -O2 -shared -fPIC -pthread -fno-builtin $< -o $@

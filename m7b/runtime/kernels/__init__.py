@@ -83,7 +83,7 @@ _FEW_AT_ONCE = 16  # tokens that go through all layers without a stop
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
-INSTRUCTION_SETS = ("amx", "avx512vnni", "avx2", "bf16", "i8mm", "dotprod", "neon", "portable")
+INSTRUCTION_SETS = ("amx", "avx512vnni", "avx2", "i8mm", "dotprod", "neon", "portable")
 """What the kernels may run on, of each processor the best first."""
 
 

@@ -34,22 +34,21 @@ bool has_amx() {
 #endif
 
 #if defined(__aarch64__)
-enum { DOTPROD = 1, I8MM = 2, BF16_ARITHMETIC = 4 };
+enum { DOTPROD = 1, I8MM = 2 };
 
 // Of these, what the system says the processor has.
 int arm_features() {
 #if defined(__linux__)
-    constexpr unsigned long HAS_DOTPROD = 1ul << 20, HAS_I8MM = 1ul << 13, HAS_BF16 = 1ul << 14; // the second word's
+    constexpr unsigned long HAS_DOTPROD = 1ul << 20, HAS_I8MM = 1ul << 13; // the second word's
     const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
-    return (first & HAS_DOTPROD ? DOTPROD : 0) | (second & HAS_I8MM ? I8MM : 0) | (second & HAS_BF16 ? BF16_ARITHMETIC : 0);
+    return (first & HAS_DOTPROD ? DOTPROD : 0) | (second & HAS_I8MM ? I8MM : 0);
 #elif defined(__APPLE__)
     const auto has = [](const char *name) {
         int value = 0;
         size_t size = sizeof value;
         return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value;
     };
-    return (has("hw.optional.arm.FEAT_DotProd") ? DOTPROD : 0) | (has("hw.optional.arm.FEAT_I8MM") ? I8MM : 0) |
-           (has("hw.optional.arm.FEAT_BF16") ? BF16_ARITHMETIC : 0);
+    return (has("hw.optional.arm.FEAT_DotProd") ? DOTPROD : 0) | (has("hw.optional.arm.FEAT_I8MM") ? I8MM : 0);
 #else
     return 0;
 #endif
@@ -75,8 +74,7 @@ constexpr Set SETS[] = {
     {get<avx512vnni_kernels>, has_avx512vnni},
     {get<avx2_kernels>, has_avx2},
 #endif
-#if defined(M7B_HAS_BF16)
-    {bf16_kernels, has_arm<DOTPROD | I8MM | BF16_ARITHMETIC>},
+#if defined(M7B_HAS_I8MM)
     {get<i8mm_kernels>, has_arm<DOTPROD | I8MM>},
     {get<dotprod_kernels>, has_arm<DOTPROD>},
 #endif

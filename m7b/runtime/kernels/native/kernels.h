@@ -108,10 +108,6 @@ struct Kernels {
     void (*linear_dense)(const uint16_t *weight, size_t stride, int n_rows, int depth, const float *tiles, int n_tiles,
                          float *out);
     int dense_tokens;
-    // Null, or the same for activations of bfloat16: a tile is (depth / 4, dense_bf16_tokens, 4).
-    void (*linear_dense_bf16)(const uint16_t *weight, size_t stride, int n_rows, int depth, const uint16_t *tiles, int n_tiles,
-                              float *out);
-    int dense_bf16_tokens;
     void (*attend)(const Attention &work);
     // y = x / rms(x) rounded to `dtype`, times the weight.
     void (*rms_norm)(const float *x, const float *weight, int dim, float eps, bool rounds, float *y);
@@ -132,9 +128,7 @@ extern const Kernels neon_kernels;
 #if !defined(__clang__) || __clang_major__ >= 16 || (defined(__apple_build_version__) && __clang_major__ >= 15)
 #define M7B_HAS_DOTPROD
 #define M7B_HAS_I8MM
-#define M7B_HAS_BF16
 extern const Kernels dotprod_kernels, i8mm_kernels;
-const Kernels &bf16_kernels();
 #endif
 #endif
 #if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
