@@ -24,7 +24,7 @@ V v_scale(V a, V n); // a * 2^n for whole n from -126 to 127
 V v_and_above(V value, V x, float limit); // value where x > limit, else 0
 float v_sum(V v); // of all lanes
 void v_sum4(const V *v, int n, float *sums); // of each of up to four vectors; beyond `n`, sums[0] to [3] have no meaning
-[[maybe_unused]] void v_sum16(const V *v, float *sums); // of each of 16 vectors, to the bits that v_sum4 gives; where REGISTERS is 32
+[[maybe_unused]] void v_sum16(const V *v, float *sums); // of each of 16, as v_sum4 adds; where REGISTERS is 32
 V v_load_bf16(const uint16_t *x);
 V v_set_bf16(const uint8_t *x); // one number in every lane; may read the two bytes before it
 V v_load_quants(const uint8_t *x); // unsigned bytes, and `QUANT_OFFSET` more, a constant
@@ -53,6 +53,9 @@ void quantize_block(const float *x, int8_t *quants, float *scale, int32_t *sums)
 void quantize_block_16(const float *x, int16_t *quants, float *scale);
 void widen_levels(const uint8_t *quants, float scale, const float *levels, uint16_t *out);
 uint64_t sum_bytes(const uint8_t *bytes, size_t n);
+
+// M7B_UNROLL_TOKENS, in front of loops that shall be unrolled: a pragma, or nothing where the compiler may choose.
+// What a set may leave out: `pair`, tiles, and `turn_8` of dense_kernel.h, which is included where that is there.
 
 } // namespace
 } // namespace m7b

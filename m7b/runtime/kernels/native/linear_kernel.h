@@ -16,9 +16,13 @@ struct ScalesAt {
     const uint8_t *heads, *smalls;
 };
 
+#ifndef M7B_INLINE_PARTS // where the compiler must be told
+#define M7B_INLINE_PARTS
+#endif
+
 // Adds the products of one part of a strip to the sums of N tokens; TOGETHER of them at a time, as registers allow.
 template <int TYPE, int N>
-inline void add_part(const Weights<TYPE> &weights, ScalesAt at, const Tile &tokens, V (*sums)[PARTS]) {
+M7B_INLINE_PARTS inline void add_part(const Weights<TYPE> &weights, ScalesAt at, const Tile &tokens, V (*sums)[PARTS]) {
     constexpr int n = N < TOGETHER<TYPE> ? N : TOGETHER<TYPE>;
     V dots[n][PARTS][n_groups(TYPE)];
     weights.template dot<n>(tokens, dots);
@@ -48,6 +52,18 @@ void multiply(const uint8_t *panels, size_t distance, int n_parts, const Tile &t
             for (V &sum : sums[s][i]) sum = v_zero();
     for (int b = 0; b < n_parts; b++) {
         const Tile tokens = tile.from(size_t(b) * N, activation_bytes(TYPE));
+        // Where registers hold the sums of one token alone, those of several are better left to memory: told which strip
+        // it is, the compiler keeps them in both, and takes minutes.
+        if constexpr (STRIPS > 1 && N > 1) {
+            for (int s = 0; s < P * STRIPS; s++) {
+                M7B_FORGET(s);
+                const uint8_t *panel = panels + s / STRIPS * distance, *scales = panel + size_t(n_parts) * quant_bytes(TYPE);
+                const int row = s % STRIPS * STRIP;
+                const ScalesAt at = {scales + head_at(TYPE, b) + 2 * row, scales + small_at(TYPE, b) + row};
+                add_part<TYPE, N>(Weights<TYPE>(panel + size_t(b) * quant_bytes(TYPE) + 4 * row), at, tokens, sums[s]);
+            }
+            continue;
+        }
         M7B_UNROLL_TOKENS
         for (int s = 0; s < P * STRIPS; s++) {
             const uint8_t *panel = panels + s / STRIPS * distance, *scales = panel + size_t(n_parts) * quant_bytes(TYPE);

@@ -1,6 +1,9 @@
 // Any 64-bit ARM: 4 rows a vector, products of 8-bit integers by smull and smlal.
 #include "kernels.h"
 #if defined(__aarch64__)
+#if !defined(__clang__)
+#pragma GCC optimize("no-schedule-insns") // which asks for more registers than there are
+#endif
 #include "neon_shared.h"
 
 namespace m7b {
@@ -16,11 +19,11 @@ template <int TYPE> struct Weights {
     static constexpr int AT_ONCE = is_signed(TYPE) ? 2 : WORDS;
     B w[PARTS][8];
 
-    explicit Weights(const uint8_t *quants) {
+    M7B_ALWAYS_INLINE explicit Weights(const uint8_t *quants) {
         for (int part = 0; part < PARTS; part++) load_words<TYPE, 0, 8>(quants + 16 * part, w[part]);
     }
 
-    template <int N> void dot(const Tile &tokens, V (*dots)[PARTS][GROUPS]) const {
+    template <int N> M7B_ALWAYS_INLINE void dot(const Tile &tokens, V (*dots)[PARTS][GROUPS]) const {
         for (int i = 0; i < N; i++)
             for (int g = 0; g < GROUPS; g++) {
                 const int32_t sum = GROUPS == 1 ? tokens.offsets[i] : tokens.half_offsets[2 * i + g];
@@ -33,12 +36,10 @@ template <int TYPE> struct Weights {
             }
     }
 
-    void add_words(const int8_t *token, int first, bool begins, int32x4_t *low, int32x4_t *high) const {
+    M7B_ALWAYS_INLINE void add_words(const int8_t *token, int first, bool begins, int32x4_t *low, int32x4_t *high) const {
         int16x8_t products[PARTS][2];
         for (int j = first; j < first + AT_ONCE; j++) {
-            int32_t word;
-            std::memcpy(&word, token + 4 * j, 4);
-            const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(word));
+            const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(load<int32_t>(token + 4 * j)));
             for (int part = 0; part < PARTS; part++) {
                 const int8x16_t v = vreinterpretq_s8_u8(w[part][j]);
                 int16x8_t *p = products[part];
@@ -59,18 +60,16 @@ template <> struct Weights<Q8_0> {
 
     explicit Weights(const uint8_t *quants) : quants(quants) {}
 
-    template <int N> void dot(const Tile &tokens, V (*dots)[PARTS][1]) const {
+    template <int N> M7B_ALWAYS_INLINE void dot(const Tile &tokens, V (*dots)[PARTS][1]) const {
         for (int part = 0; part < PARTS; part++) {
             int32x4_t sums[N][4]; // of each row
             for (auto &rows : sums)
                 for (int32x4_t &sum : rows) sum = vdupq_n_s32(0);
             for (int j = 0; j < 8; j++) {
-                const int8x16_t v = vld1q_s8(reinterpret_cast<const int8_t *>(quants + 64 * j + 16 * part));
+                const int8x16_t v = load<int8x16_t>(quants + 64 * j + 16 * part);
                 const int16x8_t a = vmovl_s8(vget_low_s8(v)), b = vmovl_high_s8(v);
                 for (int i = 0; i < N; i++) {
-                    int64_t word;
-                    std::memcpy(&word, tokens.quants + 2 * BLOCK * i + 8 * j, 8);
-                    const int16x8_t x = vreinterpretq_s16_s64(vdupq_n_s64(word));
+                    const int16x8_t x = vreinterpretq_s16_s64(vdupq_n_s64(load<int64_t>(tokens.quants + 2 * BLOCK * i + 8 * j)));
                     sums[i][0] = vmlal_s16(sums[i][0], vget_low_s16(a), vget_low_s16(x));
                     sums[i][1] = vmlal_high_s16(sums[i][1], a, x);
                     sums[i][2] = vmlal_s16(sums[i][2], vget_low_s16(b), vget_low_s16(x));

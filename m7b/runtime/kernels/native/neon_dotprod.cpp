@@ -4,6 +4,7 @@
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
 #else
+#pragma GCC optimize("no-schedule-insns") // which asks for more registers than there are
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
 #include "neon_words.h"
@@ -12,9 +13,9 @@ namespace m7b {
 namespace {
 
 template <int TYPE> struct Weights : Words<TYPE> {
-    using Words<TYPE>::Words;
+    M7B_ALWAYS_INLINE explicit Weights(const uint8_t *quants) : Words<TYPE>(quants) {}
 
-    template <int N> void dot(const Tile &tokens, V (*dots)[PARTS][n_groups(TYPE)]) const {
+    template <int N> M7B_ALWAYS_INLINE void dot(const Tile &tokens, V (*dots)[PARTS][n_groups(TYPE)]) const {
         M7B_UNROLL_TOKENS
         for (int i = 0; i < N; i++) this->dot_one(tokens, i, dots[i]);
     }

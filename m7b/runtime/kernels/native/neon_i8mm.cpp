@@ -4,6 +4,7 @@
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("dotprod,i8mm"))), apply_to = function)
 #else
+#pragma GCC optimize("no-schedule-insns") // which asks for more registers than there are
 #pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
 #endif
 #include "neon_words.h"
@@ -26,36 +27,23 @@ template <int TYPE> struct Weights : Words<TYPE> {
     static constexpr int GROUPS = n_groups(TYPE), BYTES = BLOCK * activation_bytes(TYPE);
     int8x16_t joined[PARTS][2][4];
 
-    explicit Weights(const uint8_t *quants) : Words<TYPE>(quants) {
+    M7B_ALWAYS_INLINE explicit Weights(const uint8_t *quants) : Words<TYPE>(quants) {
         for (int part = 0; part < PARTS; part++)
             for (int k = 0; k < 4; k++)
                 for (int pair = 0; pair < 2; pair++) joined[part][pair][k] = join(w[part][2 * k], w[part][2 * k + 1], pair);
     }
 
-    template <int N> void dot(const Tile &tokens, V (*dots)[PARTS][GROUPS]) const {
-        if constexpr (N == 1) {
-            this->dot_one(tokens, 0, dots[0]);
-            return;
-        }
-        M7B_UNROLL_TOKENS
-        for (int i = 0; i + 2 <= N; i += 2) {
-            int8x16_t x[2 * BYTES / 16];
-            for (int k = 0; k < 2 * BYTES / 16; k++) x[k] = vld1q_s8(tokens.quants + BYTES * i + 16 * k);
-            dot_two(tokens, i, i + 1, x, dots);
-        }
-        if constexpr (N % 2) { // the last beside itself
-            int8x16_t x[2 * BYTES / 16];
-            for (int k = 0; k < 2 * BYTES / 16; k++) x[k] = vcombine_s8(load_8(tokens, N - 1, k), load_8(tokens, N - 1, k));
-            dot_two(tokens, N - 1, N - 1, x, dots);
-        }
+    template <int N> M7B_ALWAYS_INLINE void dot(const Tile &tokens, V (*dots)[PARTS][GROUPS]) const {
+        if constexpr (N == 1) this->dot_one(tokens, 0, dots[0]);
+        else dot_two(tokens, dots);
     }
 
-    static int8x8_t load_8(const Tile &tokens, int i, int k) { return vld1_s8(tokens.quants + BYTES * i + 8 * k); }
-
-    void dot_two(const Tile &tokens, int a, int b, const int8x16_t *x, V (*dots)[PARTS][GROUPS]) const {
+    M7B_ALWAYS_INLINE void dot_two(const Tile &tokens, V (*dots)[PARTS][GROUPS]) const {
+        int8x16_t x[2 * BYTES / 16];
+        for (int k = 0; k < 2 * BYTES / 16; k++) x[k] = load<int8x16_t>(tokens.quants + 16 * k);
         for (int part = 0; part < PARTS; part++)
             for (int g = 0; g < GROUPS; g++) {
-                int32x4_t sums[2]; // of each pair of rows: token a's, then token b's
+                int32x4_t sums[2]; // of each pair of rows: the first token's, then the second's
                 for (int pair = 0; pair < 2; pair++) {
                     const int8x16_t *words = joined[part][pair];
                     if constexpr (TYPE == Q8_0) {
@@ -63,13 +51,13 @@ template <int TYPE> struct Weights : Words<TYPE> {
                         for (int k = 0; k < 4; k++) high = vmmlaq_s32(high, x[4 + k], words[k]);
                         sums[pair] = vaddq_s32(vshlq_n_s32(high, 8), twice(rest[part], pair));
                     } else {
-                        sums[pair] = vcombine_s32(offset(tokens, a, g), offset(tokens, b, g));
+                        sums[pair] = vcombine_s32(offset(tokens, 0, g), offset(tokens, 1, g));
                     }
                     for (int k = 4 / GROUPS * g; k < 4 / GROUPS * (g + 1); k++) sums[pair] = vmmlaq_s32(sums[pair], x[k], words[k]);
                 }
                 const int64x2_t first = vreinterpretq_s64_s32(sums[0]), second = vreinterpretq_s64_s32(sums[1]);
-                dots[a][part][g] = vcvtq_f32_s32(vreinterpretq_s32_s64(vzip1q_s64(first, second)));
-                if (a != b) dots[b][part][g] = vcvtq_f32_s32(vreinterpretq_s32_s64(vzip2q_s64(first, second)));
+                dots[0][part][g] = vcvtq_f32_s32(vreinterpretq_s32_s64(vzip1q_s64(first, second)));
+                dots[1][part][g] = vcvtq_f32_s32(vreinterpretq_s32_s64(vzip2q_s64(first, second)));
             }
     }
 

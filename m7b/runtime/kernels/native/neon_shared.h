@@ -6,6 +6,7 @@
 #include "quants.h"
 
 #define M7B_UNROLL_TOKENS _Pragma("GCC unroll 16")
+#define M7B_INLINE_PARTS M7B_ALWAYS_INLINE
 
 namespace m7b {
 namespace {

@@ -6,7 +6,7 @@ namespace m7b {
 namespace {
 
 constexpr int PARTS = 2;
-template <int TYPE> constexpr int TOGETHER = 4 / n_groups(TYPE);
+template <int TYPE> constexpr int TOGETHER = 2;
 
 inline int32x4_t add_four_words(int32x4_t sum, const int8x16_t *w, int8x16_t x) {
     sum = vdotq_laneq_s32(sum, w[0], x, 0);
@@ -27,7 +27,7 @@ template <int TYPE> struct Words {
     int8x16_t w[PARTS][8];
     int32x4_t rest[PARTS];
 
-    explicit Words(const uint8_t *quants) {
+    M7B_ALWAYS_INLINE explicit Words(const uint8_t *quants) {
         for (int part = 0; part < PARTS; part++) {
             B words[8];
             load_words<TYPE, 0, 8>(quants + 16 * part, words);
@@ -40,10 +40,10 @@ template <int TYPE> struct Words {
         }
     }
 
-    void dot_one(const Tile &tokens, int i, V (*dots)[GROUPS]) const {
+    M7B_ALWAYS_INLINE void dot_one(const Tile &tokens, int i, V (*dots)[GROUPS]) const {
         const int8_t *token = tokens.quants + BLOCK * activation_bytes(TYPE) * i;
         int8x16_t x[4];
-        for (int k = 0; k < 2 * activation_bytes(TYPE); k++) x[k] = vld1q_s8(token + 16 * k);
+        for (int k = 0; k < 2 * activation_bytes(TYPE); k++) x[k] = load<int8x16_t>(token + 16 * k);
         for (int part = 0; part < PARTS; part++) {
             int32x4_t sums[GROUPS];
             if constexpr (TYPE == Q8_0) {
