@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICK := $(addprefix tests/runtime/test_,parity.py cache.py kernels.py sampling.py scheduler.py) \
 	tests/text/test_tokenizer.py tests/completions/test_stream.py
 
-.PHONY: demo test quick clients soak check sanitize format lint types architecture docs clean
+.PHONY: demo test quick clients soak check sanitize arm arm-count format lint types architecture docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/m7b download --variant demo
@@ -80,3 +80,47 @@ sanitize: $(VENV)/.installed-dev
 	cd build/sanitize/m7b && ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		$(abspath $(BIN))/python -m pytest -p no:cacheprovider --rootdir . tests/runtime/test_kernels.py tests/runtime/test_scheduler.py
+
+# The tests of the kernels on each level of ARM, under an emulator, and how long they took. They run natively and hand the
+# calls over, so the emulated Python needs no libraries: that of Debian or Ubuntu for arm64, unpacked into ARM_ROOT. Needs
+# g++-aarch64-linux-gnu and qemu-user-static.
+ARM_ROOT ?= build/arm/root
+ARM_CXX ?= aarch64-linux-gnu-g++
+ARM_LEVELS ?= cortex-a72:neon cortex-a76:dotprod max:i8mm
+ARM_APT := -q -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State=$(abspath build/arm/apt) \
+	-o Dir::State::status=$(abspath build/arm/apt/status) -o Dir::Cache=$(abspath build/arm/apt)
+NATIVE := m7b/runtime/kernels/native
+# Not emulated: tests that fork or start a Python of their own.
+NOT_HERE := not fork and not variable_names and not is_refused
+
+arm: $(VENV)/.installed-dev build/arm/_native.abi3.so build/arm/arena.so
+	for level in $(ARM_LEVELS); do \
+		rm -f build/arm/memory; \
+		M7B_EMULATOR="env PYTHONHOME=$(abspath $(ARM_ROOT))/usr PYTHONMALLOC=default qemu-aarch64-static -cpu $${level%:*} -L $(abspath $(ARM_ROOT)) $(abspath $(ARM_ROOT))/usr/bin/python3" \
+		M7B_NATIVE=$(abspath build/arm/_native.abi3.so) M7B_EXPECTED=$${level#*:} M7B_ARENA=$(abspath build/arm/memory) \
+		env PYTHONMALLOC=malloc LD_PRELOAD=$(abspath build/arm/arena.so) $(BIN)/python -m pytest -p no:cacheprovider -n 0 \
+			-p tests.support.emulated tests/runtime/test_kernels.py -k "$${level#*:} and $(NOT_HERE)" || exit 1; \
+	done
+
+# What the hot loops take, by llvm-mca 17 or later; of llama.cpp's too, where repack.o and vec.o were put beside ours.
+LLVM_MCA ?= llvm-mca
+arm-count: build/arm/_native.abi3.so
+	$(PYTHON) tests/support/emulated/count.py build/arm $(LLVM_MCA)
+
+build/arm/_native.abi3.so: $(patsubst $(NATIVE)/%.cpp,build/arm/%.o,$(wildcard $(NATIVE)/*.cpp))
+	$(ARM_CXX) -shared -pthread $^ -o $@
+
+build/arm/%.o: $(NATIVE)/%.cpp $(wildcard $(NATIVE)/*.h) | $(ARM_ROOT)
+	$(ARM_CXX) -fPIC -O3 -std=c++17 -ffp-contract=off -DPy_LIMITED_API=0x030B0000 -w \
+		-I$(ARM_ROOT)/usr/include $(addprefix -I,$(wildcard $(ARM_ROOT)/usr/include/python3.*)) -c $< -o $@
+
+build/arm/root:
+	mkdir -p build/arm/apt/lists/partial build/arm/apt/archives/partial && touch build/arm/apt/status
+	apt-get $(ARM_APT) update
+	apt-get $(ARM_APT) -y --no-install-recommends --download-only install python3-dev libstdc++6
+	for package in build/arm/apt/archives/*.deb; do dpkg-deb -x $$package $@.part; done
+	mv $@.part $@
+
+build/arm/arena.so: tests/support/emulated/arena.c
+	mkdir -p build/arm
+	$(CC) -O2 -shared -fPIC -pthread -fno-builtin $< -o $@

@@ -16,19 +16,14 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from m7b.generation import KvType
 from m7b.runtime import kernels
 from m7b.runtime.kernels import BlockType, RingSpan, RingSpans
+from m7b.runtime.kernels.updates import UpdateArrays
 from m7b.runtime.kv import choose_format
 from tests.support import llama
 from tests.support.blocks import draw_blocks, set_heads
 
 pytestmark = pytest.mark.skipif(kernels.instruction_set() is None, reason="the kernels were not built")
 CHOSEN = kernels.instruction_set()
-SETS = [
-    name
-    for name in ("amx", "avx512vnni", "avx2", "portable")
-    if kernels._native and kernels._native.use(name)
-]
-if CHOSEN:
-    kernels._native.use(CHOSEN)  # asking chose the last, which other tests would run on
+SETS = kernels.available_instruction_sets()
 TYPES = list(BlockType)
 ROUNDED = [BlockType.Q4_0, BlockType.Q4_1, BlockType.Q8_0, BlockType.INT8]
 SEARCHED = [type for type in TYPES if type not in (BlockType.Q8_0, BlockType.INT8)]
@@ -225,7 +220,7 @@ def test_a_token_gets_the_same_bits_whatever_is_beside_it(type, dtype, n_out):
 
 @once
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
-def test_the_instruction_sets_of_x86_give_the_same_bits(type):
+def test_the_instruction_sets_of_a_processor_give_the_same_bits(type):
     n_in = (34 if type.n_values == 32 else 5) * type.n_values
     weight = kernels.pack(type, draw_blocks(type, 72, n_in))
     x, found = torch.randn(50, n_in), []
@@ -403,6 +398,18 @@ def test_norm_rotation_and_swiglu_equal_torch(dim, dtype):
     heads = x.view(11, 1, dim).expand(11, 3, dim)
     turned = kernels.rotate(heads, angles.cos(), angles.sin())
     torch.testing.assert_close(turned, TORCH.rotate(heads, angles.cos(), angles.sin()), **close)
+
+
+@pytest.mark.parametrize(
+    ("T", "n_in", "n_out", "rank"), [(1, 100, 70, 16), (5, 4200, 33, 32), (3, 64, 2100, 48)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_update_adds_what_float64_does(T, n_in, n_out, rank, dtype):
+    down, up = torch.randn(rank, n_in).bfloat16(), torch.randn(rank, n_out).bfloat16()
+    scales, x, y = torch.randn(rank), torch.randn(T, n_in).to(dtype), torch.randn(T, n_out).to(dtype)
+    expected = y.double() + (x.double() @ down.double().T * scales) @ up.double()
+    kernels.add_update(x, y, UpdateArrays(down, up, scales))
+    assert relative_error(y, expected) < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
 def test_results_are_rounded_to_bfloat16_as_torch_rounds_them():

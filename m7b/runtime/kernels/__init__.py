@@ -84,6 +84,10 @@ _FEW_AT_ONCE = 16  # tokens that go through all layers without a stop
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
+INSTRUCTION_SETS = ("amx", "avx512vnni", "avx2", "i8mm", "dotprod", "neon", "portable")
+"""What the kernels may run on, of each processor the best first."""
+
+
 def _select() -> None:
     global _native, _missing
     wanted = os.environ.get("M7B_KERNELS", "")
@@ -92,15 +96,25 @@ def _select() -> None:
     elif wanted and _native and not _native.use(wanted):
         raise UsageError(
             f"M7B_KERNELS is {wanted!r}",
-            hint="it can be amx, avx512vnni, avx2 or portable where this processor has them, or off",
+            hint=f"it can be {', '.join(available_instruction_sets())} on this processor, or off",
         )
+
+
+def available_instruction_sets() -> list[str]:
+    """Those that this processor has, the best first; none without kernels. Changes none in use."""
+    if not _native:
+        return []
+    chosen = _native.instruction_set()
+    found = [name for name in INSTRUCTION_SETS if _native.use(name)]
+    _native.use(chosen)
+    return found
 
 
 _select()
 
 
 def instruction_set() -> str | None:
-    """What the kernels run on: amx, avx512vnni, avx2 or portable; None where there are none."""
+    """What the kernels run on, one of INSTRUCTION_SETS; None where there are none."""
     return _native.instruction_set() if _native else None
 
 

@@ -160,15 +160,11 @@ using Weights = std::conditional_t<TYPE == Q8_0, PairWeights,
 } // namespace m7b
 
 #define M7B_UNROLL_TOKENS
-#include "float_kernels.h"
-#include "line_kernel.h"
+#include "instruction_set.h"
 #include "dense_kernel.h"
-#include "linear_kernel.h"
 
 namespace m7b {
-const Kernels avx2_kernels = {"avx2",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, measure_line, LINEARS<false>.data(), nullptr, linear_bf16,
-    linear_dense, DENSE_TOKENS, attend, rms_norm, add, swiglu, sum_bytes, add_rows};
+const Kernels avx2_kernels = with_dense(bring("avx2"));
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -96,15 +96,11 @@ template <> struct Weights<Q8_0> {
 } // namespace
 } // namespace m7b
 
-#include "float_kernels.h"
-#include "line_kernel.h"
+#include "instruction_set.h"
 #include "dense_kernel.h"
-#include "linear_kernel.h"
 
 namespace m7b {
-const Kernels avx512vnni_kernels = {"avx512vnni",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, measure_line, LINEARS<false>.data(), nullptr, linear_bf16,
-    linear_dense, DENSE_TOKENS, attend, rms_norm, add, swiglu, sum_bytes, add_rows};
+const Kernels avx512vnni_kernels = with_dense(bring("avx512vnni"));
 const Linears *const avx512vnni_linears_ahead = LINEARS<true>.data();
 }
 #if defined(__clang__)

@@ -1,35 +1,16 @@
-// Rows of bfloat16 times many tokens in float32, over the vector type V that is included before. x86 only.
+// Rows of bfloat16 times many tokens in float32, over what instruction_set.h lists.
 #pragma once
-#include <immintrin.h>
-
 #include "kernels.h"
 #include "numbers.h"
 
 namespace m7b {
 namespace {
 
-constexpr int DENSE_TOKENS = LANES == 16 ? 12 : 6; // as registers allow
-constexpr int SIDE_BY_SIDE = 2 * LANES;            // rows
+// 8 columns of 8 rows of bfloat16 to float32, column after column, `distance` apart: for an instruction set to bring.
+void turn_8(const uint16_t *rows, size_t stride, float *out, size_t distance);
 
-// 8 columns of 8 rows, column after column, `distance` apart.
-inline void turn_8(const uint16_t *rows, size_t stride, float *out, size_t distance) {
-    __m128i row[8], pair[8], four[8];
-    for (int r = 0; r < 8; r++) row[r] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows + r * stride));
-    for (int i = 0; i < 4; i++) {
-        pair[i] = _mm_unpacklo_epi16(row[2 * i], row[2 * i + 1]);
-        pair[4 + i] = _mm_unpackhi_epi16(row[2 * i], row[2 * i + 1]);
-    }
-    for (int i = 0; i < 8; i += 2) {
-        four[i] = _mm_unpacklo_epi32(pair[i], pair[i + 1]);
-        four[i + 1] = _mm_unpackhi_epi32(pair[i], pair[i + 1]);
-    }
-    for (int i = 0; i < 8; i++) {
-        const __m128i low = four[i / 4 * 4 + i / 2 % 2], high = four[i / 4 * 4 + i / 2 % 2 + 2];
-        const __m128i column = i % 2 ? _mm_unpackhi_epi64(low, high) : _mm_unpacklo_epi64(low, high);
-        const __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(column), 16);
-        _mm256_storeu_ps(out + i * distance, _mm256_castsi256_ps(wide));
-    }
-}
+constexpr int DENSE_TOKENS = REGISTERS == 32 ? 12 : 6; // as registers allow
+constexpr int SIDE_BY_SIDE = 2 * LANES;            // rows
 
 // DENSE_ROWS rows to (DENSE_ROWS / SIDE_BY_SIDE, depth, SIDE_BY_SIDE); those beyond `n_rows` are 0.
 void turn_rows(const uint16_t *weight, size_t stride, int n_rows, int depth, float *turned) {
@@ -68,6 +49,11 @@ void linear_dense(const uint16_t *weight, size_t stride, int n_rows, int depth, 
     for (int t = 0; t < n_tiles; t++, tiles += DENSE_TOKENS * depth, out += DENSE_TOKENS * DENSE_ROWS)
         for (int first = 0; first < DENSE_ROWS; first += SIDE_BY_SIDE)
             add_tile(turned + first * depth, tiles, depth, out + first);
+}
+
+constexpr Kernels with_dense(Kernels k) {
+    k.linear_dense = linear_dense, k.dense_tokens = DENSE_TOKENS;
+    return k;
 }
 
 } // namespace

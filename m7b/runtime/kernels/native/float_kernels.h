@@ -1,4 +1,4 @@
-// The kernels that compute in float32, over the vector type V that is included before.
+// The kernels that compute in float32, over what instruction_set.h lists.
 #pragma once
 #include <cmath>
 
@@ -57,7 +57,7 @@ void linear_bf16(const uint16_t *w, size_t stride, int in, const float *x, int n
     for (int i = 0; i < n; i++) rows_bf16<ROWS, 1>(w, stride, in, x + size_t(i) * in, out + ROWS * i);
 }
 
-constexpr int COLUMNS = LANES == 16 ? 2 : 1; // vectors that R rows are multiplied by at once, as registers allow
+constexpr int COLUMNS = REGISTERS == 32 ? 2 : 1; // vectors that R rows are multiplied by at once, as registers allow
 
 // A key or a value as a ring holds it, LANES of its numbers at a time. Where `d` goes on from the last one within a
 // block, its scale does too.
@@ -109,7 +109,7 @@ template <int R, int TYPE, int N> void score_keys(const Attention &a, int s, flo
         for (int at = 0; at < BLOCK; at += LANES) add(d + at, at > 0);
     for (; d < D; d += LANES) add(d, false);
     float dots[N > 1 ? 16 : R + 3];
-    if (N > 1) v_sum16(sums, dots);
+    if constexpr (N > 1) v_sum16(sums, dots);
     else
         for (int r = 0; r < R; r += 4) v_sum4(sums + r, R - r, dots + r);
     for (int i = 0; i < N; i++)
@@ -118,7 +118,7 @@ template <int R, int TYPE, int N> void score_keys(const Attention &a, int s, flo
 
 // Scores of R rows against the first n slots, as many keys at once as registers hold the sums of.
 template <int R, int TYPE> void score(const Attention &a, int n, float (*scores)[PART]) {
-    constexpr int N = LANES == 16 ? 16 / R : 1;
+    constexpr int N = REGISTERS == 32 ? 16 / R : 1;
     int s = 0;
     for (; s + N <= n; s += N) score_keys<R, TYPE, N>(a, s, scores);
     for (; s < n; s++) score_keys<R, TYPE, 1>(a, s, scores);

@@ -8,11 +8,7 @@
 #include "numbers.h"
 
 // What is inlined where a format is known keeps only what that format needs.
-#if defined(__GNUC__)
-#define M7B_INLINE inline __attribute__((always_inline))
-#else
-#define M7B_INLINE inline
-#endif
+#define M7B_INLINE inline M7B_ALWAYS_INLINE
 
 namespace m7b {
 namespace {

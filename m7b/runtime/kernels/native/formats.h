@@ -3,6 +3,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__GNUC__)
+#define M7B_ALWAYS_INLINE __attribute__((always_inline))
+#define M7B_FORGET(number) asm("" : "+r"(number)) // what the compiler knows of it
+#else
+#define M7B_ALWAYS_INLINE
+#define M7B_FORGET(number)
+#endif
+
 namespace m7b {
 
 constexpr int BLOCK = 32; // values of a weight that meet activations of one scale

@@ -31,8 +31,9 @@ constexpr size_t turned_bytes(int type, int D) {
     return PART * (type == KV_Q8_0 ? size_t(D) + 4 * kv_blocks(D) : 2 * size_t(D));
 }
 
-// Activations of n tokens, quantized under one scale a block: block b of token i is at b * n + i. Those of 16
-// bits stand in the order 0 2 1 3 of each four, as the weights' bytes come apart into pairs of 16 bits.
+// Activations of n tokens, quantized under one scale a block: block b of token i is at b * n + i. Those of 16 bits
+// stand as the instruction set wants them: here in the order 0 2 1 3 of each four, as the weights' bytes come apart into
+// pairs of 16 bits, there as low and high bytes.
 struct Tile {
     const int8_t *quants; // activation_bytes(type) each
     const float *scales;
@@ -107,6 +108,8 @@ struct Kernels {
     void (*quantize_block_16)(const float *x, int16_t *quants, float *scale);
     // n values, a multiple of 16, rounded to the grid under a line, each of the sums by its weight.
     void (*measure_line)(const float *x, const float *weights, int n, Line line, const Grid &grid, Sums *sums);
+    // Null, or puts the quants (n, BLOCK) of n tokens, n_bytes each, where the linears want them.
+    void (*pair)(int8_t *quants, int n, int n_bytes);
     const Linears *linears;          // by block type
     const LinearTiles *linear_tiles; // null, or by block type
     // ROWS rows of bfloat16 weights, `stride` apart, times x (n, in), n at most 4: out is (n, ROWS).
@@ -122,7 +125,7 @@ struct Kernels {
     void (*add)(uint16_t *h, const uint16_t *y, size_t n); // h += y, both bfloat16
     void (*swiglu)(const float *gate, const float *up, int n, float *y);
     uint64_t (*sum_bytes)(const uint8_t *bytes, size_t n);
-    // Null, or y (n,) += by (n_rows,) times rows of bfloat16, `stride` apart.
+    // y (n,) += by (n_rows,) times rows of bfloat16, `stride` apart.
     void (*add_rows)(const uint16_t *rows, size_t stride, int n_rows, const float *by, int n, float *y);
 };
 
@@ -131,6 +134,15 @@ extern const Kernels portable_kernels;
 extern const Kernels avx2_kernels;
 extern const Kernels avx512vnni_kernels;
 extern const Linears *const avx512vnni_linears_ahead; // its linears, where asking ahead helps one token too
+#endif
+#if defined(__aarch64__)
+extern const Kernels neon_kernels;
+// Where the compiler knows the instructions.
+#if !defined(__clang__) || __clang_major__ >= 16 || (defined(__apple_build_version__) && __clang_major__ >= 15)
+#define M7B_HAS_DOTPROD
+#define M7B_HAS_I8MM
+extern const Kernels dotprod_kernels, i8mm_kernels;
+#endif
 #endif
 #if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
 #if __has_include(<amxint8intrin.h>)

@@ -1,4 +1,4 @@
-// How well values are rounded under a scale and an offset, over the vector type V that is included before.
+// How well values are rounded under a scale and an offset, over what instruction_set.h lists.
 #pragma once
 #include <cmath>
 

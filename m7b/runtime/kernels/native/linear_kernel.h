@@ -1,4 +1,4 @@
-// Panels of quantized weights times n tokens, over the Weights that are included before.
+// Panels of quantized weights times n tokens, over what instruction_set.h lists.
 #pragma once
 #include <array>
 #include <utility>
@@ -9,14 +9,20 @@
 namespace m7b {
 namespace {
 
-// Where the scales of 32 values of a panel begin.
+constexpr int STRIP = PARTS * LANES, STRIPS = PANEL / STRIP; // rows that are multiplied at once, and how often
+
+// Where the scales of 32 values of a strip begin.
 struct ScalesAt {
     const uint8_t *heads, *smalls;
 };
 
-// Adds the products of one part of a panel to the sums of N tokens; TOGETHER of them at a time, as registers allow.
+#ifndef M7B_INLINE_PARTS // where the compiler must be told
+#define M7B_INLINE_PARTS
+#endif
+
+// Adds the products of one part of a strip to the sums of N tokens; TOGETHER of them at a time, as registers allow.
 template <int TYPE, int N>
-inline void add_part(const Weights<TYPE> &weights, ScalesAt at, const Tile &tokens, V (*sums)[PARTS]) {
+M7B_INLINE_PARTS inline void add_part(const Weights<TYPE> &weights, ScalesAt at, const Tile &tokens, V (*sums)[PARTS]) {
     constexpr int n = N < TOGETHER<TYPE> ? N : TOGETHER<TYPE>;
     V dots[n][PARTS][n_groups(TYPE)];
     weights.template dot<n>(tokens, dots);
@@ -38,29 +44,43 @@ inline void add_part(const Weights<TYPE> &weights, ScalesAt at, const Tile &toke
 constexpr int AHEAD = 8; // parts
 template <int TYPE, int P, int N, bool ASKS_AHEAD>
 void multiply(const uint8_t *panels, size_t distance, int n_parts, const Tile &tile, float *out) {
-    V sums[P][N][PARTS];
+    V sums[P * STRIPS][N][PARTS];
     M7B_UNROLL_TOKENS
-    for (int p = 0; p < P; p++)
+    for (int s = 0; s < P * STRIPS; s++)
         M7B_UNROLL_TOKENS
         for (int i = 0; i < N; i++)
-            for (V &sum : sums[p][i]) sum = v_zero();
+            for (V &sum : sums[s][i]) sum = v_zero();
     for (int b = 0; b < n_parts; b++) {
         const Tile tokens = tile.from(size_t(b) * N, activation_bytes(TYPE));
+        // Where registers hold the sums of one token alone, those of several are better left to memory: told which strip
+        // it is, the compiler keeps them in both, and takes minutes.
+        if constexpr (STRIPS > 1 && N > 1) {
+            for (int s = 0; s < P * STRIPS; s++) {
+                M7B_FORGET(s);
+                const uint8_t *panel = panels + s / STRIPS * distance, *scales = panel + size_t(n_parts) * quant_bytes(TYPE);
+                const int row = s % STRIPS * STRIP;
+                const ScalesAt at = {scales + head_at(TYPE, b) + 2 * row, scales + small_at(TYPE, b) + row};
+                add_part<TYPE, N>(Weights<TYPE>(panel + size_t(b) * quant_bytes(TYPE) + 4 * row), at, tokens, sums[s]);
+            }
+            continue;
+        }
         M7B_UNROLL_TOKENS
-        for (int p = 0; p < P; p++) {
-            const uint8_t *panel = panels + p * distance, *scales = panel + size_t(n_parts) * quant_bytes(TYPE);
+        for (int s = 0; s < P * STRIPS; s++) {
+            const uint8_t *panel = panels + s / STRIPS * distance, *scales = panel + size_t(n_parts) * quant_bytes(TYPE);
             const uint8_t *quants = panel + size_t(b) * quant_bytes(TYPE);
-            for (int i = 0; ASKS_AHEAD && i < quant_bytes(TYPE); i += 64)
+            for (int i = 0; ASKS_AHEAD && s % STRIPS == 0 && i < quant_bytes(TYPE); i += 64)
                 __builtin_prefetch(quants + AHEAD * quant_bytes(TYPE) + i);
-            add_part<TYPE, N>(Weights<TYPE>(quants), {scales + head_at(TYPE, b), scales + small_at(TYPE, b)},
-                              tokens, sums[p]);
+            const int row = s % STRIPS * STRIP;
+            const ScalesAt at = {scales + head_at(TYPE, b) + 2 * row, scales + small_at(TYPE, b) + row};
+            add_part<TYPE, N>(Weights<TYPE>(quants + 4 * row), at, tokens, sums[s]);
         }
     }
     M7B_UNROLL_TOKENS
-    for (int p = 0; p < P; p++)
+    for (int s = 0; s < P * STRIPS; s++)
         M7B_UNROLL_TOKENS
         for (int i = 0; i < N; i++)
-            for (int part = 0; part < PARTS; part++) v_store(out + (p * N + i) * PANEL + LANES * part, sums[p][i][part]);
+            for (int part = 0; part < PARTS; part++)
+                v_store(out + (s / STRIPS * N + i) * PANEL + s % STRIPS * STRIP + LANES * part, sums[s][i][part]);
 }
 
 template <int TYPE, int N, bool ONE_ASKS_AHEAD> constexpr Linear linear() {

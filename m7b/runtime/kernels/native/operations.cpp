@@ -7,9 +7,6 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 
 #include "arrays.h"
 #include "numbers.h"
@@ -17,48 +14,6 @@
 
 namespace m7b {
 namespace {
-
-bool has_avx2() {
-#if defined(__x86_64__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-    return false;
-#endif
-}
-
-bool has_avx512vnni() {
-#if defined(__x86_64__)
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni");
-#else
-    return false;
-#endif
-}
-
-bool has_amx() {
-#if defined(M7B_HAS_AMX)
-    constexpr unsigned TILES = 1u << 24, INT8_TILES = 1u << 25;
-    unsigned a, b, c, d;
-    return has_avx512vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILES) && (d & INT8_TILES) &&
-           may_use_tiles();
-#else
-    return false;
-#endif
-}
-
-const Kernels *best() {
-#if defined(M7B_HAS_AMX)
-    if (has_amx()) return &amx_kernels();
-#endif
-#if defined(__x86_64__)
-    if (has_avx512vnni()) return &avx512vnni_kernels;
-    if (has_avx2()) return &avx2_kernels;
-#endif
-    return &portable_kernels;
-}
-
-const Kernels *chosen = nullptr;
 
 // Whether T tokens are worked on in whole tiles, the last one filled up. (Xeon with AMX: fewer take less time by VNNI.)
 bool in_tiles(int T) { return kernels().linear_tiles && T > 12; }
@@ -130,6 +85,8 @@ void quantize_tokens(Array x, int T, int n_in, int n_bytes, Quantized &to, int n
                 if (in_tiles(T)) split_bytes(quants);
             }
         }
+        for (int b = 0; kernels().pair && b < n_blocks; b++)
+            kernels().pair(&to.quants[(size_t(first) * n_blocks + size_t(b) * n) * BLOCK * n_bytes], n, n_bytes);
     });
 }
 
@@ -255,23 +212,6 @@ template <class F> void in_pieces(size_t n, int n_threads, F work) {
 }
 
 } // namespace
-
-const Kernels &kernels() {
-    if (!chosen) chosen = best();
-    return *chosen;
-}
-
-bool use(const char *name) {
-    if (!std::strcmp(name, "portable")) return chosen = &portable_kernels, true;
-#if defined(__x86_64__)
-    if (!std::strcmp(name, "avx2") && has_avx2()) return chosen = &avx2_kernels, true;
-    if (!std::strcmp(name, "avx512vnni") && has_avx512vnni()) return chosen = &avx512vnni_kernels, true;
-#endif
-#if defined(M7B_HAS_AMX)
-    if (!std::strcmp(name, "amx") && has_amx()) return chosen = &amx_kernels(), true;
-#endif
-    return false;
-}
 
 void pack(int type, const uint8_t *blocks, int n_rows, int n_in, uint8_t *panels, int n_threads) {
     const int n_blocks = n_in / FORMATS[type].values, bytes = FORMATS[type].bytes;

@@ -1,6 +1,6 @@
 // Whole operations over torch's tensors, given as pointers: what the Python module calls.
 #pragma once
-#include "kernels.h"
+#include "choice.h"
 
 namespace m7b {
 
@@ -9,10 +9,6 @@ struct Array {
     void *data;
     int dtype;
 };
-
-// The instruction set in use; the best that this processor has until `use` chooses another.
-const Kernels &kernels();
-bool use(const char *name); // false where this processor lacks it
 
 // (n_rows, n_in) to GGUF's blocks. Q4_0, Q4_1 and Q8_0 are rounded as llama.cpp rounds them; other types, and Q4_0 and
 // Q4_1 with `importance` (n_in,), get the scales that leave the least squared error that a search finds, each column's

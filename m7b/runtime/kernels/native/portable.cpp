@@ -9,7 +9,7 @@ namespace m7b {
 namespace {
 
 using V = float;
-constexpr int LANES = 1;
+constexpr int LANES = 1, REGISTERS = 16;
 
 inline V v_zero() { return 0.0f; }
 inline V v_set(float x) { return x; }
@@ -44,9 +44,6 @@ inline float v_sum(V v) { return v; }
 inline void v_sum4(const V *v, int n, float *sums) {
     for (int i = 0; i < n && i < 4; i++) sums[i] = v_sum(v[i]);
 }
-inline void v_sum16(const V *v, float *sums) {
-    for (int i = 0; i < 16; i++) sums[i] = v[i];
-}
 inline V v_and_above(V value, V x, float limit) { return x > limit ? value : 0.0f; }
 
 using B = uint32_t;
@@ -55,9 +52,10 @@ inline B b_load(const uint8_t *x) {
     std::memcpy(&word, x, 4);
     return word;
 }
-inline B b_and(B a, int byte) { return a & (0x01010101u * uint32_t(byte)); }
 inline B b_or(B a, B b) { return a | b; }
-template <int N> inline B b_shift(B a) { return N > 0 ? a >> (N > 0 ? N : 0) : a << (N > 0 ? 0 : -N); }
+template <int SHIFT, int MASK> inline B b_take(B a) {
+    return (SHIFT > 0 ? a >> (SHIFT > 0 ? SHIFT : 0) : a << (SHIFT > 0 ? 0 : -SHIFT)) & 0x01010101u * MASK;
+}
 inline B b_look_up(const int8_t *table, B a) {
     B found = 0;
     for (int i = 0; i < 32; i += 8) found |= B(uint8_t(table[(a >> i) & 15])) << i;
@@ -154,12 +152,8 @@ uint64_t sum_bytes(const uint8_t *bytes, size_t n) {
 } // namespace m7b
 
 #define M7B_UNROLL_TOKENS
-#include "float_kernels.h"
-#include "line_kernel.h"
-#include "linear_kernel.h"
+#include "instruction_set.h"
 
 namespace m7b {
-const Kernels portable_kernels = {"portable",
-    widen, narrow, widen_levels, quantize_block, quantize_block_16, measure_line, LINEARS<false>.data(), nullptr, linear_bf16,
-    nullptr, 0, attend, rms_norm, add, swiglu, sum_bytes, add_rows};
+const Kernels portable_kernels = bring("portable");
 }

@@ -1,4 +1,4 @@
-// Words of quants out of the planes of a panel, over the vectors of bytes B that are included before.
+// Words of quants out of the planes of a panel, over the vectors B that instruction_set.h lists.
 #pragma once
 #include <utility>
 
@@ -12,13 +12,13 @@ template <int TYPE, int J> inline B load_word(const uint8_t *quants) {
     constexpr int PLANE = 4 * PANEL, BITS = FORMATS[TYPE].bits;
     if constexpr (BITS == 8) return b_load(quants + PLANE * J);
     B low;
-    if constexpr (BITS >= 4) low = b_and(b_shift<J / 4 * 4>(b_load(quants + PLANE * (J % 4))), 15);
-    else low = b_and(b_shift<J % 4 * 2>(b_load(quants + PLANE * (J / 4))), 3);
+    if constexpr (BITS >= 4) low = b_take<J / 4 * 4, 15>(b_load(quants + PLANE * (J % 4)));
+    else low = b_take<J % 4 * 2, 3>(b_load(quants + PLANE * (J / 4)));
     if constexpr (FORMATS[TYPE].has_levels) return b_look_up(IQ4_LEVELS, low);
     constexpr int DONE = BITS < 4 ? 2 : 4; // bits, and planes
     if constexpr (BITS == DONE) return low;
-    if constexpr (BITS == 6) return b_or(low, b_and(b_shift<J % 4 * 2 - 4>(b_load(quants + PLANE * (4 + J / 4))), 0x30));
-    return b_or(low, b_and(b_shift<J - DONE>(b_load(quants + PLANE * DONE)), 1 << DONE));
+    if constexpr (BITS == 6) return b_or(low, b_take<J % 4 * 2 - 4, 0x30>(b_load(quants + PLANE * (4 + J / 4))));
+    return b_or(low, b_take<J - DONE, 1 << DONE>(b_load(quants + PLANE * DONE)));
 }
 
 template <int TYPE, int FIRST, int... J>

@@ -1,4 +1,4 @@
-// How the products of a block join a sum, over the vector type V that is included before.
+// How the products of a block join a sum, over what instruction_set.h lists.
 #pragma once
 #include "kernels.h"
 

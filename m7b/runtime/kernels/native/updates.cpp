@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "arrays.h"
-#include "numbers.h"
 #include "pool.h"
 
 namespace m7b {
@@ -13,13 +12,6 @@ namespace {
 constexpr int AT_ONCE = 4;   // tokens that a kernel for bfloat16 rows takes
 constexpr int DEPTH = 2048;  // columns of `down` in one item: few rows are shared out by their columns
 constexpr int OUTPUTS = 1024; // columns of `up` in one item
-
-// y (n,) += by (n_rows,) times rows of bfloat16, `stride` apart.
-void add_rows(const uint16_t *rows, size_t stride, int n_rows, const float *by, int n, float *y) {
-    if (kernels().add_rows) return kernels().add_rows(rows, stride, n_rows, by, n, y);
-    for (int r = 0; r < n_rows; r++)
-        for (int i = 0; i < n; i++) y[i] += by[r] * from_bf16(rows[r * stride + i]);
-}
 
 int parts(int n, int size) { return (n + size - 1) / size; }
 
@@ -73,7 +65,7 @@ void add_updates(const Addition *additions, int n_additions, Array x, int T, int
         for (int k = t; k < t + n; k++) {
             const size_t to = size_t(k) * n_out + first;
             load_floats(additions[i].y, to, size, y);
-            add_rows(update.up + first, n_out, int(update.rank), &low[k * rank + offsets[i]], size, y);
+            kernels().add_rows(update.up + first, n_out, int(update.rank), &low[k * rank + offsets[i]], size, y);
             store_floats(y, size, additions[i].y, to);
         }
     });

@@ -8,7 +8,7 @@ namespace m7b {
 namespace {
 
 using V = __m256;
-constexpr int LANES = 8;
+constexpr int LANES = 8, REGISTERS = 16;
 
 inline V v_zero() { return _mm256_setzero_ps(); }
 inline V v_set(float x) { return _mm256_set1_ps(x); }
@@ -26,7 +26,6 @@ inline V v_load_bf16(const uint16_t *x) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(x)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-// As to_bf16 rounds.
 inline void v_store_bf16(uint16_t *x, V v) {
     const __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
@@ -38,13 +37,12 @@ inline void v_store_bf16(uint16_t *x, V v) {
 inline V v_load_f16(const uint8_t *x) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(x)));
 }
-// One bfloat16 for all lanes. Reads the two bytes before it too, which spares a way through another register.
+// A word that ends with it spares a way through another register.
 inline V v_set_bf16(const uint8_t *x) {
     int32_t word;
     std::memcpy(&word, x - 2, 4);
     return _mm256_castsi256_ps(_mm256_and_si256(_mm256_set1_epi32(word), _mm256_set1_epi32(int32_t(0xffff0000))));
 }
-// Unsigned bytes, and QUANT_OFFSET more.
 constexpr float QUANT_OFFSET = 0.0f;
 inline V v_load_quants(const uint8_t *x) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(x))));
@@ -52,12 +50,10 @@ inline V v_load_quants(const uint8_t *x) {
 inline V v_load_i8(const uint8_t *x) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(x))));
 }
-// Four bits of bytes, from bit SHIFT on.
 template <int SHIFT> inline V v_load_nibble(const uint8_t *x) {
     const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(x)));
     return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(wide, SHIFT), _mm256_set1_epi32(15)));
 }
-// a * 2^n for whole n from -126 to 127.
 inline V v_scale(V a, V n) {
     __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(a, _mm256_castsi256_ps(exponent));
@@ -67,32 +63,24 @@ inline float v_sum(V v) {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
-// The sums of up to four vectors; what is written beyond `n` has no meaning.
 inline void v_sum4(const V *v, int n, float *sums) {
     __m256 a = _mm256_hadd_ps(v[0], n > 1 ? v[1] : v[0]);
     __m256 b = n > 2 ? _mm256_hadd_ps(v[2], n > 3 ? v[3] : v[2]) : a;
     __m256 c = _mm256_hadd_ps(a, b);
     _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1)));
 }
-inline void v_sum16(const V *v, float *sums) {
-    for (int i = 0; i < 16; i += 4) v_sum4(v + i, 4, sums + i);
-}
-inline V v_and_above(V value, V x, float limit) { // value where x > limit, else 0
+inline V v_and_above(V value, V x, float limit) {
     return _mm256_and_ps(value, _mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_GT_OQ));
 }
 
-// Bytes, four in each of LANES lanes.
 using B = __m256i;
 inline B b_load(const uint8_t *x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x)); }
-inline B b_and(B a, int byte) { return _mm256_and_si256(a, _mm256_set1_epi8(char(byte))); }
 inline B b_or(B a, B b) { return _mm256_or_si256(a, b); }
-// By N bits to the right, or to the left where N is negative. Bits may cross into the next byte.
-template <int N> inline B b_shift(B a) {
-    if constexpr (N > 0) return _mm256_srli_epi16(a, N);
-    if constexpr (N < 0) return _mm256_slli_epi16(a, -N);
-    return a;
+template <int SHIFT, int MASK> inline B b_take(B a) {
+    if constexpr (SHIFT > 0) a = _mm256_srli_epi16(a, SHIFT);
+    if constexpr (SHIFT < 0) a = _mm256_slli_epi16(a, -SHIFT);
+    return _mm256_and_si256(a, _mm256_set1_epi8(MASK));
 }
-// table[i] for each byte i below 16.
 inline B b_look_up(const int8_t *table, B a) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i *>(table))), a);
 }

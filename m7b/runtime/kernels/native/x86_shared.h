@@ -31,6 +31,25 @@ void widen_levels(const uint8_t *quants, float scale, const float *levels, uint1
     }
 }
 
+inline void turn_8(const uint16_t *rows, size_t stride, float *out, size_t distance) {
+    __m128i row[8], pair[8], four[8];
+    for (int r = 0; r < 8; r++) row[r] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows + r * stride));
+    for (int i = 0; i < 4; i++) {
+        pair[i] = _mm_unpacklo_epi16(row[2 * i], row[2 * i + 1]);
+        pair[4 + i] = _mm_unpackhi_epi16(row[2 * i], row[2 * i + 1]);
+    }
+    for (int i = 0; i < 8; i += 2) {
+        four[i] = _mm_unpacklo_epi32(pair[i], pair[i + 1]);
+        four[i + 1] = _mm_unpackhi_epi32(pair[i], pair[i + 1]);
+    }
+    for (int i = 0; i < 8; i++) {
+        const __m128i low = four[i / 4 * 4 + i / 2 % 2], high = four[i / 4 * 4 + i / 2 % 2 + 2];
+        const __m128i column = i % 2 ? _mm_unpackhi_epi64(low, high) : _mm_unpacklo_epi64(low, high);
+        const __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(column), 16);
+        _mm256_storeu_ps(out + i * distance, _mm256_castsi256_ps(wide));
+    }
+}
+
 struct Rounded {
     __m256i q[4]; // 32 integers from -top to top
     float scale;
