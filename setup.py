@@ -15,7 +15,8 @@ from setuptools.command.build_ext import build_ext
 FOLDER = "m7b/runtime/kernels/native"
 # Each file asks for its own instruction set, and one is picked at run time, so no -march here. Products
 # and sums are fused only where the code says so: a result must not depend on the compiler's mood.
-FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off"]
+# What Python was built with may ask for debug information, which is seven eighths of the file.
+FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-g0"]
 # The kernels have threads of their own and no OpenMP. Until glibc 2.34 these needed a library.
 THREADS = ["-pthread"] if sys.platform.startswith("linux") else []
 # Python without its lock has no stable ABI.
