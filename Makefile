@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICK := $(addprefix tests/runtime/test_,parity.py cache.py kernels.py sampling.py scheduler.py) \
 	tests/text/test_tokenizer.py tests/completions/test_stream.py
 
-.PHONY: demo test quick clients check sanitize arm wheel format lint types architecture docs clean
+.PHONY: demo test quick clients soak check sanitize arm wheel format lint types architecture docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/m7b download --variant demo
@@ -24,6 +24,10 @@ clients: $(VENV)/.installed-dev
 	npm install --silent --prefix $(VENV)/node openai
 	PATH="$(abspath $(BIN)):$$PATH" M7B_NODE_MODULES=$(VENV)/node/node_modules \
 		$(BIN)/python -m pytest -W ignore tests/server/test_clients.py
+
+# A server among clients of all kinds, for half an hour.
+soak: $(VENV)/.installed-dev
+	M7B_SOAK_S=1800 $(BIN)/python -m pytest -s -o timeout=2400 tests/server/test_soak.py
 
 check: format lint types architecture test docs
 

@@ -5,30 +5,15 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 
 import typer
 from typer.exceptions import TyperException
 
-from m7b.commands.bench import bench
-from m7b.commands.chat import chat
-from m7b.commands.complete import complete
-from m7b.commands.config import apply_settings, config
-from m7b.commands.doctor import doctor
-from m7b.commands.download import download
-from m7b.commands.eval import eval as eval_
-from m7b.commands.export import export
-from m7b.commands.info import info
-from m7b.commands.list import list_
-from m7b.commands.perplexity import perplexity
-from m7b.commands.quantize import quantize
-from m7b.commands.rm import prune, rm
-from m7b.commands.serve import serve
-from m7b.commands.sessions import sessions
+from m7b.commands.config import apply_settings
+from m7b.commands.shared.lazy import COMMANDS, LazyGroup
 from m7b.commands.shared.options import plain
-from m7b.commands.tokenize import detokenize, tokenize
-from m7b.commands.verify import verify
 from m7b.errors import ExitCode, M7bError
 from m7b.render import PipeClosed, note
 from m7b.version import __version__
@@ -39,16 +24,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    cls=LazyGroup,
 )
-_COMMANDS: tuple[Callable[..., None], ...] = (
-    *(bench, chat, complete, doctor, download, eval_, info, list_, perplexity, prune, quantize, rm),
-    *(serve, tokenize, detokenize, verify),
-)
-for command in _COMMANDS:
-    app.command(command.__name__.rstrip("_"))(command)
-app.add_typer(config, name="config")
-app.add_typer(export, name="export")
-app.add_typer(sessions, name="sessions")
 
 
 def _show_version(wanted: bool) -> None:
@@ -113,9 +90,7 @@ def _is_nowhere() -> bool:
 
 def _help_for(arguments: Sequence[str]) -> str:
     """The command line that explains what `arguments` could be."""
-    known = {info.callback.__name__.rstrip("_") for info in app.registered_commands if info.callback}
-    known |= {info.name for info in app.registered_groups if isinstance(info.name, str)}
-    name = next((word for word in arguments if word in known), None)
+    name = next((word for word in arguments if word in COMMANDS), None)
     return f"m7b {name} --help" if name else "m7b --help"
 
 

@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     PROMPT_TOO_LONG = 6
     SOME_FAILED = 7
     TOO_SLOW = 8
+    NO_SERVER = 9
     HUNG_UP = 129
     INTERRUPTED = 130
     PIPE_CLOSED = 141
@@ -119,6 +120,12 @@ class TooSlow(M7bError):
     """A benchmark ended, slower than was allowed."""
 
     exit_code = ExitCode.TOO_SLOW
+
+
+class NoServer(M7bError):
+    """There is no server where one was expected, or it ended in the middle of an answer."""
+
+    exit_code = ExitCode.NO_SERVER
 
 
 def _printable(text: str, limit: int = 600) -> str:

@@ -4,6 +4,7 @@ Knows ids, numbers and text; imports nothing heavy, so that every layer can spea
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +16,7 @@ from m7b.options import check_options, check_range, option, option_mapping
 MAX_SEED = 2**63 - 1
 MAX_BIAS = 1_000_000
 MAX_TOKENS = 1 << 31
+MAX_SCALE = 1_000
 
 
 def read_bias(text: str) -> tuple[int, float]:
@@ -28,6 +30,35 @@ def read_bias(text: str) -> tuple[int, float]:
         return int(token), float(bias)
     except ValueError:
         raise ValueError(f"{text!r} is not of the form ID=BIAS, such as 15043=-5") from None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterChoice:
+    """An adapter that is meant, by path or by the name that `m7b list` shows, and the share that is added."""
+
+    name: str
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise UsageError("an adapter has no name", hint="name its folder or file, or what m7b list shows")
+        check_range(f"the scale of {self.name}", self.scale, low=-MAX_SCALE, high=MAX_SCALE)
+
+
+def read_adapter(text: str) -> AdapterChoice:
+    """The adapter in `PATH` or `PATH:SCALE`; what is there under the whole text is meant by it."""
+    name, _, scale = text.rpartition(":")
+    try:
+        number = float(scale)
+    except ValueError:
+        return AdapterChoice(text)
+    return AdapterChoice(text) if not name or os.path.exists(text) else AdapterChoice(name, number)
+
+
+def read_adapters(given: "str | Sequence[str | AdapterChoice]") -> tuple[AdapterChoice, ...]:
+    """The adapters in a text or several, as `read_adapter` reads them; choices stay as they are."""
+    each = [given] if isinstance(given, str) else given
+    return tuple(read_adapter(one) if isinstance(one, str) else one for one in each)
 
 
 class Matcher(Protocol):
@@ -148,6 +179,13 @@ class Draft(StrEnum):
     LOOKUP = "lookup"
 
 
+class KvType(StrEnum):
+    """How keys and values are held: in bfloat16, or 32 of them in 8 bits under one scale."""
+
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+
+
 class DType(StrEnum):
     """The dtypes a model can run in."""
 
@@ -161,8 +199,10 @@ class EngineOptions:
     """What the user may choose about a model before it runs.
 
     `threads` None is one for each fast physical core. `dtype` None is the checkpoint's own, but bfloat16 for
-    float16, which CPUs multiply slowly. `quant` None leaves the weights as they are stored. `window` None is
-    the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own. `max_memory` (bytes by device)
+    float16, which CPUs multiply slowly. `quant` None leaves the weights as they are stored. `kv_type` None
+    keeps keys and values in the `dtype` that the model runs in. `window` None is
+    the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own. What
+    each `adapter` says is added. `max_memory` (bytes by device)
     is for `device` auto.
     """
 
@@ -212,6 +252,20 @@ class EngineOptions:
         "lookup guesses the next tokens by the text so far and checks several in one pass; the answer stays.",
         kind=Draft,
         sample="off",
+    )
+    adapter: tuple[AdapterChoice, ...] = option(
+        (),
+        "Add a low-rank adapter, or SCALE of it; can be repeated.",
+        kind=read_adapter,
+        metavar="PATH|NAME[:SCALE]",
+        collect=tuple,
+        in_chat=False,
+    )
+    kv_type: str | None = option(
+        None,
+        "How keys and values are held; in the number format that runs if not given. q8_0 takes half of bf16.",
+        kind=KvType,
+        sample="bf16",
     )
     max_memory: dict[int | str, int] | None = None
 

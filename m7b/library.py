@@ -19,6 +19,7 @@ from m7b.generation import (
     SamplingParams,
     TextDelta,
     TokenLogprob,
+    read_adapters,
 )
 from m7b.messages import Message, parse_message
 from m7b.models import LoadEvent, Model, ModelChoice, load_model
@@ -63,7 +64,7 @@ def load(
         chat_template: `v1`, `v3` or a Jinja file, instead of the model's own.
         report: called with each event while the model is loaded: `Loading` (bytes), `Remark` (a text).
         **options: the fields of `EngineOptions`, which are the options of the commands: `quant="q8_0"`,
-            `ctx_size=4096`, `threads=2`, `window=0` for none.
+            `ctx_size=4096`, `threads=2`, `window=0` for none, `adapter="folder:0.5"` or several in a list.
 
     Raises:
         CheckpointNotFound: it is not on this machine; the hint is the command that fetches it.
@@ -71,6 +72,8 @@ def load(
         UsageError: an option is out of range.
     """
     choice = ModelChoice(path=name) if isinstance(name, Path) else ModelChoice.from_name(name)
+    if "adapter" in options:
+        options["adapter"] = read_adapters(options["adapter"])
     settings = EngineOptions(**options)
     return load_model(choice, settings, chat_template=chat_template, report=report)
 

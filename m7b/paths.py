@@ -1,13 +1,17 @@
 """The folders and files of m7b: those of the platform, or all below `M7B_HOME`."""
 
+import hashlib
 import os
 import shlex
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
 from m7b.errors import OutOfResources, UsageError
+
+_LONGEST_RUN_FOLDER = 80  # the path of a Unix socket may have 104 bytes on some systems
 
 
 def parse_path(text: str) -> Path:
@@ -90,6 +94,22 @@ def checkpoints_folder() -> Path:
 def history_file() -> Path:
     """The file of the lines typed at the prompt."""
     return data_folder() / "history"
+
+
+def run_folder() -> Path:
+    """The folder of what lives as long as servers do: their sockets and records. It need not exist.
+
+    Raises:
+        NoHome: nothing says where it is.
+    """
+    if os.environ.get("M7B_HOME") or not os.environ.get("XDG_RUNTIME_DIR"):
+        folder = data_folder() / "run"
+    else:
+        folder = platformdirs.user_runtime_path("m7b", appauthor=False)
+    if len(os.fsencode(folder)) <= _LONGEST_RUN_FOLDER:
+        return folder
+    short = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+    return Path(tempfile.gettempdir(), f"m7b-{os.getuid()}-{short}")
 
 
 def sessions_file() -> Path:

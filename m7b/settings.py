@@ -36,6 +36,7 @@ SETTINGS: Mapping[str, str | int | float | bool] = {
     "markdown": True,
     "theme": "auto",
     "save": True,
+    "server": "auto",
 }
 
 _CHECKPOINT = {"variant", "model"}  # two ways to name one thing

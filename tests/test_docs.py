@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
 from m7b.cli import app
 from m7b.errors import ExitCode
@@ -15,7 +17,11 @@ from tests.support.eval_tasks import write_questions
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMANDS = [info.callback for info in app.registered_commands]
+COMMANDS = [
+    command.callback
+    for command in typer.main.get_command(app).commands.values()
+    if not isinstance(command, TyperGroup)
+]
 
 
 def examples_of(command):

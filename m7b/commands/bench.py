@@ -9,7 +9,9 @@ import typer
 
 from m7b.bench import PeerName, ReportFormat
 from m7b.commands.shared.options import (
+    AdapterOption,
     DTypeOption,
+    KvTypeOption,
     ModelOption,
     QuantOption,
     ThreadsOption,
@@ -19,6 +21,7 @@ from m7b.commands.shared.options import (
     integer,
     n_tokens,
     number,
+    read_adapters,
 )
 from m7b.errors import UsageError
 from m7b.progress import run_with_progress
@@ -98,9 +101,11 @@ def bench(
         ),
     ] = False,
     quant: QuantOption = None,
+    kv_type: KvTypeOption = None,
     dtype: DTypeOption = None,
     threads: ThreadsOption = None,
     window: WindowOption = None,
+    adapter: AdapterOption = None,
     format: Annotated[
         ReportFormat, typer.Option("-o", "--format", help="How to write the figures.")
     ] = ReportFormat.TABLE,
@@ -161,7 +166,10 @@ def bench(
     earlier = read_run(compare) if compare else None
     if plot:
         check_plot(plot)
-    choice = BenchChoice(variant, model, random_weights, quant, dtype, threads, window)
+    if adapter and (claims or peer):
+        raise UsageError("--adapter goes with neither --claims nor --peer", hint="leave it out")
+    adapters = read_adapters(adapter)
+    choice = BenchChoice(variant, model, random_weights, quant, dtype, threads, window, kv_type, adapters)
     sweep = Sweep(
         prompt, tokens, _parse_list("--depths", depths, count, "-d 0,4096"), repetitions, warmup, sizes
     )
@@ -204,15 +212,19 @@ def _measure_claims(choice: "BenchChoice", sweep: "Sweep") -> "ClaimsReport":
 
 def _describe_subject(opened: "ModelFiles", choice: "BenchChoice", ctx_size: int) -> "Subject":
     from m7b.commands.shared.bench_choice import describe_model, engine_options
+    from m7b.models import join_names, mix_adapters, open_adapters
     from m7b.runtime.bench.subject import Subject
 
+    adapters = open_adapters(choice.adapters, opened.config)
     return Subject(
-        opened.name,
+        join_names(opened.name, adapters),
         opened.checkpoint,
         opened.config,
         engine_options(choice, ctx_size),
         choice.random_weights,
-        describe_model(opened, choice, weights=""),
+        describe_model(opened, choice, weights="")
+        | ({"adapters": [each.label for each in adapters]} if adapters else {}),
+        mix_adapters(adapters),
     )
 
 

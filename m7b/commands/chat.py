@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,7 @@ from m7b.commands.shared.prompt import read_parts
 from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions
 from m7b.errors import OutOfResources, UsageError
 from m7b.generation import EngineOptions, SamplingParams
-from m7b.models import Model, ModelChoice, refuse_base, require_template
+from m7b.models import Model, ModelChoice, refuse_base, require_template, split_name
 from m7b.paths import NoHome, history_file, sessions_file
 from m7b.render import Theme, note
 from m7b.session import CHAT_SAMPLING, OnFull, Session
@@ -152,7 +153,12 @@ def chat(
         record = Autosaver(store if save else None, kept, messages, session, may_forget=is_brief)
         toolbelt = Toolbelt(toolbox, screen, approval=tool_approval, limit=tool_limit)
         talk = Chat(
-            conversation, screen, record, toolbelt, lambda name: _load(ModelChoice.from_name(name), engine)
+            conversation,
+            screen,
+            record,
+            toolbelt,
+            # What is added to one model does not fit another.
+            lambda name: _load(ModelChoice.from_name(name), replace(engine, adapter=())),
         )
         if kept and kept.model != conversation.model.name:
             screen.note(f"this conversation was with {kept.model} until now", "yellow")
@@ -205,8 +211,8 @@ def _choose_model(
 ) -> ModelChoice:
     """The model that flags name, else that of the conversation, that of the settings, or what is usual."""
     is_named = is_flag(ctx, "variant") or is_flag(ctx, "model")
-    if kept and kept.model in VARIANTS and not is_named:
-        return ModelChoice(kept.model)
+    if kept and split_name(kept.model) in VARIANTS and not is_named:
+        return ModelChoice(split_name(kept.model))
     return ModelChoice(variant, model) if variant or model else choose_usual(asks=asks)
 
 

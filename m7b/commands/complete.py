@@ -4,10 +4,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from m7b.commands.shared.answering import Asked, ServerOption, VerboseOption, answer, tell_unasked
 from m7b.commands.shared.expansion import expand_options, flag
 from m7b.commands.shared.grammar_options import GrammarOptions
 from m7b.commands.shared.loading import load_model
@@ -24,24 +25,25 @@ from m7b.commands.shared.options import (
 )
 from m7b.commands.shared.progress import BatchStatus, PromptStatus
 from m7b.commands.shared.prompt import read_parts, read_prompt, tell_left_out
+from m7b.commands.shared.scaling import RayOptions, answer_by_ray
 from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions, leave_out_tools
 from m7b.completions import (
     ChatPrompt,
-    Completion,
     CompletionRequest,
+    LocalAnswer,
+    Remarks,
     RequestFile,
     Together,
-    answer_request,
+    find_remarks,
     is_conversation,
     parse_chat_prompt,
 )
 from m7b.errors import UsageError
 from m7b.generation import CallDelta, EngineOptions, GenerationEvent, SamplingParams, TextDelta
-from m7b.models import Model, ModelChoice, refuse_base, require_template
-from m7b.offer import check_template, describe_form
+from m7b.models import Model, ModelChoice, refuse_base
 from m7b.options import list_options
 from m7b.render import Output, note
-from m7b.tokenizer import list_controls
+from m7b.warm.client import WarmAnswer
 
 
 @expand_options
@@ -91,6 +93,7 @@ def complete(
             show_default=False,
         ),
     ] = None,
+    scale: RayOptions,
     variant: VariantOption = None,
     model: ModelOption = None,
     sampling: SamplingParams,
@@ -109,6 +112,8 @@ def complete(
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
     as_json: JsonOption = False,
     engine: EngineOptions,
+    server: ServerOption = "auto",
+    verbose: VerboseOption = False,
     offline: OfflineOption = False,
 ) -> None:
     """Continue a text exactly as it stands, or with --chat answer it as a message.
@@ -146,35 +151,45 @@ def complete(
         refuse_base(choice, chat_template)
     if parallel and not jsonl:
         raise UsageError("--parallel goes with --jsonl")
+    asked = Asked(choice, engine, chat_template, server, verbose)
+    scale.check(jsonl, output)
+    if scale.ray and jsonl and output:
+        tell_unasked(asked, "a file of requests")
+        _refuse_prompt(has_prompt=bool(prompt is not None or file))
+        how = {"is_chat": chat, "parallel": parallel, "chat_template": chat_template}
+        answer_by_ray(scale, jsonl, output, choice, engine, leave_out_tools(request), resume=resume, **how)
+        return
     batch = _open_batch(jsonl, output, resume=resume, has_prompt=bool(prompt is not None or file))
     if batch is None:
         read = _read_conversation if chat else _read_prompt
         request = read(request, prompt, file or [], keep_newline=keep_newline)
     request = leave_out_tools(request)
-    loaded = load_model(choice, engine, chat_template=chat_template)
-    if chat:
-        require_template(loaded.name, loaded.template)
-        if offered:
-            check_template(loaded.chat_template)
-            if remark := describe_form(loaded.chat_template):
-                note(remark)
-    elif batch is None and not special:
-        _note_controls(loaded, request.prompt)
+
+    def load() -> Model:
+        return load_model(choice, engine, chat_template=chat_template)
+
     if batch:
+        tell_unasked(asked, "a file of requests")
+        loaded = load()
+        conversation = request.conversation or (ChatPrompt([]) if chat else None)
+        _tell(find_remarks(loaded, replace(request, conversation=conversation)))
         _answer_batch(batch, loaded, request, is_chat=chat, parallel=parallel)
         return
-    if request.conversation and loaded.template:
-        tell_left_out(loaded.template, request.conversation.messages)
+    answering = answer(asked, request, load, is_whole=as_json)
+    _tell(answering.remarks)
     if as_json:
-        Output().write_json(complete_silently(loaded, request))
+        _run_silently(answering)
+        Output().write_json(answering.format())
     else:
-        _print(Completion(loaded, request), streaming=stream)
+        _print(answering, streaming=stream)
 
 
-def complete_silently(model: Model, request: CompletionRequest) -> dict[str, Any]:
-    """The whole answer object of one request."""
+def _run_silently(answering: LocalAnswer | WarmAnswer) -> None:
+    """Run an answer to its end, showing nothing but how far the prompt is read."""
     with PromptStatus() as status:
-        return answer_request(model, request, status.show)
+        for events in answering.samples():
+            for event in events:
+                status.show(event)
 
 
 def _answer_batch(
@@ -204,18 +219,23 @@ def _open_batch(
         if output or resume:
             raise UsageError("--output and --resume go with --jsonl")
         return None
-    if has_prompt:
-        raise UsageError("--jsonl brings its own prompts", hint="leave out PROMPT and --file")
+    _refuse_prompt(has_prompt=has_prompt)
     return RequestFile(jsonl, output, resume=resume)
 
 
-def _note_controls(model: Model, prompt: str | tuple[int, ...]) -> None:
-    """On a terminal, say that names of control tokens in the prompt are text."""
-    names = list_controls(model.tokenizer, prompt) if isinstance(prompt, str) else []
-    if names and sys.stderr is not None and sys.stderr.isatty():
-        note(
-            f"{', '.join(names[:5])} in the prompt is text; --special writes control tokens, --chat messages"
-        )
+def _refuse_prompt(*, has_prompt: bool) -> None:
+    if has_prompt:
+        raise UsageError("--jsonl brings its own prompts", hint="leave out PROMPT and --file")
+
+
+def _tell(remarks: Remarks) -> None:
+    """Tell what is to be known before the answer; of control tokens that are text, on a terminal alone."""
+    if remarks.form:
+        note(remarks.form)
+    if remarks.controls and sys.stderr is not None and sys.stderr.isatty():
+        names = ", ".join(remarks.controls[:5])
+        note(f"{names} in the prompt is text; --special writes control tokens, --chat messages")
+    tell_left_out(remarks.left_out)
 
 
 def _read_prompt(
@@ -244,11 +264,11 @@ def _read_conversation(
     return replace(request, conversation=conversation)
 
 
-def _print(completion: Completion, *, streaming: bool) -> None:
+def _print(answering: LocalAnswer | WarmAnswer, *, streaming: bool) -> None:
     """Show the samples as plain text, each followed by one newline."""
     output = Output()
     try:
-        for events in completion.samples():
+        for events in answering.samples():
             with PromptStatus() as status:
                 texts = select_text(status.watch(events))
                 for text in texts if streaming else ["".join(texts)]:

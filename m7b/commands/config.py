@@ -5,13 +5,14 @@ Also hands them to the options of every command. An option itself says whether i
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup, TyperOption
 
+from m7b.commands.shared.lazy import COMMANDS
 from m7b.commands.shared.options import JsonOption, plain
 from m7b.editor import edit_file
 from m7b.errors import UsageError
@@ -90,13 +91,17 @@ def apply_settings(ctx: typer.Context) -> None:
     Settings that are wrong stop the commands that have such options, but neither their --help nor
     `m7b config`.
     """
-    options = _options(ctx)
+    invoked = str(ctx.invoked_subcommand)
     try:
-        settings = load(os.environ, _find_file(), options).values()
-        defaults = {setting.name: _default(setting, _check(setting, options, ctx)) for setting in settings}
+        settings = load(os.environ, _find_file(), SETTINGS)
+        options = _find_options(ctx, settings, invoked) if settings else {}
+        defaults = {
+            name: _default(setting, _check(setting, options, ctx)) for name, setting in settings.items()
+        }
     except UsageError as error:
-        defaults = dict.fromkeys(options, _refusal(error))
-    ctx.default_map = _find_defaults(_root(ctx), defaults)
+        defaults = dict.fromkeys(SETTINGS, _refusal(error))
+    if defaults and invoked in COMMANDS:
+        ctx.default_map = {invoked: _find_defaults(_root(ctx).commands[invoked], defaults)}
 
 
 def _find_defaults(command: Any, defaults: dict[str, Any]) -> dict[str, Any]:
@@ -135,10 +140,25 @@ def _root(ctx: typer.Context) -> TyperGroup:
 
 
 def _options(ctx: typer.Context) -> dict[str, TyperOption]:
-    """The option of each setting, in the order of the table; commands that share one agree on it."""
-    params = [param for command in _root(ctx).commands.values() for param in command.params]
-    found = {param.name: param for param in reversed(params) if isinstance(param, TyperOption)}
-    return {name: found[name] for name in SETTINGS if name in found}
+    """The option of each setting, in the order of the table."""
+    return _find_options(ctx, SETTINGS)
+
+
+def _find_options(ctx: typer.Context, names: Iterable[str], first: str = "") -> dict[str, TyperOption]:
+    """The options of settings; commands that share one agree on it.
+
+    No more commands are asked, and so imported, than it takes: that called `first` before others.
+    """
+    commands = _root(ctx).commands
+    missing, found = set(names), dict[str, TyperOption]()
+    for command in sorted(commands, key=lambda name: name != first):
+        if not missing:
+            break
+        for param in commands[command].params:
+            if param.name in missing and isinstance(param, TyperOption):
+                missing.remove(param.name)
+                found[param.name] = param
+    return {name: found[name] for name in names}
 
 
 def _in_effect(ctx: typer.Context) -> Iterator[tuple[Setting, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from m7b import hub
 from m7b.commands.shared.advice import Advice, advice_on, gib
-from m7b.commands.shared.options import JsonOption
+from m7b.commands.shared.options import JsonOption, KvTypeOption
 from m7b.paths import NoHome, data_folder
 from m7b.render import Output, Status, has_colours
 from m7b.variants import VARIANTS
@@ -27,7 +27,7 @@ to read its bytes, at the {:.1f} GB/s just measured.
 """
 
 
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(kv_type: KvTypeOption = None, as_json: JsonOption = False) -> None:
     """Show what this machine is, what slows models down on it, which of them fit and how fast they could be.
 
     Examples:
@@ -45,7 +45,7 @@ def doctor(as_json: JsonOption = False) -> None:
         machine, bandwidth = describe_machine(), read_bandwidth()
     finally:
         status.clear()
-    models = list_fits(machine.memory_free_bytes, bandwidth)
+    models = list_fits(machine.memory_free_bytes, bandwidth, kv_type)
     report = _report(machine, bandwidth, models, advice_on(machine, models, os.environ))
     output = Output()
     if as_json:

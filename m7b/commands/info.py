@@ -5,14 +5,26 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from m7b.commands.shared.options import (
+    AdapterOption,
     JsonOption,
+    KvTypeOption,
     ModelOption,
     PrefillChunkOption,
     VariantOption,
     WindowOption,
+    read_adapters,
 )
 from m7b.errors import UnsupportedCheckpoint
-from m7b.models import ModelChoice, ModelFiles, find_stop_ids, load_texts, open_model
+from m7b.generation import AdapterChoice, KvType
+from m7b.models import (
+    ModelChoice,
+    ModelFiles,
+    OpenAdapter,
+    find_stop_ids,
+    load_texts,
+    open_adapters,
+    open_model,
+)
 from m7b.render import Output
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer
 from m7b.variants import VARIANTS
@@ -30,7 +42,9 @@ def info(
     variant: VariantOption = None,
     model: ModelOption = None,
     window: WindowOption = None,
+    adapter: AdapterOption = None,
     prefill_chunk: PrefillChunkOption = 512,
+    kv_type: KvTypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a model's configuration, exact size, and the memory it takes at each context; loads no weights.
@@ -41,7 +55,7 @@ def info(
 
       m7b info --window 4096 --json
     """
-    report = _report(ModelChoice(variant, model), window, prefill_chunk)
+    report = _report(ModelChoice(variant, model), window, prefill_chunk, kv_type, read_adapters(adapter))
     output = Output()
     if as_json:
         output.write_json(report)
@@ -49,7 +63,13 @@ def info(
         output.write("".join(f"{line}\n" for line in _lines(report)))
 
 
-def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict[str, Any]:
+def _report(
+    choice: ModelChoice,
+    window: int | None,
+    prefill_chunk: int,
+    kv_type: KvType | None,
+    adapters: tuple[AdapterChoice, ...] = (),
+) -> dict[str, Any]:
     import psutil
 
     from m7b.runtime.model.config import ModelConfig
@@ -72,6 +92,7 @@ def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict
         "name": name,
         "release": _release(name),
         "checkpoint": files and _checkpoint(choice, files),
+        "adapters": [_adapter(each) for each in open_adapters(adapters, config)],
         "note": checkpoint.note if checkpoint else "",
         "config": asdict(config),
         "parameters": config.n_params,
@@ -79,15 +100,17 @@ def _report(choice: ModelChoice, window: int | None, prefill_chunk: int) -> dict
         "chat_template": _template(name, checkpoint),
         "weight_bytes": weights,
         "cache": {
-            "dtype": "bfloat16",
-            "bytes_per_token": config.cache_bytes_per_token(2),
+            "dtype": str(kv_type) if kv_type == KvType.Q8_0 else "bfloat16",
+            "bytes_per_token": config.cache_bytes_per_token(2, kv_type),
             "prefill_chunk": prefill_chunk,
-            "contexts": [_cache_at(config, ctx_size, prefill_chunk) for ctx_size in _contexts(config)],
+            "contexts": [
+                _cache_at(config, ctx_size, prefill_chunk, kv_type) for ctx_size in _contexts(config)
+            ],
         },
         "memory": {
             "available_bytes": available,
             "fits": {
-                dtype: n_bytes + n_slots * config.cache_bytes_per_token(_ITEM_BYTES.get(dtype, 2))
+                dtype: n_bytes + n_slots * config.cache_bytes_per_token(_ITEM_BYTES.get(dtype, 2), kv_type)
                 <= available
                 for dtype, n_bytes in weights.items()
             },
@@ -103,6 +126,21 @@ def _checkpoint(choice: ModelChoice, files: ModelFiles) -> dict[str, Any]:
         "dtypes": sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
         "bytes": checkpoint.n_bytes,
         "stop_ids": sorted(_stop_ids(choice, files)),
+    }
+
+
+def _adapter(opened: OpenAdapter) -> dict[str, Any]:
+    adapter = opened.adapter
+    return {
+        "name": opened.name,
+        "scale": opened.scale,
+        "path": str(adapter.path),
+        "format": adapter.format.value,
+        "ranks": list(adapter.ranks),
+        "linears": len(adapter.parts),
+        "bytes": adapter.n_bytes,
+        "base": adapter.base,
+        "description": opened.description,
     }
 
 
@@ -147,9 +185,11 @@ def _contexts(config: "ModelConfig") -> list[int]:
     return [n for n in _CONTEXTS if n < config.max_seq_len] + [config.max_seq_len]
 
 
-def _cache_at(config: "ModelConfig", ctx_size: int, prefill_chunk: int) -> dict[str, int]:
+def _cache_at(
+    config: "ModelConfig", ctx_size: int, prefill_chunk: int, kv_type: KvType | None
+) -> dict[str, int]:
     """Cache bytes at one context; the window's own share and the bytes of full attention beside it."""
-    per_token = config.cache_bytes_per_token(2)
+    per_token = config.cache_bytes_per_token(2, kv_type)
     return {
         "context": ctx_size,
         "bytes": config.cache_slots(ctx_size, prefill_chunk) * per_token,
@@ -175,6 +215,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield row("on disk", f"{checkpoint['bytes']:,} bytes")
     else:
         yield row("checkpoint", "not on this machine: figures are those of the release")
+    for adapter in report["adapters"]:
+        yield row("adapter", f"{adapter['description']}, {adapter['bytes']:,} bytes")
     if report["note"]:
         yield row("note", report["note"])
     yield row("parameters", f"{report['parameters']:,}")
@@ -192,7 +234,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield row("memory free", f"{report['memory']['available_bytes']:>15,} bytes")
     yield ""
     per_token, chunk = cache["bytes_per_token"], cache["prefill_chunk"]
-    yield f"KV cache in bfloat16, {per_token:,} bytes a token, prefill chunk {chunk}"
+    yield f"KV cache in {cache['dtype']}, {per_token:,} bytes a token, prefill chunk {chunk}"
     yield f"{'context':>9}{'cache bytes':>18}{'of it window':>18}{'full attention':>18}"
     for at in cache["contexts"]:
         window, full = at["window_bytes"], at["full_attention_bytes"]

@@ -7,16 +7,17 @@ import typer
 
 from m7b.commands.shared.evaluation import Text, read_text, read_with_progress, usual_ctx_size
 from m7b.commands.shared.loading import load_model
-from m7b.commands.shared.options import count
+from m7b.commands.shared.options import AdapterOption, count, read_adapters
 from m7b.commands.shared.quantizing import WriteStatus
 from m7b.errors import OutOfResources, UsageError
-from m7b.generation import DType, QuantizeTarget
-from m7b.models import ModelChoice, open_model, read_tokenizer
+from m7b.generation import DType, EngineOptions, QuantizeTarget
+from m7b.models import ModelChoice, join_names, mix_adapters, open_adapters, open_model, read_tokenizer
 from m7b.paths import parse_path
 from m7b.render import Output, Status, note
 from m7b.texts import ENGLISH, english_text
 
 if TYPE_CHECKING:
+    from m7b.commands.shared.quantize_report import Source
     from m7b.runtime.quantize import Importance
 
 _FILES_OF_OTHERS = {".safetensors", ".bin", ".pt", ".pth"}
@@ -28,6 +29,7 @@ def quantize(
         str, typer.Option("-o", "--output", metavar="OUT", help="What to write: a file, or a folder.")
     ],
     to: Annotated[QuantizeTarget, typer.Option("--to", help="What to turn the weights into.")],
+    adapter: AdapterOption = None,
     double_quant: Annotated[
         bool, typer.Option("--double-quant", help="Quantize the scales of nf4 and fp4 as well.")
     ] = False,
@@ -116,7 +118,8 @@ def quantize(
 
       m7b quantize demo -o demo-nf4 --to nf4 --double-quant --no-report
     """
-    from m7b.commands.shared.quantize_report import Exam, compare, format_report
+    from m7b.commands.shared.quantize_report import Exam, Source, compare, format_report
+    from m7b.runtime.adapters import merge
     from m7b.runtime.loader import DTYPES
     from m7b.runtime.quantize import Settings
     from m7b.runtime.quantize import quantize as write
@@ -139,18 +142,24 @@ def quantize(
     choice = ModelChoice.from_name(source)
     files = open_model(choice)
     checkpoint, tokenizer = files.checkpoint, read_tokenizer(files.checkpoint)
+    options = EngineOptions(adapter=read_adapters(adapter))
+    adapters = open_adapters(options.adapter, checkpoint.config)
+    if any(destination.exists() and destination.samefile(each.adapter.path) for each in adapters):
+        raise UsageError(f"{destination} is an adapter that is read", hint="name another place with -o")
+    merged = merge(checkpoint, mix_adapters(adapters))
+    original = Source(choice, options, join_names(files.name, adapters))
     for message in filter(None, (checkpoint.note, _rounded_twice(checkpoint.find_requantized(to)))):
         note(message)
     status = Status()
     importance = None
     if calibrate:
-        importance = _calibrate(choice, calibrate, save_imatrix, status)
+        importance = _calibrate(original, calibrate, save_imatrix, status)
     elif imatrix:
         importance = read_imatrix(imatrix, checkpoint.config)
     settings = Settings(to, double_quant, DTYPES[compute_dtype or DType.BFLOAT16], importance)
     progress, errors, written = WriteStatus(status, destination.name), {}, 0
     try:
-        for tensor in write(checkpoint, tokenizer, destination, settings, force=force):
+        for tensor in write(merged, tokenizer, destination, settings, force=force):
             progress.show(tensor)
             errors[tensor.name], written = tensor.error, tensor.done
     finally:
@@ -163,7 +172,7 @@ def quantize(
     if no_report:
         return
     try:
-        report = compare(choice, destination, files.name, errors, text, status, exam)
+        report = compare(original, destination, errors, text, status, exam)
     except OutOfResources as error:
         note(f"no report: {error}")
         return
@@ -214,12 +223,12 @@ def _rounded_twice(stored: str) -> str:
     return f"weights stored as {stored} are rounded a second time" if stored else ""
 
 
-def _calibrate(choice: ModelChoice, file: Path, keep: Path | None, status: Status) -> "Importance":
+def _calibrate(source: "Source", file: Path, keep: Path | None, status: Status) -> "Importance":
     """Which columns matter to the model when it reads `file`; kept in another if that is wanted."""
     from m7b.runtime.quantize.imatrix import Reading, write_imatrix
     from m7b.runtime.quantize.importance import column_importance
 
-    text, model = read_text(file), load_model(choice)
+    text, model = read_text(file), load_model(source.choice, source.options)
     ctx_size, ids = usual_ctx_size(model), text.ids(model.tokenizer)
     try:
         reading = column_importance(model.engine, ids, ctx_size)

@@ -3,12 +3,15 @@
 import ipaddress
 import os
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from m7b.commands.shared.expansion import expand_options
+from m7b.commands.shared.fetching import offer_missing
 from m7b.commands.shared.loading import load_model
 from m7b.commands.shared.options import (
     ChatTemplateOption,
@@ -16,8 +19,17 @@ from m7b.commands.shared.options import (
     OfflineOption,
     VariantOption,
     count,
+    duration,
     integer,
+    is_flag,
     number,
+)
+from m7b.commands.shared.warm_servers import (
+    WarmPlace,
+    claim_place,
+    show_servers,
+    start_in_background,
+    stop_servers,
 )
 from m7b.errors import UsageError
 from m7b.generation import EngineOptions
@@ -31,6 +43,7 @@ if TYPE_CHECKING:
 
 @expand_options
 def serve(
+    ctx: typer.Context,
     *,
     variant: VariantOption = None,
     model: ModelOption = None,
@@ -86,12 +99,22 @@ def serve(
         float | None,
         typer.Option(
             "--keep-alive",
-            parser=number,
-            metavar="S",
-            help="End after so many seconds without a request.",
+            parser=duration,
+            metavar="S|Nm|Nh",
+            help="End after so many seconds, minutes or hours without a request.",
             show_default=False,
         ),
     ] = None,
+    background: Annotated[
+        bool,
+        typer.Option(
+            "--background", help="Go on in the background, for m7b's own commands; at a port if one is given."
+        ),
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End the servers of the model given, or all.")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Show the servers of the model given, or all.")
+    ] = False,
     engine: EngineOptions,
     offline: OfflineOption = False,
 ) -> None:
@@ -103,30 +126,111 @@ def serve(
 
       m7b serve --variant demo --ctx-size 2048 --uds ./m7b.sock --keep-alive 60
     """
-    from m7b.server import Access, bind_socket, bind_unix_socket, describe_socket
-    from m7b.server import serve as serve_socket
-
-    keys = _read_keys(api_key or [])
-    access = Access(keys, _list_hosts(host, uds), tuple(allow_origin or ()))
-    _check_open(host, uds, access, no_auth=no_auth)
     choice = ModelChoice(variant, model)
-    bound = bind_unix_socket(uds) if uds else bind_socket(host, port)
-    where = describe_socket(bound)
-    note(f"listening on {where}, which answers when the model is loaded")
+    if stop or status:
+        chosen = choice if is_flag(ctx, "variant") or is_flag(ctx, "model") else None
+        if status:
+            show_servers(chosen)
+        else:
+            stop_servers(chosen, grace if is_flag(ctx, "grace") else None)
+        return
+    from m7b.server import Access
+
+    access = Access(_read_keys(api_key or []), _list_hosts(host, uds), tuple(allow_origin or ()))
+    _check_open(host, uds, access, no_auth=no_auth)
+    place = _find_place(choice, engine, chat_template, background=background)
+    is_public = not background or is_flag(ctx, "host") or is_flag(ctx, "port")
+    public = uds or ((host, port) if is_public else None)
+    try:
+        _serve(
+            _Places(public, place, is_quiet=background),
+            choice,
+            access,
+            lambda: load_model(choice, engine, chat_template=chat_template, keeps_apart=True),
+            parallel=parallel,
+            max_waiting=queue,
+            grace=grace,
+            keep_alive=keep_alive,
+        )
+    finally:
+        if place:
+            place.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where a server is to listen.
+
+    Attributes:
+        public: a host and a port, or a socket, for any program; None for m7b's commands alone.
+        warm: the place where commands of m7b look.
+        is_quiet: whether nobody sees what it says.
+    """
+
+    public: tuple[str, int] | Path | None
+    warm: WarmPlace | None
+    is_quiet: bool
+
+
+def _serve(
+    places: _Places,
+    choice: ModelChoice,
+    access: "Access",
+    load: Callable[[], Model],
+    *,
+    grace: float,
+    **limits: Any,
+) -> None:
+    """Listen, and serve until it is stopped."""
+    from m7b.server import bind_socket, bind_unix_socket, describe_socket
+    from m7b.server import serve as serve_sockets
+
+    public, warm = places.public, places.warm
+    bound = []
+    if public is not None:
+        bound.append(bind_unix_socket(public) if isinstance(public, Path) else bind_socket(*public))
+    where = " and ".join(map(describe_socket, bound))
+    if warm:
+        bound.append(bind_unix_socket(warm.socket))
+        access = replace(access, private=str(warm.socket))
+    addresses = [describe_socket(one) for one in bound]
+    if not places.is_quiet:
+        note(f"listening on {where}, which answers when the model is loaded")
 
     def report_ready(loaded: Model, at_once: int) -> None:
-        note(f"{loaded.name} is ready: {where}/v1 answers {at_once} at once; Ctrl+C ends")
+        if warm:
+            warm.open(choice, addresses, grace)
+        others = ", ".join(each.name for each in loaded.others)
+        ready = f"{loaded.name} is ready{f', beside {others}' if others else ''}"
+        note(f"{ready}: {where or addresses[0]}/v1 answers {at_once} at once; Ctrl+C ends")
 
-    serve_socket(
-        bound,
-        lambda: load_model(choice, engine, chat_template=chat_template),
-        access,
-        parallel=parallel,
-        max_waiting=queue,
-        grace=grace,
-        keep_alive=keep_alive,
-        report_ready=report_ready,
-    )
+    identity = warm.identity if warm else ""
+    serve_sockets(bound, load, access, grace=grace, identity=identity, report_ready=report_ready, **limits)
+
+
+def _find_place(
+    choice: ModelChoice, engine: EngineOptions, chat_template: str | None, *, background: bool
+) -> WarmPlace | None:
+    """The place where commands look for the server; in the background it is another process from here on.
+
+    Raises:
+        CheckpointNotFound: the model is not on this machine, and the server is to be in the background.
+    """
+    from m7b.warm.folder import find_record
+    from m7b.warm.identity import identify
+
+    # Commands with adapters have theirs added together, and here each is a model of its own.
+    plain = replace(engine, adapter=())
+    if background:
+        offer_missing(choice)
+        identity = identify(choice, plain, chat_template)
+        if engine.adapter and (running := find_record(identity)):
+            raise UsageError(
+                f"{running.name} is served already, perhaps with other adapters",
+                hint="m7b serve --stop ends that",
+            )
+        return start_in_background(identity)
+    return claim_place(identify(choice, plain, chat_template)) if choice.is_installed else None
 
 
 def _read_keys(given: list[str]) -> tuple[str, ...]:

@@ -13,7 +13,9 @@ from m7b.paths import NoHome, sessions_file
 from m7b.render import Output, note
 from m7b.store import Store, StoredConversation, as_utf8, fold
 
-sessions = typer.Typer(help="List, read, export, search and remove the conversations that were kept.")
+sessions = typer.Typer(
+    help="List, read, export, search and remove the conversations that were kept.", rich_markup_mode=None
+)
 
 ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help="A conversation by id or name.")]
 

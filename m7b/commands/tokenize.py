@@ -23,7 +23,7 @@ from m7b.errors import UsageError
 from m7b.models import ModelChoice, load_chosen_template, load_chosen_tokenizer
 from m7b.offer import check_template
 from m7b.render import Output
-from m7b.templates import MistralTemplate, Template
+from m7b.templates import MistralTemplate, Template, list_left_out
 from m7b.tokenizer import Tokenizer
 from m7b.variants import VARIANTS
 
@@ -80,7 +80,7 @@ def tokenize(
         if conversation.tools:
             check_template(template)
         ids = template.encode(conversation.messages, conversation.tools)
-        tell_left_out(template, conversation.messages)
+        tell_left_out(list_left_out(template, conversation.messages))
         _show(tokenizer, ids, as_json=as_json)
     elif jsonl:
         tokenizers = _Cache(load_chosen_tokenizer, choice)

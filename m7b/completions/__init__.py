@@ -12,9 +12,12 @@ from m7b.completions.answer import (
     format_answers,
     token_text,
 )
-from m7b.completions.batch import RequestFile
+from m7b.completions.batch import RequestFile, find_mismatch, read_answers
 from m7b.completions.completion import Choice, Completion
-from m7b.completions.line import parse_object
+from m7b.completions.feed import LineFeed
+from m7b.completions.line import is_error, parse_object
+from m7b.completions.local import LocalAnswer
+from m7b.completions.remarks import Remarks, find_remarks
 from m7b.completions.request import (
     ChatPrompt,
     CompletionRequest,
@@ -30,17 +33,24 @@ __all__ = [
     "Choice",
     "Completion",
     "CompletionRequest",
+    "LineFeed",
+    "LocalAnswer",
     "LogprobWriter",
+    "Remarks",
     "RequestFile",
     "Together",
     "answer_request",
     "count_cached",
     "count_usage",
+    "find_mismatch",
+    "find_remarks",
     "format_answer",
     "format_answers",
     "is_conversation",
+    "is_error",
     "parse_chat_prompt",
     "parse_object",
     "parse_request",
+    "read_answers",
     "token_text",
 ]

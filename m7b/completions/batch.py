@@ -114,30 +114,40 @@ class RequestFile:
         return Output(file).write_json
 
     def _kept_answers(self) -> tuple[list[dict[str, Any]], int]:
-        """The whole lines of the target and their bytes, without half a line that a crash left."""
+        """The answers that the target holds, and their bytes."""
         assert self._target is not None
-        if not self._target.exists():
-            return [], 0
-        whole = self._target.read_bytes().rpartition(b"\n")[0]
-        answers = []
-        for line in filter(None, whole.split(b"\n")):
-            try:
-                answers.append(parse_object(line))
-            except UsageError as error:
-                raise UsageError(f"{self._target}: {error.message}", hint="name another file") from None
-            if not answers[-1].keys() & {"choices", "error"}:
-                raise UsageError(
-                    f"{self._target}: line {len(answers)} is no answer", hint="name another file"
-                )
-        return answers, len(whole) + 1 if whole else 0
+        return read_answers(self._target) if self._target.exists() else ([], 0)
 
     def _check_kept(self, number: int, result: dict[str, Any], line: bytes) -> None:
-        for name in ("custom_id", "id"):
-            wanted, found = find_id(line, name), result.get(name)
-            if wanted is not None and found != wanted:
-                raise UsageError(
-                    f"line {number} of {self._target} answers {found!r}, the request is {wanted!r}",
-                    hint="these are the answers of other requests: name another file",
-                )
-            if wanted is not None:
-                return
+        if found := find_mismatch(line, result):
+            raise UsageError(
+                f"line {number} of {self._target} answers {found[0]!r}, the request is {found[1]!r}",
+                hint="these are the answers of other requests: name another file",
+            )
+
+
+def read_answers(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read the answers on the whole lines of `file`, and their bytes, without half a line that a crash left.
+
+    Raises:
+        UsageError: a line is no answer.
+    """
+    whole = file.read_bytes().rpartition(b"\n")[0]
+    answers = []
+    for line in filter(None, whole.split(b"\n")):
+        try:
+            answers.append(parse_object(line))
+        except UsageError as error:
+            raise UsageError(f"{file}: {error.message}", hint="name another file") from None
+        if not answers[-1].keys() & {"choices", "error"}:
+            raise UsageError(f"{file}: line {len(answers)} is no answer", hint="name another file")
+    return answers, len(whole) + 1 if whole else 0
+
+
+def find_mismatch(line: bytes, answer: dict[str, Any]) -> tuple[Any, Any] | None:
+    """What `answer` names as its request, and what the request on `line` is called, where these differ."""
+    for name in ("custom_id", "id"):
+        wanted, found = find_id(line, name), answer.get(name)
+        if wanted is not None:
+            return None if found == wanted else (found, wanted)
+    return None

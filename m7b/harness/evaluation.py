@@ -84,7 +84,6 @@ Outcome = Figure | Failure
 
 
 @cache
-@cache
 def open_tasks() -> Any:
     """All tasks that lm-eval knows; it takes seconds to read what they are."""
     from lm_eval.tasks import TaskManager

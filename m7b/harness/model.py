@@ -16,7 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 
 from m7b.completions import Completion, CompletionRequest
 from m7b.errors import UsageError
-from m7b.generation import EngineOptions, JudgementHandle, Likelihood, SamplingParams
+from m7b.generation import EngineOptions, JudgementHandle, Likelihood, SamplingParams, read_adapters
 from m7b.harness.answers import Answers, name_requests
 from m7b.models import Model, ModelChoice, load_model
 from m7b.tokenizer import Tokenizer, encode_special
@@ -309,6 +309,8 @@ def _read_options(options: dict[str, Any]) -> EngineOptions:
             f"there is no option {unknown[0]}",
             hint=f"there are pretrained, parallel, chat_template, {', '.join(sorted(known))}",
         )
+    if "adapter" in options:
+        options["adapter"] = read_adapters(options["adapter"])
     return EngineOptions(**options)
 
 

@@ -9,11 +9,12 @@ from m7b.parts import gather_splits, list_part_names
 
 
 class DownloadFormat(StrEnum):
-    """The layouts that checkpoints are published in."""
+    """The layouts that checkpoints are published in, and adapters."""
 
     HF = "hf"
     NATIVE = "native"
     GGUF = "gguf"
+    PEFT = "peft"
 
 
 _SMALL = {
@@ -25,6 +26,7 @@ _SMALL = {
     ),
     "native": ("params.json", "tokenizer.model", "tokenizer.model.v*"),
     "gguf": (),
+    "peft": ("adapter_config.json",),
 }
 # The first layout that is there is taken: a repository can hold several copies of the weights, 14 GB each.
 _WEIGHTS = {
@@ -37,6 +39,7 @@ _WEIGHTS = {
     ),
     "native": (("consolidated.safetensors",), ("consolidated.*.pth",)),
     "gguf": (("*.gguf",),),
+    "peft": (("adapter_model.safetensors",),),
 }
 
 

@@ -35,9 +35,9 @@ class File:
 class CheckpointRecord:
     """A whole checkpoint. `path` is what is loaded; `files` lie in `folder`.
 
-    `format` is hf, native or gguf. `origin` is what `source` fetched: a hub id, an address or a path.
-    `is_ours` says that the folder goes with the record; a folder that others share, or that the user
-    brought, stays. Times are seconds since 1970.
+    `format` is hf, native, gguf or, of an adapter, peft. `origin` is what `source` fetched: a hub id, an
+    address or a path. `is_ours` says that the folder goes with the record; a folder that others share, or
+    that the user brought, stays. Times are seconds since 1970.
     """
 
     name: str

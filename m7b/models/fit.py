@@ -52,10 +52,10 @@ class Fit:
     limit_tps: dict[int, float]
 
 
-def list_fits(free_bytes: int, gigabytes_per_second: float) -> list[Fit]:
-    """Every variant in every format; variants of the same shape share a row."""
+def list_fits(free_bytes: int, gigabytes_per_second: float, kv_type: str | None = None) -> list[Fit]:
+    """Every variant in every format; variants of the same shape share a row. Caches are of `kv_type`."""
     return [
-        _fit(names, config, format, free_bytes, gigabytes_per_second)
+        _fit(names, config, format, free_bytes, gigabytes_per_second, kv_type)
         for config, names in _shapes().items()
         for format in FORMATS
         if format not in _MIXES or instruction_set()  # without kernels they are turned into numbers
@@ -76,10 +76,10 @@ def read_bytes(config: ModelConfig, format: str) -> int:
     return _embedding_row_bytes(config, format) + _output_and_layers(config, format)
 
 
-def cache_read_bytes(config: ModelConfig, depth: int) -> int:
+def cache_read_bytes(config: ModelConfig, depth: int, kv_type: str | None = None) -> int:
     """Bytes of keys and values that a token reads which `depth` others precede; its window limits them."""
     seen = min(depth, config.sliding_window or depth)
-    return seen * config.cache_bytes_per_token(_CACHE_ITEM_BYTES)
+    return seen * config.cache_bytes_per_token(_CACHE_ITEM_BYTES, kv_type)
 
 
 def _output_and_layers(config: ModelConfig, format: str) -> int:
@@ -117,18 +117,28 @@ def _tensor_bytes(shape: tuple[int, ...], format: str) -> int:
     return math.prod(rows) * _ROWS[format](columns) if rows else 2 * columns
 
 
-def _fit(names: tuple[str, ...], config: ModelConfig, format: str, free_bytes: int, bandwidth: float) -> Fit:
+def _fit(
+    names: tuple[str, ...],
+    config: ModelConfig,
+    format: str,
+    free_bytes: int,
+    bandwidth: float,
+    kv_type: str | None,
+) -> Fit:
     stored, read, context = weight_bytes(config, format), read_bytes(config, format), config.max_seq_len
     room = free_bytes - stored
+    whole = _cache_bytes(config, context, kv_type)
     return Fit(
         variants=names,
         format=format,
         context=context,
         weight_bytes=stored,
-        cache_bytes=_cache_bytes(config, context),
+        cache_bytes=whole,
         read_bytes=read,
-        ctx_size=next((n for n in _contexts(context) if _cache_bytes(config, n) <= room), None),
-        limit_tps={depth: bandwidth * 1e9 / (read + cache_read_bytes(config, depth)) for depth in DEPTHS},
+        ctx_size=next((n for n in _contexts(context) if _cache_bytes(config, n, kv_type) <= room), None),
+        limit_tps={
+            depth: bandwidth * 1e9 / (read + cache_read_bytes(config, depth, kv_type)) for depth in DEPTHS
+        },
     )
 
 
@@ -138,8 +148,9 @@ def _contexts(longest: int) -> Iterator[int]:
     yield from range((longest - 1) // _CTX_STEP * _CTX_STEP, 0, -_CTX_STEP)
 
 
-def _cache_bytes(config: ModelConfig, ctx_size: int) -> int:
-    return config.cache_slots(ctx_size, _PREFILL_CHUNK) * config.cache_bytes_per_token(_CACHE_ITEM_BYTES)
+def _cache_bytes(config: ModelConfig, ctx_size: int, kv_type: str | None) -> int:
+    n_slots = config.cache_slots(ctx_size, _PREFILL_CHUNK)
+    return n_slots * config.cache_bytes_per_token(_CACHE_ITEM_BYTES, kv_type)
 
 
 def _shapes() -> dict[ModelConfig, tuple[str, ...]]:

@@ -1,11 +1,12 @@
 """From a choice to a model that runs. Tells how far it is, to whoever wants to know; shows nothing."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from m7b.generation import EngineOptions
+from m7b.models.adapters import OpenAdapter, check_names, mix_adapters, open_adapters
 from m7b.models.choice import ModelChoice
 from m7b.models.files import ModelFiles, open_model
 from m7b.models.model import Model
@@ -43,6 +44,7 @@ def load_model(
     *,
     chat_template: str | None = None,
     report: Callable[[LoadEvent], object] | None = None,
+    keeps_apart: bool = False,
 ) -> Model:
     """Load a model that is on this machine.
 
@@ -51,6 +53,7 @@ def load_model(
         options: how it is to run.
         chat_template: `v1`, `v3` or a Jinja file, instead of the model's own.
         report: called with each event while the model is loaded.
+        keeps_apart: whether adapters are not added together: each makes one of the `others` of the model.
 
     Raises:
         CheckpointNotFound: it is not on this machine.
@@ -64,6 +67,12 @@ def load_model(
     name, checkpoint, config = files.name, files.checkpoint, files.config
     from m7b.runtime.loader import load_engine
 
+    adapters = open_adapters(options.adapter, config)
+    if keeps_apart:
+        check_names(name, adapters)
+    added = [] if keeps_apart else adapters
+    mixes = [mix_adapters(added), *([each] for each in mix_adapters(adapters) if keeps_apart)]
+
     if checkpoint.note:
         report(Remark(checkpoint.note))
     if options.quant and (stored := checkpoint.find_requantized(options.quant)):
@@ -75,11 +84,11 @@ def load_model(
         named = ", ".join(sorted(checkpoint.chat_templates))
         report(Remark(f"this checkpoint's chat templates are for special uses, and are not used: {named}"))
     engine = run_with_progress(
-        load_engine(checkpoint, options),
+        load_engine(checkpoint, options, mixes if adapters else ()),
         lambda progress: report(Loading(name, progress.done, progress.total)),
     )
-    return Model(
-        name,
+    model = Model(
+        join_names(name, added),
         engine,
         tokenizer,
         template,
@@ -87,13 +96,40 @@ def load_model(
         vocab_size=config.vocab_size,
         ctx_size=options.ctx_size or config.max_seq_len,
         window=config.sliding_window,
-        about=_describe(files, tokenizer, template),
+        about=_describe(files, tokenizer, template) | _describe_adapters(added),
         license=VARIANTS[name].license if name in VARIANTS else checkpoint.license,
         load_s=time.perf_counter() - started,
         n_bytes=checkpoint.n_bytes,
         n_params=config.n_params,
         controls=tokenizer.controls,
     )
+    return replace(model, others=_make_others(model, adapters)) if keeps_apart else model
+
+
+def join_names(model: str, adapters: Sequence[OpenAdapter]) -> str:
+    """What a model with adapters is called: `demo + pirate:0.5`."""
+    return " + ".join([model, *(each.label for each in adapters)])
+
+
+def split_name(name: str) -> str:
+    """The model's own part of what a model with adapters is called."""
+    return name.partition(" + ")[0]
+
+
+def _make_others(model: Model, adapters: Sequence[OpenAdapter]) -> tuple[Model, ...]:
+    return tuple(
+        replace(
+            model,
+            name=each.name,
+            engine=model.engine.with_adapter(number),
+            about=dict(model.about) | {"model": each.name} | _describe_adapters([each]),
+        )
+        for number, each in enumerate(adapters, 1)
+    )
+
+
+def _describe_adapters(adapters: Sequence[OpenAdapter]) -> dict[str, str]:
+    return {"adapters": "; ".join(each.description for each in adapters)} if adapters else {}
 
 
 def _describe(files: ModelFiles, tokenizer: "Tokenizer", template: "Template | None") -> dict[str, str]:

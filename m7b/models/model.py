@@ -20,7 +20,7 @@ class Model:
     """A loaded model.
 
     Attributes:
-        name: the variant or hub id, or the name of the checkpoint's file or folder.
+        name: the variant or hub id, or the name of the checkpoint's file or folder; then its adapters.
         engine: continues token ids.
         template: turns a conversation into ids; None where the model was not trained to chat.
         stop_ids: the ids that end an answer.
@@ -33,6 +33,7 @@ class Model:
         n_bytes: what the weights take on disk.
         n_params: the number of weights.
         controls: the control tokens that stop strings can name, by their names.
+        others: models over the same engine, each of this one and an adapter.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Model:
     n_bytes: int = 0
     n_params: int = 0
     controls: Mapping[str, int] = field(default_factory=dict)
+    others: tuple["Model", ...] = ()
 
     @property
     def chat_template(self) -> Template:

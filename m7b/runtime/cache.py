@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from m7b.runtime.kv import Blocks, KvFormat, choose_format
 from m7b.runtime.model.batch import Span
 from m7b.runtime.model.config import ModelConfig
 
@@ -34,21 +35,21 @@ class CacheRow:
     Args:
         shape: kv heads K, slots S and head_dim D of each ring.
         window: as the configuration has it.
-        dtype: of keys and values.
+        format: how keys and values are held.
         devices: the device of each layer, as a string that torch understands.
 
     Attributes:
-        keys: of each layer, (K, S, D).
+        keys: of each layer, (K, S, D) or what the format makes of them.
         values: the same.
         capacity: S.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], window: int | None, dtype: torch.dtype, devices: Sequence[str]
+        self, shape: tuple[int, int, int], window: int | None, format: KvFormat, devices: Sequence[str]
     ) -> None:
-        self.window, self.capacity = window, shape[1]
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
+        self.window, self.capacity, self._format = window, shape[1], format
+        self.keys = [format.make_ring(shape, device) for device in devices]
+        self.values = [format.make_ring(shape, device) for device in devices]
         # Where the kernels find each layer's keys and values.
         self.addresses = array("q", [ring.data_ptr() for pair in self._rings() for ring in pair])
         self._length = 0
@@ -59,6 +60,11 @@ class CacheRow:
     def length(self) -> int:
         """Tokens in the sequence, those that have rolled out of the ring included."""
         return self._length
+
+    @property
+    def is_in_blocks(self) -> bool:
+        """Whether keys and values are held in blocks of 8 bits."""
+        return isinstance(self._format, Blocks)
 
     @property
     def n_bytes(self) -> int:
@@ -79,15 +85,18 @@ class CacheRow:
         self._length = span.end
 
     def write(self, layer: int, span: Span, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store `keys` and `values` (K, T, D) of `span`; returns views of filled slots, each (K, S, D)."""
+        """Store `keys` and `values` (K, T, D) of `span`; returns those of filled slots, each (K, S, D)."""
         slot = span.first % self.capacity
         head = min(span.n, self.capacity - slot)
-        for ring, chunk in ((self.keys[layer], keys), (self.values[layer], values)):
+        rings = self.keys[layer], self.values[layer]
+        for ring, numbers in zip(rings, (keys, values), strict=True):
+            chunk = self._format.encode(numbers)
             ring[:, slot : slot + head] = chunk[:, :head]
             if head < span.n:
                 ring[:, : span.n - head] = chunk[:, head:]
         n_filled = min(span.end, self.capacity)
-        return self.keys[layer][:, :n_filled], self.values[layer][:, :n_filled]
+        filled, filled_values = (self._format.decode(ring[:, :n_filled], keys.dtype) for ring in rings)
+        return filled, filled_values
 
     def slot_positions(self, end: int) -> Tensor:
         """The position that each filled slot holds, (S,), once all positions below `end` are written.
@@ -143,22 +152,34 @@ class RollingKVCache:
     Args:
         config: gives layers, heads and the window.
         prefill_chunk: the most tokens of one sequence that a forward pass may add.
-        dtype: of keys and values.
+        dtype: that the model runs in.
         devices: the device of each layer, as a string that torch understands.
+        kv_type: how keys and values are held, None: in `dtype`.
     """
 
     def __init__(
-        self, config: ModelConfig, *, prefill_chunk: int, dtype: torch.dtype, devices: Sequence[str]
+        self,
+        config: ModelConfig,
+        *,
+        prefill_chunk: int,
+        dtype: torch.dtype,
+        devices: Sequence[str],
+        kv_type: str | None = None,
     ) -> None:
-        self.config, self.prefill_chunk = config, prefill_chunk
+        self.config, self.prefill_chunk, self.kv_type = config, prefill_chunk, kv_type
         self._dtype, self._devices = dtype, devices
+        self._format = choose_format(kv_type, dtype, config.head_dim)
         self._rows: dict[int, CacheRow] = {}
         self._next = 0
 
     def like(self) -> "RollingKVCache":
         """An empty cache for the same model."""
         return RollingKVCache(
-            self.config, prefill_chunk=self.prefill_chunk, dtype=self._dtype, devices=self._devices
+            self.config,
+            prefill_chunk=self.prefill_chunk,
+            dtype=self._dtype,
+            devices=self._devices,
+            kv_type=self.kv_type,
         )
 
     def __getitem__(self, row: int) -> CacheRow:
@@ -182,7 +203,7 @@ class RollingKVCache:
         capacity = self.config.cache_slots(n_tokens, self.prefill_chunk)
         shape = (self.config.n_kv_heads, capacity, self.config.head_dim)
         row, self._next = self._next, self._next + 1
-        self._rows[row] = CacheRow(shape, self.window, self._dtype, self._devices)
+        self._rows[row] = CacheRow(shape, self.window, self._format, self._devices)
         return row
 
     def remove_row(self, row: int) -> None:
@@ -192,7 +213,12 @@ class RollingKVCache:
     def row_bytes(self, n_tokens: int) -> int:
         """Bytes that a row for a sequence of `n_tokens` takes when it is full."""
         slots = self.config.cache_slots(n_tokens, self.prefill_chunk)
-        return slots * self.config.cache_bytes_per_token(self._dtype.itemsize)
+        return slots * self.bytes_per_token
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token takes."""
+        return self.config.cache_bytes_per_token(self._dtype.itemsize, self.kv_type)
 
     def reserve(self, spans: Sequence[Span]) -> None:
         """Expect the tokens of a batch. A pass may be interrupted anywhere before `commit`."""

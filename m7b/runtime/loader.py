@@ -4,7 +4,7 @@ import logging
 import math
 import tempfile
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from accelerate.utils import offload_weight, save_offload_index, set_module_tens
 
 from m7b.errors import UsageError
 from m7b.generation import EngineOptions
+from m7b.runtime.adapters import Mix, build_updates, count_bytes
 from m7b.runtime.backends import Backend, choose_backend
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Blocks, Checkpoint
@@ -48,10 +49,18 @@ class LoadProgress:
     total: int
 
 
-def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[LoadProgress, None, Engine]:
+def load_engine(
+    checkpoint: Checkpoint, options: EngineOptions, mixes: Sequence[Mix] = ()
+) -> Generator[LoadProgress, None, Engine]:
     """Load the weights and set up an empty cache beside them.
 
+    Args:
+        checkpoint: the model.
+        options: how it is to run.
+        mixes: adapters for `Engine.adapted` by their numbers; the engine itself takes the first, if any.
+
     Raises:
+        DamagedCheckpoint: an adapter holds values that are not finite.
         OutOfResources: memory, disk or the device do not suffice, which is checked before allocating.
     """
     config = checkpoint.config
@@ -62,7 +71,7 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
     ctx_size = options.ctx_size or config.max_seq_len
     _check_dynamic(config, ctx_size)
     n_slots = config.cache_slots(ctx_size, options.prefill_chunk)
-    cache_bytes = n_slots * config.cache_bytes_per_token(dtype.itemsize)
+    cache_bytes = n_slots * config.cache_bytes_per_token(dtype.itemsize, options.kv_type)
     backend = choose_backend(
         checkpoint, options.quant, options.device, dtype, dtype_given=options.dtype is not None
     )
@@ -71,14 +80,18 @@ def load_engine(checkpoint: Checkpoint, options: EngineOptions) -> Generator[Loa
         model.to(dtype)
     device_map = plan_devices(model, options.device, dtype, cache_bytes, options.max_memory)
     what = f"{checkpoint.path.name} at {ctx_size} tokens"
-    _check_room(checkpoint, backend, dtype, device_map, cache_bytes, what)
+    beside_weights = cache_bytes + count_bytes(mixes, dtype)
+    _check_room(checkpoint, backend, dtype, device_map, beside_weights, what)
     with memory_errors():
         yield from place_weights(model, checkpoint, device_map)
+        devices = layer_devices(device_map, config.n_layers)
+        model.adapters = [build_updates(model, mix, devices) for mix in mixes]
         cache = RollingKVCache(
             config,
             prefill_chunk=options.prefill_chunk,
             dtype=dtype,
-            devices=layer_devices(device_map, config.n_layers),
+            devices=devices,
+            kv_type=options.kv_type,
         )
         return Engine(model, backend, cache, ctx_size, execution_device(device_map), options.draft)
 
@@ -99,7 +112,7 @@ def _check_room(
     backend: Backend,
     dtype: torch.dtype,
     device_map: DeviceMap,
-    cache_bytes: int,
+    beside_weights: int,
     what: str,
 ) -> None:
     """Compare what the backend puts into memory and on disk with what is free there."""
@@ -112,7 +125,7 @@ def _check_room(
     check_disk(on_disk, what)
     if execution_device(device_map) == "cpu":
         is_planned = len(device_map) > 1 or on_disk > 0  # then accelerate has weighed the weights
-        check_memory(cache_bytes + (0 if is_planned else _weight_bytes(checkpoint, backend, dtype)), what)
+        check_memory(beside_weights + (0 if is_planned else _weight_bytes(checkpoint, backend, dtype)), what)
 
 
 def _weight_bytes(checkpoint: Checkpoint, backend: Backend, dtype: torch.dtype) -> int:

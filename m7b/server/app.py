@@ -10,10 +10,11 @@ from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from m7b.completions import Completion, CompletionRequest, format_answers, parse_object, parse_request
+from m7b.completions.remarks import Remarks, find_remarks
 from m7b.errors import M7bError, UsageError
 from m7b.generation import MAX_TOKENS, SamplingParams
 from m7b.models import Model
@@ -22,8 +23,10 @@ from m7b.server.errors import HttpError, format_error, make_error_response, tran
 from m7b.server.guard import Access, Guard
 from m7b.server.metrics import Metrics
 from m7b.server.responses import ResponseStream, format_response, read_response_request
-from m7b.server.work import Answering, EngineThread
+from m7b.server.warm import read_warm_request, write_lines
+from m7b.server.work import Answering, Busy, EngineThread, Stopping
 from m7b.tokenizer import encode_special
+from m7b.warm.wire import ANSWER_PATH
 
 _PING_S = 15
 _TEXT_TOKENS = 16  # what OpenAI's reference gives for completions
@@ -43,7 +46,8 @@ class _Wishes:
 class Server:
     """The routes over one engine's thread."""
 
-    def __init__(self, engine: EngineThread, access: Access) -> None:
+    def __init__(self, engine: EngineThread, access: Access, identity: str = "") -> None:
+        self._identity = identity
         self._engine, self._metrics = engine, Metrics(engine)
         self._preparing = asyncio.Lock()  # encoding is fast and compiling grammars is not shared by threads
         self.app = Starlette(
@@ -56,6 +60,7 @@ class Server:
                 Route("/tokenize", self._wrap(self.tokenize), methods=["POST"]),
                 Route("/detokenize", self._wrap(self.detokenize), methods=["POST"]),
                 Route("/tokenizer_info", self._wrap(self.describe_tokenizer)),
+                Route(ANSWER_PATH, self._wrap(self.answer_command), methods=["POST"]),
                 Route("/health", self.tell_health),
                 Route("/metrics", self.tell_metrics),
             ],
@@ -74,14 +79,15 @@ class Server:
         return Response(self._metrics.format(), media_type=self._metrics.media_type)
 
     async def list_models(self, request: Request) -> Response:
-        """OpenAI's list of models: the one that there is."""
-        return JSONResponse({"object": "list", "data": [_describe(self._require_model())]})
+        """OpenAI's list of models: the one that there is, and one for each adapter."""
+        model = self._require_model()
+        models = [_describe(each, model) for each in (model, *model.others)]
+        return JSONResponse({"object": "list", "data": models})
 
     async def show_model(self, request: Request) -> Response:
         """One model of that list."""
         model = self._require_model()
-        _check_model(model, request.path_params["name"])
-        return JSONResponse(_describe(model))
+        return JSONResponse(_describe(_choose_model(model, request.path_params["name"]), model))
 
     async def tokenize(self, request: Request) -> Response:
         """Ids of a text: `{"content": …}`, or of a conversation: `{"messages": …}`."""
@@ -112,7 +118,7 @@ class Server:
         """Answer a conversation."""
         model, fields = self._require_model(), _read_object(await request.body())
         wishes = _take_wishes(fields)
-        _check_model(model, fields.get("model"))
+        model = _choose_model(model, fields.get("model"))
         if not isinstance(fields.get("messages"), list):
             raise UsageError("messages must be a list of objects", param="messages")
         parsed = parse_request(fields, _defaults(MAX_TOKENS), is_chat=True)
@@ -122,7 +128,7 @@ class Server:
         """Continue texts, or ids."""
         model, fields = self._require_model(), _read_object(await request.body())
         wishes = _take_wishes(fields)
-        _check_model(model, fields.get("model"))
+        model = _choose_model(model, fields.get("model"))
         parsed = [
             parse_request(fields | {"prompt": prompt}, _defaults(_TEXT_TOKENS))
             for prompt in _list_prompts(fields.get("prompt"))
@@ -132,7 +138,7 @@ class Server:
     async def respond(self, request: Request) -> Response:
         """Answer in the shape of OpenAI's Responses, keeping nothing."""
         model, fields = self._require_model(), _read_object(await request.body())
-        _check_model(model, fields.get("model"))
+        model = _choose_model(model, fields.get("model"))
         chat = read_response_request(fields)
         parsed = parse_request(chat, _defaults(MAX_TOKENS), is_chat=True)
         completions = await self._prepare(model, [parsed])
@@ -142,6 +148,32 @@ class Server:
             return JSONResponse(format_response(completions[0], fields))
         stream = ResponseStream(completions[0], fields)
         return self._stream(answering, stream.begin, stream.add, stream.finish, stream.fail)
+
+    async def answer_command(self, request: Request) -> Response:
+        """Answer a command of m7b's own."""
+        model, asked = self._require_model(), read_warm_request(await request.body())
+        if asked.identity is not None and asked.identity != self._identity:
+            raise HttpError(409, f"{model.name} is served here, not what was asked for", code="other_model")
+        remarks: Remarks | None = None
+        answering: Answering | M7bError
+        try:
+            async with self._preparing:
+                remarks = await asyncio.to_thread(find_remarks, model, asked.request)
+            answering = await self._begin(await self._prepare(model, [asked.request]))
+        except (Busy, Stopping):
+            raise
+        except M7bError as error:
+            answering = error
+
+        async def pull() -> AsyncIterator[str]:
+            try:
+                async for line in write_lines(remarks, answering, is_whole=asked.is_whole):
+                    yield line
+            finally:
+                if isinstance(answering, Answering):
+                    self._close(answering)
+
+        return StreamingResponse(pull(), media_type="application/x-ndjson")
 
     async def _answer(self, request: Request, completions: list[Completion], wishes: _Wishes) -> Response:
         answering = await self._begin(completions)
@@ -186,8 +218,7 @@ class Server:
         finally:
             gone.cancel()
             whole.cancel()
-            self._engine.cancel(answering)
-            self._metrics.count(answering)
+            self._close(answering)
 
     def _stream(
         self,
@@ -213,10 +244,14 @@ class Server:
                 for item in fail(translate_error(error)):
                     yield _event(item)
             finally:
-                self._engine.cancel(answering)
-                self._metrics.count(answering)
+                self._close(answering)
 
         return EventSourceResponse(pull(), ping=_PING_S, sep="\n")
+
+    def _close(self, answering: Answering) -> None:
+        """Let a request go, and count it."""
+        self._engine.cancel(answering)
+        self._metrics.count(answering)
 
     def _require_model(self) -> Model:
         if self._engine.model is None:
@@ -295,18 +330,24 @@ def _list_prompts(prompt: Any) -> list[Any]:
     return prompt
 
 
-def _check_model(model: Model, name: Any) -> None:
-    if name is not None and name != model.name:
+def _choose_model(model: Model, name: Any) -> Model:
+    """The model or the adapter that is called `name`; the model itself for None."""
+    served = {each.name: each for each in (model, *model.others)}
+    if name is None:
+        return model
+    if not isinstance(name, str) or name not in served:
+        names = ", ".join(map(repr, served))
         raise HttpError(
             404,
-            f"the model {name!r} is not served here: {model.name!r} is",
+            f"the model {name!r} is not served here: {names} {'are' if model.others else 'is'}",
             code="model_not_found",
             param="model",
         )
+    return served[name]
 
 
-def _describe(model: Model) -> dict[str, Any]:
-    return {
+def _describe(model: Model, base: Model) -> dict[str, Any]:
+    return ({"parent": base.name} if model is not base else {}) | {
         "id": model.name,
         "object": "model",
         "created": 0,

@@ -27,12 +27,14 @@ class Access:
         hosts: names that requests may be addressed to; None allows any.
         origins: pages that may ask from a browser; `*` is all.
         max_bytes: of a body.
+        private: a Unix socket in a folder of this user's alone, where nobody is asked for a key.
     """
 
     keys: tuple[str, ...] = ()
     hosts: frozenset[str] | None = None
     origins: tuple[str, ...] = ()
     max_bytes: int = 8 << 20
+    private: str | None = None
 
 
 class Guard:
@@ -54,7 +56,8 @@ class Guard:
             if origin and scope["method"] == "OPTIONS":
                 await Response(status_code=204, headers=_allow(origin))(scope, receive, send)
                 return
-            if scope["path"] not in _OPEN_PATHS:
+            is_private = self._access.private and scope["server"] == (self._access.private, None)
+            if scope["path"] not in _OPEN_PATHS and not is_private:
                 self._check_key(headers)
             body = await asyncio.wait_for(self._read_body(headers, receive), _BODY_S)
         except TimeoutError:

@@ -5,7 +5,7 @@ import signal
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -75,7 +75,7 @@ def describe_socket(bound: socket.socket) -> str:
 
 
 def serve(
-    bound: socket.socket,
+    bound: Sequence[socket.socket],
     load_model: Callable[[], Model],
     access: Access,
     *,
@@ -83,18 +83,20 @@ def serve(
     max_waiting: int = 64,
     grace: float = 30.0,
     keep_alive: float | None = None,
+    identity: str = "",
     report_ready: Callable[[Model, int], object] = lambda model, parallel: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; answers that run may then go on for `grace` seconds.
 
     Args:
-        bound: where to listen.
+        bound: all places where to listen.
         load_model: loads the model, while the server answers 503 already.
         access: who may ask.
         parallel: the most sequences that run at once, as many as pay and fit where None.
         max_waiting: the most requests that wait.
         grace: seconds.
         keep_alive: seconds without a request after which the server ends; None for never.
+        identity: that of the model, for commands that look for it.
         report_ready: called with the model and the number of sequences that run at once, when it can answer.
 
     Raises:
@@ -116,7 +118,7 @@ def serve(
 
     engine = EngineThread(load_model, parallel, max_waiting, report, keep_alive, end)
     config = uvicorn.Config(
-        Server(engine, access).app,
+        Server(engine, access, identity).app,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -128,15 +130,16 @@ def serve(
         ws="none",
     )
     listening = _Listening(config, engine, grace)
-    name = bound.getsockname()
+    names = [one.getsockname() for one in bound]
     AppStatus.enable_automatic_graceful_drain = False  # streams end with their answers
     engine.start()
     try:
-        listening.run(sockets=[bound])
+        listening.run(sockets=list(bound))
     finally:
         engine.stop()
-        if isinstance(name, str):
-            Path(name).unlink(missing_ok=True)
+        for name in names:
+            if isinstance(name, str):
+                Path(name).unlink(missing_ok=True)
     if failed:
         raise failed[0]
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import jsonschema
 import pytest
@@ -12,9 +11,7 @@ from m7b.errors import UsageError
 from m7b.generation import SamplingParams
 from m7b.messages import Message
 from m7b.session import Session
-from m7b.tokenizer import official_file
-from m7b.variants import TokenizerVersion
-from tests.support.checkpoints import mistral, write_hf
+from tests.support.checkpoints import write_v3
 from tests.support.fake_chat import STOP, fake_model
 from tests.support.tiny import assert_refused, call, lines
 
@@ -31,9 +28,7 @@ PLATE = "[a-f]{3,5}-[0-9]"
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The options of a random checkpoint with the tokenizer of v0.3."""
-    folder = tmp_path_factory.mktemp("tiny-v3")
-    write_hf(mistral(vocab_size=32768, max_position_embeddings=1024), folder)
-    shutil.copyfile(official_file(TokenizerVersion.V3), folder / "tokenizer.model.v3")
+    folder = write_v3(tmp_path_factory.mktemp("tiny-v3"), max_position_embeddings=1024)
     return ["--model", folder, "--dtype", "float32", "--threads", 2]
 
 

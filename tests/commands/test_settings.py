@@ -1,6 +1,5 @@
 """Settings: flag over variable over config.toml over default; `m7b config`; completion in the shells."""
 
-import functools
 import json
 import os
 import shutil
@@ -54,6 +53,8 @@ SAMPLES = {
     "markdown": (False, True, False),
     "theme": ("light", "dark", "none"),
     "save": (False, True, False),
+    "server": ("off", "auto", "off"),
+    "kv_type": ("q8_0", "bf16", "q8_0"),
 }
 
 
@@ -74,11 +75,10 @@ def given(monkeypatch):
     """Calls a command whose body only records what its options came to."""
 
     def given(name, *flags):
-        (info,) = (info for info in app.registered_commands if info.callback.__name__ == name)
+        command = typer.main.get_command(app).commands[name]
         values = {}
-        body = functools.wraps(info.callback)(lambda **options: values.update(options))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(info, "callback", body)
+            patch.setattr(command, "callback", lambda **options: values.update(options))
             ran = call(name, *ARGUMENTS.get(name, ()), *flags)
         assert (ran.code, ran.err) == (0, "")
         return values

@@ -5,7 +5,9 @@ from transformers import PreTrainedTokenizerFast
 
 import m7b
 from m7b.commands import complete
+from m7b.completions import CompletionRequest, find_remarks
 from m7b.errors import UsageError
+from m7b.generation import SamplingParams
 from m7b.models import Model
 from m7b.tokenizer import OfficialVocabulary, TokenizerJson, encode_special, load_tokenizer
 from m7b.variants import TokenizerVersion
@@ -88,8 +90,8 @@ def test_a_terminal_is_told_that_names_are_text(is_terminal, folder, monkeypatch
     monkeypatch.setattr(complete, "note", told.append)
     monkeypatch.setattr("sys.stderr", Terminal(is_terminal))
     model: Model = m7b.load(folder)
-    complete._note_controls(model, "<|im_start|>user\nHi<|im_end|><|im_end|>")
-    complete._note_controls(model, "plain <text>")
+    for prompt in ("<|im_start|>user\nHi<|im_end|><|im_end|>", "plain <text>"):
+        complete._tell(find_remarks(model, CompletionRequest(prompt, SamplingParams())))
     assert [text.split(" in ")[0] for text in told] == ["<|im_start|>, <|im_end|>"] * is_terminal
     assert all("--special" in text for text in told)
 

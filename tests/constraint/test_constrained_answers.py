@@ -1,7 +1,6 @@
 """Answers under a grammar, from real weights and from random ones: valid whatever the sampling."""
 
 import json
-import shutil
 from itertools import cycle, islice
 
 import jsonschema
@@ -13,9 +12,8 @@ from m7b.constraint import JsonSchema
 from m7b.generation import FinishReason, SamplingParams
 from m7b.runtime.checkpoints import open_checkpoint
 from m7b.runtime.engine.scheduler import Scheduler
-from m7b.tokenizer import load_tokenizer, official_file
-from m7b.variants import TokenizerVersion
-from tests.support.checkpoints import engine, mistral, write_hf
+from m7b.tokenizer import load_tokenizer
+from tests.support.checkpoints import engine, write_v3
 from tests.support.schemas import SCHEMAS
 
 N_SEEDS = 200
@@ -27,10 +25,7 @@ ENDLESS |= {"tuple"}
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A random checkpoint with the tokenizer of v0.3."""
-    folder = tmp_path_factory.mktemp("tiny-v3")
-    write_hf(mistral(vocab_size=32768, max_position_embeddings=1024), folder)
-    shutil.copyfile(official_file(TokenizerVersion.V3), folder / "tokenizer.model.v3")
-    return folder
+    return write_v3(tmp_path_factory.mktemp("tiny-v3"), max_position_embeddings=1024)
 
 
 class Model:

@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("lm_eval")
+
+import lm_eval
 
 from m7b.cli import main
 from m7b.errors import ExitCode
@@ -20,7 +23,7 @@ from m7b.harness import require_lm_eval
 from m7b.harness.evaluation import Figure
 from m7b.harness.paper import PAPER, vote_on_solutions
 from m7b.harness.programs import run_program
-from tests.support.eval_tasks import make_tasks, write_questions
+from tests.support.eval_tasks import make_tasks, write_exam, write_questions
 
 # One row of every kind: choices, generation, votes, programs, and votes over several tasks.
 ROWS = ("arc_easy", "piqa", "triviaqa", "nq_open", "gsm8k", "humaneval", "mbpp", "math")
@@ -59,6 +62,24 @@ def test_the_rows_of_the_paper_run_and_are_kept(questions, home, tmp_path, capsy
         json.loads, (folder / "samples" / "gsm8k_cot_self_consistency.jsonl").read_text().splitlines()
     )
     assert len(sample["resps"][0]) == 8
+
+
+def test_mmlu_is_all_its_subjects_and_the_other_choices_run_too(home, tmp_path):
+    tasks = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
+    subjects = [file.stem.removeprefix("mmlu_") for file in tasks.glob("mmlu_*.yaml")]
+    data = str(write_exam(tmp_path / "exam", subjects))
+    rows = ("mmlu", "hellaswag", "winogrande", "arc_challenge")
+    assert main(["eval", *rows, "--data", data, "--limit", "1", "-o", str(tmp_path / "out")]) == ExitCode.OK
+    found = read_results(tmp_path / "out")
+    assert [(name, found[name]["n"]) for name in rows] == [
+        ("mmlu", 57),
+        ("hellaswag", 1),
+        ("winogrande", 1),
+        ("arc_challenge", 1),
+    ]
+    asked = (tmp_path / "out" / "samples" / "mmlu_anatomy.jsonl").read_text()
+    prompt = json.loads(asked)["arguments"][0][0]
+    assert prompt.count("Answer:") == 6, "five examples and the question"
 
 
 def test_a_run_goes_on_behind_kill_9(questions, demo_home, tmp_path):

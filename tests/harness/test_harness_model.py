@@ -14,8 +14,9 @@ from lm_eval.tasks import TaskManager
 
 from m7b.errors import UsageError
 from m7b.harness.answers import Answers
+from m7b.harness.evaluation import load_task, open_tasks
 from m7b.harness.model import HarnessModel
-from tests.support.eval_tasks import make_tasks
+from tests.support.eval_tasks import make_tasks, write_exam
 from tests.support.served import Served
 
 KINDS = ("choices", "letters", "pairs", "rolling", "generation", "voting")
@@ -75,6 +76,23 @@ def test_a_task_of_each_kind_gets_what_transformers_gets(theirs, ours, tasks, ma
             assert ours_each == theirs_each
         else:
             assert flatten(ours_each) == pytest.approx(flatten(theirs_each), abs=1e-4)
+
+
+@pytest.mark.parametrize("row", ["mmlu_anatomy", "hellaswag", "winogrande", "arc_challenge"])
+def test_a_public_set_in_a_folder_gets_what_transformers_gets(theirs, ours, row, tmp_path, monkeypatch):
+    """Each has its own way to make texts of its rows, and the prefixes that m7b shares."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    data = write_exam(tmp_path, ["anatomy"])
+    told = []
+    for model in (theirs, ours):
+        loaded = load_task(open_tasks(), row, data)
+        loaded["tasks"][row].set_config(key="num_fewshot", value=5 if row == "mmlu_anatomy" else 0)
+        told.append(lm_eval.evaluator.evaluate(lm=model, task_dict=loaded, bootstrap_iters=0))
+    expected, found = told
+    numbers = {key: value for key, value in expected["results"][row].items() if key.startswith("acc")}
+    assert {key: found["results"][row][key] for key in numbers} == numbers
+    for theirs_each, ours_each in zip(list_answers(expected), list_answers(found), strict=True):
+        assert flatten(ours_each) == pytest.approx(flatten(theirs_each), abs=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,18 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_shot(folder):
     """Logits (T, V) of all of IDS read in one pass, for each window."""
-    return {
-        window: logits(engine(folder, window=window or 0, prefill_chunk=len(IDS)), IDS) for window in WINDOWS
-    }
+    return read_at_once(folder, None)
+
+
+@pytest.fixture(scope="module")
+def one_shot_in_blocks(folder):
+    """The same with keys and values in 8 bits."""
+    return read_at_once(folder, "q8_0")
+
+
+def read_at_once(folder, kv_type):
+    options = {"prefill_chunk": len(IDS), "kv_type": kv_type}
+    return {window: logits(engine(folder, window=window or 0, **options), IDS) for window in WINDOWS}
 
 
 def make_row(window, prefill_chunk, ctx_size=64) -> CacheRow:
@@ -88,15 +97,26 @@ def test_chunks_around_the_window_equal_one_shot(folder, one_shot, length, chunk
     torch.testing.assert_close(logits(running, IDS[:length]), one_shot[4][:length], rtol=0, atol=1e-5)
 
 
+MOVES = st.lists(st.tuples(st.sampled_from(["read", "rewind"]), st.integers(0, 80)), max_size=12)
+
+
 @settings(max_examples=150, deadline=None)
-@given(
-    window=st.sampled_from(WINDOWS),
-    prefill_chunk=st.integers(1, 20),
-    moves=st.lists(st.tuples(st.sampled_from(["read", "rewind"]), st.integers(0, 80)), max_size=12),
-)
+@given(window=st.sampled_from(WINDOWS), prefill_chunk=st.integers(1, 20), moves=MOVES)
 def test_any_chunking_and_any_legal_rewind_equal_one_shot(folder, one_shot, window, prefill_chunk, moves):
     """Reads of any size and rewinds in any order: each logit is that of the whole sequence at once."""
     running = engine(folder, window=window or 0, prefill_chunk=prefill_chunk)
+    follow(running, one_shot[window], prefill_chunk, moves, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(window=st.sampled_from(WINDOWS), prefill_chunk=st.integers(1, 20), moves=MOVES)
+def test_so_do_they_with_keys_and_values_in_blocks(folder, one_shot_in_blocks, window, prefill_chunk, moves):
+    """A last bit can decide how a key is rounded, which then shows by the width of its blocks."""
+    running = engine(folder, window=window or 0, prefill_chunk=prefill_chunk, kv_type="q8_0")
+    follow(running, one_shot_in_blocks[window], prefill_chunk, moves, atol=0.05)
+
+
+def follow(running, expected, prefill_chunk, moves, *, atol):
     at = 0
     for move, size in moves:
         if move == "rewind":
@@ -107,7 +127,7 @@ def test_any_chunking_and_any_legal_rewind_equal_one_shot(folder, one_shot, wind
         end = min(at + max(1, size % (prefill_chunk + 1)), len(IDS))
         if end > at:
             ours = read(running, IDS[at:end])
-            torch.testing.assert_close(ours, one_shot[window][at:end], rtol=0, atol=1e-5)
+            torch.testing.assert_close(ours, expected[at:end], rtol=0, atol=atol)
             at = end
 
 
@@ -200,6 +220,52 @@ def test_cache_bytes_at_the_true_shape(variant, ctx_size, chunk, expected):
     cache = RollingKVCache(config, prefill_chunk=chunk, dtype=torch.bfloat16, devices=devices)
     cache.add_row(ctx_size)
     assert cache.n_bytes == cache.row_bytes(ctx_size) == expected
+
+
+def test_blocks_of_8_bits_take_half_the_memory_at_the_true_shape():
+    config = ModelConfig.of_variant(VARIANTS["instruct-v0.3"])
+    cache = RollingKVCache(
+        config,
+        prefill_chunk=512,
+        dtype=torch.bfloat16,
+        devices=["meta"] * config.n_layers,
+        kv_type="q8_0",
+    )
+    cache.add_row(32768)
+    assert cache.n_bytes == cache.row_bytes(32768) == 32768 * 2 * 32 * 8 * (128 + 4 * 2)
+    assert cache.n_bytes < 0.54 * (4 << 30)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("window", [0, 5])
+def test_a_copied_row_of_blocks_continues_as_one_that_was_read(folder, window, dtype):
+    """Copies between sequences go slot by slot, whatever a slot holds."""
+    params = SamplingParams(max_tokens=12, temperature=0)
+    options = {"window": window, "prefill_chunk": 4, "dtype": dtype, "kv_type": "q8_0"}
+    running = engine(folder, **options)
+    both = [running.submit(IDS[:n], params, is_exact=False) for n in (40, 44)]
+    while not all(each.is_done for each in both):
+        running.step()
+        found = [each.ids for each in both]
+        [each.take() for each in both]
+    for ids, n in zip(found, (40, 44), strict=True):
+        alone_engine = engine(folder, **options)
+        alone = alone_engine.submit(IDS[:n], params)
+        while not alone.is_done:
+            alone_engine.step()
+            alone.take()
+        assert ids == alone.ids
+
+
+def test_the_kernels_and_torch_agree_over_blocks(tmp_path):
+    """In bfloat16 by the kernels and in float32 by torch: the same but for the rounding of bfloat16."""
+    wide = write_hf(mistral(hidden_size=128, num_attention_heads=4, num_key_value_heads=2), tmp_path)
+    found = [
+        logits(engine(wide, window=24, prefill_chunk=16, dtype=dtype, kv_type=kv_type), IDS)
+        for dtype, kv_type in (("bfloat16", None), ("bfloat16", "q8_0"), ("float32", "q8_0"))
+    ]
+    errors = [(each.float() - found[2]).norm() / found[2].norm() for each in found[:2]]
+    assert errors[1] < 1.1 * errors[0] + 1e-3
 
 
 def test_numbers_left_by_one_prompt_do_not_reach_the_next(folder):

@@ -3,7 +3,6 @@
 import ctypes
 import json
 import math
-import shutil
 
 import pytest
 import torch
@@ -20,9 +19,8 @@ from m7b.runtime.evaluate import Record, losses, perplexity, windows
 from m7b.runtime.quantize import Settings, quantize
 from m7b.runtime.quantize.importance import column_importance
 from m7b.texts import english_text
-from m7b.tokenizer import load_tokenizer, official_file
-from m7b.variants import TokenizerVersion
-from tests.support.checkpoints import engine, mistral, write_hf
+from m7b.tokenizer import load_tokenizer
+from tests.support.checkpoints import engine, mistral, write_hf, write_v3
 
 TEXT = english_text()[:1300]
 CTX_SIZE, STRIDE = 256, 128
@@ -205,9 +203,7 @@ def test_importance_is_the_mean_square_of_what_a_linear_is_given(tmp_path, optio
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    folder = write_hf(mistral(vocab_size=32768), tmp_path_factory.mktemp("small"))
-    shutil.copyfile(official_file(TokenizerVersion.V3), folder / "tokenizer.model.v3")
-    return folder
+    return write_v3(tmp_path_factory.mktemp("small"))
 
 
 def test_the_command_prints_one_line_or_json(small, tmp_path, capsys):

@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_refused_by_its_name(tmp_path, key, value, words):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("adapter_config.json", '{"peft_type": "LORA"}', "an adapter, not a model; merge it"),
+        ("adapter_config.json", '{"peft_type": "LORA"}', "an adapter, not a model; name the model"),
         ("config.json", '{"quantization_config": {"quant_method": "exl2"}}', "quantization_config is exl2"),
         ("qmodel.pt", "", "quantized by HQQ"),
         ("weights.npz", "", "MLX folder of before safetensors"),

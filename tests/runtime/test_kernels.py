@@ -13,8 +13,11 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
+from m7b.generation import KvType
 from m7b.runtime import kernels
 from m7b.runtime.kernels import BlockType, RingSpan, RingSpans
+from m7b.runtime.kernels.updates import UpdateArrays
+from m7b.runtime.kv import choose_format
 from tests.support import llama
 from tests.support.blocks import draw_blocks, set_heads
 
@@ -259,15 +262,17 @@ def attention(q, k, v, seen):
     return torch.einsum("hts,hsd->thd", weights, v)
 
 
-def make_rings(spans, K, D):
+def make_rings(spans, K, D, kv_type=KvType.BF16):
     """Keys and values (K, capacity, D) for each of `spans` (capacity, first, n, window), full of old ones."""
-    return [tuple(torch.randn(K, capacity, D).bfloat16() for _ in range(2)) for capacity, *_ in spans]
+    form = choose_format(kv_type, torch.bfloat16, D)
+    return [tuple(form.encode(torch.randn(K, capacity, D)) for _ in range(2)) for capacity, *_ in spans]
 
 
 def attend(q, k, v, spans, rings, *, is_prompt):
     """The kernels' attention in the only layer of `rings`."""
     addresses = [array("q", [ring.data_ptr() for ring in pair]) for pair in rings]
-    described = [RingSpan(a, *span, is_prompt) for a, span in zip(addresses, spans, strict=True)]
+    is_q8 = rings[0][0].dtype == torch.uint8
+    described = [RingSpan(a, *span, is_prompt, is_q8) for a, span in zip(addresses, spans, strict=True)]
     return kernels.attend(q, k, v, RingSpans(described), 0)
 
 
@@ -300,35 +305,74 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize(("H", "K", "D"), [(32, 8, 128), (9, 3, 64), (4, 4, 16), (8, 2, 32)])
+# Of bfloat16, and of blocks, the last of which is short where D is no multiple of 32.
+@pytest.mark.parametrize(
+    ("kv_type", "H", "K", "D"),
+    [
+        *((KvType.BF16, *heads) for heads in [(32, 8, 128), (9, 3, 64), (4, 4, 16), (8, 2, 32)]),
+        *((KvType.Q8_0, *heads) for heads in [(32, 8, 128), (9, 3, 64), (4, 4, 16), (7, 1, 48)]),
+    ],
+)
 @pytest.mark.parametrize("spans", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("is_prompt", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_attention_equals_float64_over_rings(spans, H, K, D, dtype, is_prompt):
+def test_attention_equals_float64_over_rings(spans, kv_type, H, K, D, dtype, is_prompt):
     N = sum(n for _, _, n, _ in spans)
-    q, rings = torch.randn(N, H, D).to(dtype), make_rings(spans, K, D)
+    q, rings = torch.randn(N, H, D).to(dtype), make_rings(spans, K, D, kv_type)
+    form = choose_format(kv_type, torch.bfloat16, D)
     k, v = (torch.randn(N, K, D).bfloat16() for _ in range(2))
     out, at = attend(q, k, v, spans, rings, is_prompt=is_prompt), 0
     for (capacity, first, n, window), (keys, values) in zip(spans, rings, strict=True):
         here, at = slice(at, at + n), at + n
         slots = [position % capacity for position in range(first, first + n)]
-        assert torch.equal(keys[:, slots], k[here].transpose(0, 1))
-        assert torch.equal(values[:, slots], v[here].transpose(0, 1))
+        assert torch.equal(keys[:, slots], form.encode(k[here].transpose(0, 1)))
+        assert torch.equal(values[:, slots], form.encode(v[here].transpose(0, 1)))
+        keys, values = (form.decode(ring, torch.float32) for ring in (keys, values))
         expected = attention(q[here], keys, values, visible_slots(capacity, first, n, window))
         assert relative_error(out[here], expected) < (1e-5 if dtype == torch.float32 else 4e-3)
 
 
+@pytest.mark.parametrize("kv_type", KvType)
 @pytest.mark.parametrize("is_prompt", [False, True])
-def test_attention_of_a_sequence_is_the_same_to_the_bit_beside_others(is_prompt):
+def test_attention_of_a_sequence_is_the_same_to_the_bit_beside_others(is_prompt, kv_type):
     H, K, D, spans = 9, 3, 64, BATCHES["sequences of every kind"]
     N = sum(n for _, _, n, _ in spans)
-    q, rings = torch.randn(N, H, D).bfloat16(), make_rings(spans, K, D)
+    q, rings = torch.randn(N, H, D).bfloat16(), make_rings(spans, K, D, kv_type)
     k, v = (torch.randn(N, K, D).bfloat16() for _ in range(2))
     together, at = attend(q, k, v, spans, rings, is_prompt=is_prompt), 0
     for span, ring in zip(spans, rings, strict=True):
         here, at = slice(at, at + span[2]), at + span[2]
         alone = attend(q[here], k[here], v[here], [span], [ring], is_prompt=is_prompt)
         assert torch.equal(together[here], alone)
+
+
+@pytest.mark.parametrize("kv_type", KvType)
+def test_a_generated_token_attends_by_the_same_bits_alone_and_with_others_of_its_answer(kv_type):
+    """Up to eight tokens are checked at once, whose queries share the keys as they are read."""
+    H, K, D, capacity, first = 8, 2, 64, 333, 320
+    q, (ring,) = torch.randn(8, H, D), make_rings([(capacity, first, 8, 0)], K, D, kv_type)
+    k, v = (torch.randn(8, K, D).bfloat16() for _ in range(2))
+    together = attend(q, k, v, [(capacity, first, 8, 0)], [ring], is_prompt=False)
+    for t in range(8):
+        one = slice(t, t + 1)
+        alone = attend(q[one], k[one], v[one], [(capacity, first + t, 1, 0)], [ring], is_prompt=False)
+        assert torch.equal(together[one], alone)
+
+
+def test_what_is_no_number_stays_so_in_blocks_and_spoils_only_its_block():
+    form = choose_format(KvType.Q8_0, torch.bfloat16, 64)
+    k = torch.zeros(1, 5, 64).bfloat16()
+    k[0, 0, 3], k[0, 1, 40], k[0, 2, 5], k[0, 3, 0] = torch.nan, torch.inf, 3.3895314e38, 1e-40
+    ring = tuple(torch.zeros(5, 1, 68, dtype=torch.uint8) for _ in range(2))
+    attend(torch.randn(1, 5, 64), k, k, [(1, 0, 1, 0)], [ring], is_prompt=False)
+    assert torch.equal(ring[0][:, 0], form.encode(k[0]))
+    found = form.decode(ring[0][:, 0], torch.float32)
+    assert found[:2].isnan().nonzero().tolist() == [
+        *([0, d] for d in range(32)),
+        *([1, d] for d in range(32, 64)),
+    ]
+    assert not found[:2].nan_to_num(0).any()
+    torch.testing.assert_close(found[2:], k[0, 2:].float(), rtol=4e-3, atol=1e-40)
 
 
 def test_attention_with_scores_far_apart_does_not_overflow():
@@ -354,6 +398,18 @@ def test_norm_rotation_and_swiglu_equal_torch(dim, dtype):
     heads = x.view(11, 1, dim).expand(11, 3, dim)
     turned = kernels.rotate(heads, angles.cos(), angles.sin())
     torch.testing.assert_close(turned, TORCH.rotate(heads, angles.cos(), angles.sin()), **close)
+
+
+@pytest.mark.parametrize(
+    ("T", "n_in", "n_out", "rank"), [(1, 100, 70, 16), (5, 4200, 33, 32), (3, 64, 2100, 48)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_update_adds_what_float64_does(T, n_in, n_out, rank, dtype):
+    down, up = torch.randn(rank, n_in).bfloat16(), torch.randn(rank, n_out).bfloat16()
+    scales, x, y = torch.randn(rank), torch.randn(T, n_in).to(dtype), torch.randn(T, n_out).to(dtype)
+    expected = y.double() + (x.double() @ down.double().T * scales) @ up.double()
+    kernels.add_update(x, y, UpdateArrays(down, up, scales))
+    assert relative_error(y, expected) < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
 def test_results_are_rounded_to_bfloat16_as_torch_rounds_them():

@@ -24,10 +24,17 @@ from m7b.runtime.kernels import BlockType
 from m7b.runtime.quantize import Settings, bnb_folder, quantize
 from m7b.runtime.quantize.recipe import choose_types
 from m7b.runtime.quantize.rounding import best_blocks
-from m7b.tokenizer import OfficialVocabulary, TokenizerJson, load_tokenizer, official_file, to_gguf
+from m7b.tokenizer import OfficialVocabulary, TokenizerJson, load_tokenizer, to_gguf
 from m7b.variants import TokenizerVersion
 from tests.support import llama
-from tests.support.checkpoints import engine, logits, mistral, oracle_logits, write_gguf, write_hf
+from tests.support.checkpoints import (
+    engine,
+    logits,
+    mistral,
+    oracle_logits,
+    write_gguf,
+    write_v3,
+)
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_attention_heads": 4}
 IDS = [1, *((37 * i) % 32000 + 300 for i in range(40))]
@@ -55,9 +62,7 @@ LARGEST_ERROR = {
 def made(folder, window=None, tied=False):
     """A random model with the real v0.3 tokenizer, in a Hugging Face folder in bfloat16."""
     model = mistral(window=window, tied=tied, vocab_size=32768, **SHAPE).to(torch.bfloat16)
-    write_hf(model, folder)
-    shutil.copyfile(official_file(TokenizerVersion.V3), folder / "tokenizer.model.v3")
-    return folder
+    return write_v3(folder, model)
 
 
 @pytest.fixture(scope="module")

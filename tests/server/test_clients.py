@@ -10,9 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from m7b.tokenizer import official_file
-from m7b.variants import TokenizerVersion
-from tests.support.checkpoints import mistral, write_hf
+from tests.support.checkpoints import write_v3
 from tests.support.served import Served
 
 MESSAGES = [{"role": "user", "content": "What is the weather in Oslo?"}]
@@ -30,9 +28,7 @@ NODE = os.environ.get("M7B_NODE_MODULES", "")
 def url(tmp_path_factory):
     """Where a random checkpoint called `tiny` is served with the tokenizer and the template of v0.3."""
     folder = tmp_path_factory.mktemp("clients") / "tiny"
-    folder.mkdir()
-    write_hf(mistral(vocab_size=32768, max_position_embeddings=2048), folder)
-    shutil.copyfile(official_file(TokenizerVersion.V3), folder / "tokenizer.model.v3")
+    write_v3(folder, max_position_embeddings=2048)
     with Served(folder, "--chat-template", "v3", "--parallel", 4) as server:
         yield server.url
 

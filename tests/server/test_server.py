@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,9 +18,7 @@ import pytest
 import requests
 import yaml
 
-from m7b.tokenizer import official_file
-from m7b.variants import TokenizerVersion
-from tests.support.checkpoints import mistral, write_hf
+from tests.support.checkpoints import write_v3
 from tests.support.served import Served
 from tests.support.tiny import assert_refused, call
 
@@ -46,10 +43,7 @@ WEATHER = {
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A random checkpoint with the tokenizer of v0.3, and its template."""
-    folder = tmp_path_factory.mktemp("instruct-v3")
-    write_hf(mistral(vocab_size=32768, max_position_embeddings=CONTEXT), folder)
-    shutil.copyfile(official_file(TokenizerVersion.V3), folder / "tokenizer.model.v3")
-    return folder
+    return write_v3(tmp_path_factory.mktemp("instruct-v3"), max_position_embeddings=CONTEXT)
 
 
 @pytest.fixture(scope="module")

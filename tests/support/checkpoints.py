@@ -1,6 +1,9 @@
 """Tiny random checkpoints in the real formats. The oracle is transformers, which also writes the HF ones."""
 
+import ctypes
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from m7b.runtime.checkpoints import open_checkpoint
 from m7b.runtime.engine import Engine
 from m7b.runtime.loader import EngineOptions, load_engine
 from m7b.runtime.model.batch import Span
+from m7b.tokenizer import official_file
+from m7b.variants import TokenizerVersion
 
 TINY = {
     "hidden_size": 32,
@@ -49,6 +54,13 @@ def mistral(
 def write_hf(model: MistralForCausalLM, folder: Path, **save: Any) -> Path:
     """Save as transformers does: config.json and safetensors."""
     model.save_pretrained(folder, **save)
+    return folder
+
+
+def write_v3(folder: Path, model: MistralForCausalLM | None = None, **changes: Any) -> Path:
+    """A Hugging Face folder with v0.3's vocabulary: of `model`, or of a random one with `changes`."""
+    write_hf(model or mistral(vocab_size=32768, **changes), folder)
+    shutil.copyfile(official_file(TokenizerVersion.V3), folder / "tokenizer.model.v3")
     return folder
 
 
@@ -197,8 +209,8 @@ def rewind(engine: Engine, length: int) -> None:
     engine.rows.rewind(engine.rows.main, length)
 
 
-def llama_cpp_logits(file: Path, ids: list[int]) -> torch.Tensor:
-    """Logits (T, V) of llama.cpp for a GGUF file of float32, its cache in float32 too."""
+def llama_cpp_logits(file: Path, ids: list[int], adapters: Sequence[tuple[Path, float]] = ()) -> torch.Tensor:
+    """Logits (T, V) of llama.cpp for a GGUF file of float32, its cache too, with adapters at scales."""
     llama_cpp = pytest.importorskip("llama_cpp")
     loaded = llama_cpp.Llama(
         str(file),
@@ -210,6 +222,13 @@ def llama_cpp_logits(file: Path, ids: list[int]) -> torch.Tensor:
         type_k=0,
         type_v=0,
     )
+    found = [llama_cpp.llama_adapter_lora_init(loaded.model, str(path).encode()) for path, _ in adapters]
+    assert all(found)
+    pointers = (llama_cpp.llama_adapter_lora_p_ctypes * len(found))(
+        *(ctypes.cast(one, llama_cpp.llama_adapter_lora_p_ctypes) for one in found)
+    )
+    scales = (ctypes.c_float * len(found))(*(scale for _, scale in adapters))
+    assert llama_cpp.llama_set_adapters_lora(loaded.ctx, pointers, len(found), scales) == 0
     loaded.eval(ids)
     return torch.from_numpy(loaded.scores[: len(ids)].copy())
 

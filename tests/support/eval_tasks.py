@@ -211,6 +211,68 @@ def write_questions(folder: Path) -> Path:
     for subject in _SUBJECTS:
         sets[f"EleutherAI/hendrycks_math/{subject}/train"] = sums
         sets[f"EleutherAI/hendrycks_math/{subject}/test"] = sums
+    return _write_sets(folder, sets)
+
+
+def write_exam(folder: Path, subjects: Iterable[str]) -> Path:
+    """The same for MMLU's `subjects`, HellaSwag, ARC-Challenge and WinoGrande."""
+    sets: dict[str, list[dict[str, Any]]] = {}
+    for subject in subjects:
+        rows = [
+            {
+                "question": f" Which colour is {thing} in {subject}?",
+                "subject": subject,
+                "choices": _NAMES if colour in _NAMES else [*_NAMES[:3], colour],
+                "answer": n % 4,
+            }
+            for n, (thing, colour) in enumerate(_COLOURS)
+        ]
+        sets[f"cais/mmlu/{subject}/dev"], sets[f"cais/mmlu/{subject}/test"] = rows, rows[:2]
+    endings = ["dries it with a towel.", "[step] paints it blue.", "eats  the bucket.", "sings to the wheel."]
+    sets["Rowan/hellaswag/validation"] = [
+        {
+            "ind": n,
+            "activity_label": "Washing a car",
+            "ctx_a": f"A man [title] fills {n + 2} buckets.",
+            "ctx_b": "then he washes the car. he",
+            "endings": endings[n:] + endings[:n],
+            "label": str(-n % 4),
+        }
+        for n in range(3)
+    ]
+    sets["allenai/ai2_arc/ARC-Challenge/test"] = [
+        {
+            "question": "Why is ice lighter than water?",
+            "choices": {"text": ["it is wider", "it is white", "it is wet"], "label": ["1", "2", "3"]},
+            "answerKey": "1",
+        },
+        {
+            "question": "What does a magnet pull?",
+            "choices": {"text": ["wood", "iron", "glass", "wool"], "label": list(_LETTERS)},
+            "answerKey": "B",
+        },
+    ]
+    sets["allenai/winogrande/winogrande_xl/validation"] = [
+        {
+            "sentence": "The cup is not in the bag, as the _ is big.",
+            "option1": "cup",
+            "option2": "bag",
+            "answer": "1",
+        },
+        {
+            "sentence": "The dog chased the cat until the _ was up.",
+            "option1": "dog",
+            "option2": "cat",
+            "answer": "2",
+        },
+    ]
+    for name in [name for name in sets if name.endswith(("/test", "/validation")) and "mmlu" not in name]:
+        sets[f"{name.rpartition('/')[0]}/train"] = sets[name]
+        sets[f"{name.rpartition('/')[0]}/validation"] = sets[name]
+    return _write_sets(folder, sets)
+
+
+def _write_sets(folder: Path, sets: Mapping[str, list[dict[str, Any]]]) -> Path:
     for name, rows in sets.items():
         file = folder / f"{name}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)

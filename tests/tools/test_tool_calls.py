@@ -22,7 +22,7 @@ from m7b.tokenizer import OfficialVocabulary, load_tokenizer, official_file
 from m7b.variants import TokenizerVersion
 from tests.support.call_templates import MARKUP
 from tests.support.calls import build_calls_schema
-from tests.support.checkpoints import mistral, write_hf
+from tests.support.checkpoints import mistral, write_hf, write_v3
 from tests.support.fake_chat import Characters
 from tests.support.fine_tunes import write_fine_tune
 from tests.support.tiny import assert_refused, call, lines
@@ -441,10 +441,7 @@ def test_the_last_round_may_not_call():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A random checkpoint with the tokenizer of v0.3, and its template."""
-    folder = tmp_path_factory.mktemp("instruct-v3")
-    write_hf(mistral(vocab_size=VOCAB, max_position_embeddings=2048), folder)
-    shutil.copyfile(official_file(TokenizerVersion.V3), folder / "tokenizer.model.v3")
-    return folder
+    return write_v3(tmp_path_factory.mktemp("instruct-v3"), max_position_embeddings=2048)
 
 
 JINJA = (

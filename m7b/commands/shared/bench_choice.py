@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.commands.shared.options import VariantName
-from m7b.generation import DType, EngineOptions
+from m7b.generation import AdapterChoice, DType, EngineOptions, KvType
 from m7b.models import ModelChoice, ModelFiles, open_model
 from m7b.render import note
 
@@ -21,6 +21,8 @@ class BenchChoice:
     dtype: DType | None
     threads: int | None
     window: int | None
+    kv_type: KvType | None
+    adapters: tuple[AdapterChoice, ...] = ()
 
 
 def open_subject(choice: BenchChoice) -> ModelFiles:
@@ -43,6 +45,7 @@ def engine_options(choice: BenchChoice, ctx_size: int) -> EngineOptions:
         ctx_size=ctx_size or None,
         threads=choice.threads,
         quant=choice.quant,
+        kv_type=choice.kv_type,
     )
 
 
@@ -56,5 +59,6 @@ def describe_model(opened: ModelFiles, choice: BenchChoice, weights: str) -> dic
         "n_layers": config.n_layers,
         "weights": str(weights),
         "quant": choice.quant and str(choice.quant),
+        "kv_type": choice.kv_type and str(choice.kv_type),
         "window": config.sliding_window,
     }

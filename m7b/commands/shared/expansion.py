@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from typing import Annotated, Any, get_origin
@@ -74,6 +74,16 @@ def read_option(option: Option, text: str, hint: str | None = None) -> Any:
         raise typer.BadParameter(str(error), param_hint=hint) from None
 
 
+def collect_option(option: Option, texts: Sequence[str] | None) -> Any:
+    """The value that all the `texts` of an option that can be repeated make.
+
+    Raises:
+        typer.BadParameter: one says none.
+    """
+    assert option.collect, "it can be repeated"
+    return option.collect([read_option(option, text, f"'{option.flag}'") for text in texts or ()])
+
+
 def _list_parameters(group: Any) -> Iterator[inspect.Parameter]:
     """A parameter for each field of `group` that is an option, with the field's value as its default."""
     options = list_options(type(group))
@@ -98,7 +108,5 @@ def _fill(group: Any, values: dict[str, Any]) -> Any:
     """`group` with the `values` of its options."""
     for name, option in list_options(type(group)).items():
         if option.collect and name in values:
-            values[name] = option.collect(
-                [read_option(option, text, f"'{option.flag}'") for text in values[name] or ()]
-            )
+            values[name] = collect_option(option, values[name])
     return replace(group, **values)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 from m7b import models
 from m7b.commands.shared.fetching import offer_missing
 from m7b.generation import EngineOptions
-from m7b.models import LoadEvent, Loading, Model, ModelChoice, Remark
+from m7b.models import LoadEvent, Loading, Model, ModelChoice, Remark, find_adapter
 from m7b.render import Status, note
 
 if TYPE_CHECKING:
@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    choice: ModelChoice, options: EngineOptions | None = None, *, chat_template: str | None = None
+    choice: ModelChoice,
+    options: EngineOptions | None = None,
+    *,
+    chat_template: str | None = None,
+    keeps_apart: bool = False,
 ) -> Model:
     """Load the chosen model, as `models.load_model` does, and show how far it is."""
-    offer_missing(choice)
+    for each in (choice, *map(find_adapter, options.adapter if options else ())):
+        offer_missing(each)
     status = Status()
     status.show("loading…")
 
@@ -32,7 +37,9 @@ def load_model(
                 assert_never(other)
 
     try:
-        return models.load_model(choice, options, chat_template=chat_template, report=show)
+        return models.load_model(
+            choice, options, chat_template=chat_template, report=show, keeps_apart=keeps_apart
+        )
     finally:
         status.clear()
 

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from m7b.commands.shared.expansion import flag
-from m7b.generation import MAX_TOKENS, DType, EngineOptions, Quant
+from m7b.commands.shared.expansion import collect_option, flag
+from m7b.generation import MAX_TOKENS, AdapterChoice, DType, EngineOptions, KvType, Quant
 from m7b.options import list_options
 from m7b.variants import VARIANTS
 
+_LONGEST_S = 366 * 24 * 3600
 ENGINE = list_options(EngineOptions)
 VariantName = StrEnum("VariantName", {name: name for name in VARIANTS})  # type: ignore[misc]
 
@@ -38,6 +39,12 @@ def integer(text: str) -> int:
         raise typer.BadParameter(f"{reprlib.repr(text)} is not a whole number") from None
 
 
+def read_adapters(given: list[str] | None) -> tuple[AdapterChoice, ...]:
+    """The adapters that `AdapterOption` gives."""
+    adapters: tuple[AdapterChoice, ...] = collect_option(ENGINE["adapter"], given)
+    return adapters
+
+
 def count(text: str) -> int:
     """A whole number, at least one."""
     value = integer(text)
@@ -52,6 +59,15 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"{reprlib.repr(text)} is not a number") from None
+
+
+def duration(text: str) -> float:
+    """Seconds, as `90`, `90s`, `10m` or `2h` say them."""
+    factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    value = number(text[:-1] if factor else text) * (factor or 1)
+    if not 0 < value < _LONGEST_S:
+        raise typer.BadParameter(f"{reprlib.repr(text)} is not from 1 second to 1 year")
+    return value
 
 
 def n_tokens(text: str) -> int:
@@ -121,7 +137,9 @@ WindowOption = Annotated[int | None, flag(ENGINE["window"])]
 PrefillChunkOption = Annotated[int, flag(ENGINE["prefill_chunk"])]
 DTypeOption = Annotated[DType | None, flag(ENGINE["dtype"])]
 QuantOption = Annotated[Quant | None, flag(ENGINE["quant"])]
+KvTypeOption = Annotated[KvType | None, flag(ENGINE["kv_type"])]
 ThreadsOption = Annotated[int | None, flag(ENGINE["threads"])]
+AdapterOption = Annotated[list[str] | None, flag(ENGINE["adapter"])]
 ChatTemplateOption = Annotated[
     str | None,
     typer.Option(

@@ -4,13 +4,11 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from m7b.errors import UsageError
 from m7b.render import note
-from m7b.templates import Template, list_left_out
 from m7b.text_input import decode_text, read_text
 
 _STDIN = Path("-")
@@ -53,9 +51,9 @@ def read_file(file: Path) -> str:
     return _read(file)
 
 
-def tell_left_out(template: Template, messages: Sequence[Mapping[str, Any]]) -> None:
-    """Tell on stderr what the template leaves out of the messages."""
-    if places := list_left_out(template, messages):
+def tell_left_out(places: Sequence[str]) -> None:
+    """Tell on stderr which places of a conversation its template leaves out."""
+    if places:
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""
         note(f"{places[0]}{more} is left out: the template has no place for reasoning")
 

@@ -12,6 +12,7 @@ from m7b.bench.runs import Work, repeat
 from m7b.commands.shared.evaluation import Text, choose_stride, read_with_progress, usual_ctx_size
 from m7b.commands.shared.loading import load_model
 from m7b.errors import UsageError
+from m7b.generation import EngineOptions
 from m7b.models import Model, ModelChoice
 from m7b.render import Status
 
@@ -32,6 +33,15 @@ class Side:
     decode_tps: float
     perplexity: float
     perplexity_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The model that is quantized: how it runs, with the adapters that are merged, and what it is called."""
+
+    choice: ModelChoice
+    options: EngineOptions
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +118,8 @@ class Comparison:
 
 
 def compare(
-    source: ModelChoice,
+    source: Source,
     out: Path,
-    name: str,
     errors: Mapping[str, float],
     text: Text,
     status: Status,
@@ -124,7 +133,7 @@ def compare(
     from m7b.runtime.evaluate import Record, perplexity
 
     with tempfile.TemporaryDirectory(prefix="m7b-report-") as folder:
-        model = load_model(source)
+        model, name = load_model(source.choice, source.options), source.name
         ctx_size = usual_ctx_size(model)
         stride, ids = choose_stride(None, ctx_size), text.ids(model.tokenizer)
         record = Record(Path(folder) / "log-probabilities")

@@ -1,25 +1,42 @@
 """The forward pass by the native kernels, for bfloat16 on the CPU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
 from m7b.runtime import kernels
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.kernels import LayerArrays, LayerStack, PackedWeight, RingSpan, RingSpans
+from m7b.runtime.kernels.updates import (
+    LayerUpdateArrays,
+    ModelUpdates,
+    UpdateArrays,
+    UpdatedParts,
+    UpdatedTokens,
+)
 from m7b.runtime.linears.blocks import BlockLinear
 from m7b.runtime.linears.dense import DenseLinear
 from m7b.runtime.model.batch import Batch, Span
 from m7b.runtime.model.operations import Attend, Operations
 from m7b.runtime.model.rope import rotation
 from m7b.runtime.model.transformer import Transformer, TransformerBlock
+from m7b.runtime.model.update import Update, Updates, list_parts
+
+# The linears of a layer, in the order of `LayerUpdateArrays`.
+_LINEARS = (
+    *("attention.wq", "attention.wk", "attention.wv", "attention.wo"),
+    *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+)
 
 
 def locate(cache: RollingKVCache, spans: Sequence[Span]) -> RingSpans:
     """Where the kernels find the rings of `spans`."""
     rows = [(cache[span.row], span) for span in spans]
     return RingSpans(
-        RingSpan(row.addresses, row.capacity, span.first, span.n, row.window or 0, span.is_prompt)
+        RingSpan(
+            *(row.addresses, row.capacity, span.first, span.n, row.window or 0, span.is_prompt),
+            is_in_blocks=row.is_in_blocks,
+        )
         for row, span in rows
     )
 
@@ -34,7 +51,12 @@ def prepare_attention(cache: RollingKVCache, spans: Sequence[Span], like: Tensor
     return attend
 
 
-KERNELS = Operations(prepare_attention, kernels.rotate, kernels.rms_norm, kernels.swiglu)
+def add_update(x: Tensor, y: Tensor, update: Update) -> None:
+    """See `Operations.add_update`."""
+    kernels.add_update(x, y, _list_arrays(update))
+
+
+KERNELS = Operations(prepare_attention, kernels.rotate, kernels.rms_norm, kernels.swiglu, add_update)
 
 
 class FusedTransformer:
@@ -48,6 +70,7 @@ class FusedTransformer:
         self._model = model
         layers = [_find_arrays(layer) for layer in model.layers]
         self._stack = LayerStack(layers, model.norm.eps, model.config.head_dim)
+        self._updates = [_find_updates(model, updates) for updates in model.adapters]
 
     def __call__(self, batch: Batch, cache: RollingKVCache) -> Tensor:
         """As `Transformer.forward`."""
@@ -56,7 +79,14 @@ class FusedTransformer:
             return model(batch, cache)
         h = model.tok_embeddings(batch.tokens)  # (N, dim)
         cos, sin = rotation(batch.positions, model.config)
-        return model.read_out(self._stack(h, cos, sin, locate(cache, batch.spans)), batch)
+        updated = UpdatedParts(self._find_updated(batch.spans))
+        return model.read_out(self._stack(h, cos, sin, locate(cache, batch.spans), updated), batch)
+
+    def _find_updated(self, spans: Sequence[Span]) -> Iterator[UpdatedTokens]:
+        """The tokens for which there is something to add."""
+        for part in list_parts(spans) if self._updates else ():
+            if updates := self._updates[part.adapter]:
+                yield UpdatedTokens(updates, part.first, part.end)
 
 
 def _find_arrays(layer: nn.Module) -> LayerArrays:
@@ -73,6 +103,22 @@ def _find_arrays(layer: nn.Module) -> LayerArrays:
         w2=_find_weight(feed_forward.w2),
         w3=_find_weight(feed_forward.w3),
     )
+
+
+def _find_updates(model: Transformer, updates: Updates) -> ModelUpdates | None:
+    """What is added to each layer, None where that is nothing."""
+
+    def find(layer: nn.Module) -> LayerUpdateArrays:
+        linears = (layer.get_submodule(name) for name in _LINEARS)
+        return LayerUpdateArrays(
+            *(_list_arrays(updates[linear]) if linear in updates else None for linear in linears)
+        )
+
+    return ModelUpdates([find(layer) for layer in model.layers]) if updates else None
+
+
+def _list_arrays(update: Update) -> UpdateArrays:
+    return UpdateArrays(update.down, update.up, update.scales)
 
 
 def _find_weight(layer: nn.Module) -> PackedWeight | Tensor:

@@ -12,6 +12,7 @@ from m7b.runtime.model import rope
 from m7b.runtime.model.attention import attend, score_bias
 from m7b.runtime.model.batch import Span
 from m7b.runtime.model.operations import Operations
+from m7b.runtime.model.update import add_update
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -55,4 +56,4 @@ def prepare_attention(cache: RollingKVCache, spans: Sequence[Span], like: Tensor
     return TorchAttention(spans, rows, biases)
 
 
-TORCH = Operations(prepare_attention, rope.rotate, rms_norm, swiglu)
+TORCH = Operations(prepare_attention, rope.rotate, rms_norm, swiglu, add_update)

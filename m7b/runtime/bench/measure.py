@@ -10,6 +10,7 @@ import torch
 
 from m7b.bench.runs import Reads, time_steps
 from m7b.generation import EngineOptions, PromptProgress, SamplingParams, Step
+from m7b.runtime.adapters import Mix
 from m7b.runtime.bench.together import decode_together, prefill_together
 from m7b.runtime.bench.weights import count_weight_bytes, describe_weights
 from m7b.runtime.cache import RollingKVCache
@@ -41,7 +42,7 @@ class EngineRunner:
             weights=describe_weights(engine.model, quant),
             weight_bytes=count_weight_bytes(engine.model),
             kv_bytes=cache.n_bytes,
-            kv_bytes_per_token=cache.config.cache_bytes_per_token(engine.model.norm.weight.element_size()),
+            kv_bytes_per_token=cache.bytes_per_token,
             window=cache.window,
         )
 
@@ -89,10 +90,10 @@ class EngineRunner:
 
 
 def load_runner(
-    name: str, checkpoint: Checkpoint, options: EngineOptions
+    name: str, checkpoint: Checkpoint, options: EngineOptions, mix: Mix = ()
 ) -> Generator[str, None, EngineRunner]:
-    """Load our engine, to be timed; tells how far it is."""
-    loading = load_engine(checkpoint, options)
+    """Load our engine with the adapters of `mix`, to be timed; tells how far it is."""
+    loading = load_engine(checkpoint, options, [mix] if mix else ())
     while True:
         try:
             progress = next(loading)

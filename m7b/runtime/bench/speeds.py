@@ -37,7 +37,7 @@ def measure_speeds(
     before = yield from _read_bandwidth(subject)
     reset_peak_rss()
     started = perf_counter()
-    ours = yield from load_runner(subject.name, subject.checkpoint, subject.options)
+    ours = yield from load_runner(subject.name, subject.checkpoint, subject.options, subject.mix)
     load_s = perf_counter() - started
     most = max(sweep.batches)
     if most > 1:

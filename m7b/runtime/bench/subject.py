@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m7b.generation import EngineOptions
+from m7b.runtime.adapters import Mix
 from m7b.runtime.checkpoints import Checkpoint
 from m7b.runtime.model.config import ModelConfig
 
@@ -13,7 +14,7 @@ class Subject:
     """A checkpoint that is not yet loaded.
 
     `config` is the checkpoint's with the window that runs, `is_random` says that the values of the weights do
-    not matter, and `about` is what a report tells of the model.
+    not matter, and `about` is what a report tells of the model. `mix` has the adapters that are added.
     """
 
     name: str
@@ -22,3 +23,4 @@ class Subject:
     options: EngineOptions
     is_random: bool
     about: dict[str, Any]
+    mix: Mix = ()

@@ -6,12 +6,19 @@ from m7b.runtime.kernels import BlockType
 from m7b.runtime.linears.blocks import BlockLinear
 from m7b.runtime.linears.packed import PackedLayer
 from m7b.runtime.model.transformer import Transformer
+from m7b.runtime.model.update import Update
 
 
 def count_weight_bytes(model: Transformer) -> int:
     """Bytes of weights that a decoded token reads: all but the embedding, of which it reads one row."""
     row = count_bytes(model.tok_embeddings) // model.config.vocab_size
-    return row + sum(count_bytes(part) for part in (model.layers, model.norm, model.output))
+    added = sum(part.nbytes for update in _list_added(model) for part in (update.down, update.up))
+    return row + added + sum(count_bytes(part) for part in (model.layers, model.norm, model.output))
+
+
+def _list_added(model: Transformer) -> list[Update]:
+    """What adapters add."""
+    return list(model.adapters[0].values()) if model.adapters else []
 
 
 def count_bytes(module: nn.Module) -> int:

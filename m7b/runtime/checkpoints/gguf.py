@@ -50,7 +50,9 @@ NAMES = {
 }
 """The parts of canonical names, as GGUF calls them."""
 
-_ARCHITECTURES = ("llama", "mistral3")  # with the same rows and the same arithmetic
+ARCHITECTURES = ("llama", "mistral3")
+"""Those with the same rows and the same arithmetic."""
+
 _OTHER_TYPES = {
     "adapter": "a LoRA adapter",
     "imatrix": "an importance matrix for a quantizer",
@@ -67,7 +69,6 @@ _ROPE_FACTORS = "rope_freqs.weight"
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 _TEMPLATE = re.compile(r"tokenizer\.chat_template(?:\.(.+))?")
 
-# Each tensor type that is read, with the dtype that holds it without loss or, quantized, well enough.
 _NUMBERS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _RARE = (
     "IQ1_S",
@@ -82,7 +83,8 @@ _RARE = (
     "MXFP4",
     "NVFP4",
 )
-_DTYPES = _NUMBERS | dict.fromkeys((*(type.stored for type in BlockType), *_RARE), torch.bfloat16)
+DTYPES = _NUMBERS | dict.fromkeys((*(type.stored for type in BlockType), *_RARE), torch.bfloat16)
+"""Each tensor type that is read, with the dtype that holds it without loss or, quantized, well enough."""
 
 # The common types by their number: name, values in a block, bytes of a block. The gguf package knows all,
 # and takes its time to import. (Layout: ggml.h.)
@@ -114,20 +116,22 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     fields = Fields(path, header.metadata)
     architecture = _find_architecture(fields)
     _refuse_unsupported(fields, architecture)
-    stored = {tensor.source_name: (tensor, offset) for part in parts for tensor, offset in _tensors(*part)}
+    stored = {
+        tensor.source_name: (tensor, offset) for part in parts for tensor, offset in list_tensors(*part)
+    }
     tensors = {name: tensor for name, (tensor, _) in stored.items()}
     config = _config(fields, architecture, tensors)
     if tensors.pop(_ROPE_FACTORS, None):
         _refuse_rope_factors(*stored[_ROPE_FACTORS], config)
-    found = match_tensors(path, config, tensors, _DTYPES, NAMES)
-    _refuse_overlap(stored.values())
+    found = match_tensors(path, config, tensors, DTYPES, NAMES)
+    refuse_overlap(stored.values())
     return Checkpoint(
         path=path,
         format=Format.GGUF,
         config=config,
-        dtype=_DTYPES[found["layers.0.attention.wq.weight"].dtype],
+        dtype=DTYPES[found["layers.0.attention.wq.weight"].dtype],
         tensors=found,
-        read=lambda name: canonical_rows(name, _dequantize(*stored[found[name].source_name]), config),
+        read=lambda name: canonical_rows(name, read_numbers(*stored[found[name].source_name]), config),
         tokenizer=_vocabulary(fields),
         stop_ids=_stop_ids(fields),
         chat_templates=_chat_templates(header.metadata),
@@ -137,8 +141,13 @@ def open_checkpoint(path: Path, *, window_given: bool = False) -> Checkpoint:
     )
 
 
-def _tensors(path: Path, header: Header) -> Iterator[tuple[StoredTensor, int]]:
-    """Each tensor with the offset of its bytes in the file, none past its end."""
+def list_tensors(path: Path, header: Header) -> Iterator[tuple[StoredTensor, int]]:
+    """Each tensor with the offset of its bytes in the file, none past its end.
+
+    Raises:
+        DamagedCheckpoint: one ends behind the file.
+        UnsupportedCheckpoint: one is of an unknown type.
+    """
     size = path.stat().st_size
     for tensor in header.tensors:
         try:
@@ -166,8 +175,12 @@ def _rare_type(type_id: int) -> tuple[str, int, int]:
     return type_.name, *GGML_QUANT_SIZES[type_]
 
 
-def _refuse_overlap(places: Iterable[tuple[StoredTensor, int]]) -> None:
-    """Refuse a small file that passes for a large model by using its bytes twice."""
+def refuse_overlap(places: Iterable[tuple[StoredTensor, int]]) -> None:
+    """Refuse a small file that passes for a large model by using its bytes twice.
+
+    Raises:
+        DamagedCheckpoint: it does.
+    """
     file, free = Path(), 0
     for tensor, start in sorted(places, key=lambda place: (place[0].file, place[1])):
         free = free if tensor.file == file else 0
@@ -187,12 +200,14 @@ def _find_architecture(fields: Fields) -> str:
     kind, architecture = fields.raw("general.type"), fields.raw("general.architecture")
     if isinstance(kind, str) and kind in _OTHER_TYPES:
         raise UnsupportedCheckpoint(
-            f"{fields.file}: {_OTHER_TYPES[kind]}, not a model", hint="name the GGUF file of the model itself"
+            f"{fields.file}: {_OTHER_TYPES[kind]}, not a model",
+            hint="name the GGUF file of the model itself"
+            + (", and this with --adapter" if kind == "adapter" else ""),
         )
-    if architecture not in _ARCHITECTURES:
+    if architecture not in ARCHITECTURES:
         raise UnsupportedCheckpoint(
             f"{fields.file}: general.architecture is {str(architecture)[:60]!r}",
-            hint=f"m7b runs {' and '.join(map(repr, _ARCHITECTURES))}, as Mistral 7B is written; "
+            hint=f"m7b runs {' and '.join(map(repr, ARCHITECTURES))}, as Mistral 7B is written; "
             "llama.cpp runs others",
         )
     return str(architecture)
@@ -215,7 +230,7 @@ def _refuse_rope_factors(tensor: StoredTensor, offset: int, config: ModelConfig)
             f"{tensor.file}: {tensor.source_name} is {tensor.shape} of {tensor.dtype}, "
             f"{config.head_dim // 2} of F32 belong to a head of {config.head_dim}"
         )
-    if not (_dequantize(tensor, offset) == 1).all():
+    if not (read_numbers(tensor, offset) == 1).all():
         raise UnsupportedCheckpoint(
             f"{tensor.file}: {tensor.source_name} scales each frequency of RoPE by itself, as Llama 3.1 does",
             hint="m7b runs it from its Hugging Face folder; from GGUF, llama.cpp does",
@@ -274,7 +289,8 @@ def _changed(tensor: StoredTensor) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"{tensor.file}: changed since it was opened: {tensor.source_name} is cut short")
 
 
-def _dequantize(tensor: StoredTensor, offset: int) -> torch.Tensor:
+def read_numbers(tensor: StoredTensor, offset: int) -> torch.Tensor:
+    """The values of `tensor`, whose bytes begin at `offset`, in the file's order of rows."""
     stored = _bytes(tensor, offset)
     if tensor.dtype in _NUMBERS:
         return torch.from_numpy(stored).view(_NUMBERS[tensor.dtype]).view(tensor.shape)

@@ -19,7 +19,7 @@ _HINT = "take a folder of safetensors, or a GGUF file"
 _FOLDERS = {
     "adapter_config.json": (
         "an adapter, not a model",
-        "merge it into its base model, with peft for example",
+        "name the model that it was made for with -m, and this with --adapter",
     ),
     "qmodel.pt": ("quantized by HQQ", _HINT),
     "weights.npz": ("an MLX folder of before safetensors", _HINT),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Ids
+from copy import copy
 from dataclasses import replace
 
 from torch import Tensor
@@ -52,13 +53,13 @@ class Engine:
         self.model, self.cache = model, cache
         self._backend, self._ctx_size, self._device = backend, ctx_size, device
         self.rows = Rows(cache, backend.batching, ctx_size, checks_memory=device == "cpu")
-        self._draft = draft
+        self._draft, self._adapter = draft, 0
         self._drafting = backend.drafting if draft == Draft.LOOKUP else None
         self._scheduler = Scheduler(backend.bind(model), self.rows, backend.batching, device, self._drafting)
 
     def unfuse(self) -> "Engine":
         """Another engine over the same weights, which runs layers part by part, so that hooks see each."""
-        return Engine(
+        engine = Engine(
             self.model,
             replace(self._backend, fuses=False),
             self.cache.like(),
@@ -66,6 +67,14 @@ class Engine:
             self._device,
             self._draft,
         )
+        return engine.with_adapter(self._adapter)
+
+    def with_adapter(self, adapter: int) -> "Engine":
+        """This engine for what goes through the mix of adapters of that number, beside all else."""
+        assert adapter < max(1, len(self.model.adapters)), "the model was loaded with as many"
+        engine = copy(self)
+        engine._adapter = adapter
+        return engine
 
     def pretend(self, row: int, ids: Ids[int]) -> None:
         """Take `row` to hold `ids`, though it was filled by hand: to measure speed at a depth."""
@@ -90,7 +99,15 @@ class Engine:
             )
         budget = min(params.max_tokens, self._ctx_size - len(ids))
         vocab_size = self.model.config.vocab_size
-        sequence = Sequence(ids, params, budget, vocab_size, is_exact=is_exact, drafting=self._drafting)
+        sequence = Sequence(
+            ids,
+            params,
+            budget,
+            vocab_size,
+            is_exact=is_exact,
+            drafting=self._drafting,
+            adapter=self._adapter,
+        )
         if budget == 0:
             sequence.is_done = True
         else:
@@ -116,7 +133,7 @@ class Engine:
                 hint="shorten it or raise --ctx-size",
             )
         is_exact = self._backend.batching is Batching.EXACT
-        judgement = Judgement(context, ending, finals, is_exact=is_exact)
+        judgement = Judgement(context, ending, finals, is_exact=is_exact, adapter=self._adapter)
         self._scheduler.add(judgement)
         return judgement
 
@@ -180,10 +197,10 @@ class Engine:
                 hint="shorten it or raise --ctx-size",
             )
         chunk = self.cache.prefill_chunk
-        with self.rows.claim(len(ids)) as row:
+        with self.rows.claim(len(ids), self._adapter) as row:
             for start in range(0, len(ids), chunk):
                 part = ids[start : start + chunk]
-                yield self._scheduler.read(Span(row, start, len(part), is_prompt=True), part)
+                yield self._scheduler.read(Span(row, start, len(part), True, self._adapter), part)
 
     def score(self, ids: Ids[int], top: int = 0) -> Iterator[TokenLogprob]:
         """The log-probability of each of `ids[1:]` given all before it, with `top` alternatives.

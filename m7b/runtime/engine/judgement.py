@@ -20,6 +20,7 @@ class Judgement:
         ending: the ids behind it, but for the last.
         finals: the last ids, of one ending each.
         is_exact: whether the result must be the same whatever was read before, to the last bit.
+        adapter: the number of the mix of adapters that all goes through.
 
     Attributes:
         ids: what is read.
@@ -32,7 +33,9 @@ class Judgement:
         longest: the tokens that its row needs room for.
     """
 
-    def __init__(self, context: Ids[int], ending: Ids[int], finals: Ids[int], *, is_exact: bool) -> None:
+    def __init__(
+        self, context: Ids[int], ending: Ids[int], finals: Ids[int], *, is_exact: bool, adapter: int = 0
+    ) -> None:
         self.ids = [*context, *ending]
         self.draft: list[int] = []
         self.n_prompt = self.longest = len(self.ids)
@@ -41,6 +44,7 @@ class Judgement:
         self.row: int | None = None
         self.is_done: bool = False
         self.is_exact = is_exact
+        self.adapter = adapter
         self._finals = list(finals)
         self._logprob, self._is_greedy = 0.0, True  # of `ending`
         self._likelihoods: list[Likelihood] = []

@@ -28,7 +28,8 @@ class Held:
 
     It has room for `n_tokens`, and `ids` are those that it holds, the first `n_exact` of which were read as
     a fresh row would read them. `prompt` is the last one that was read to its end, and `logits` (V,) those
-    after it. `user` is the sequence that runs there; `is_idle` rows may be given to another.
+    after it. `user` is the sequence that runs there; `is_idle` rows may be given to another. All of it went
+    through the mix of adapters with the number `adapter`, and is of no use to another.
     """
 
     n_tokens: int
@@ -38,6 +39,7 @@ class Held:
     logits: Tensor | None = None
     user: Job | None = None
     is_idle: bool = True
+    adapter: int = 0
 
 
 class Rows:
@@ -84,6 +86,7 @@ class Rows:
             self.rewind(row, n_shared)
         else:
             self._copy(row, source, n_shared)
+            self._held[row].adapter = sequence.adapter
         self._held[row].user, self._held[row].is_idle = sequence, False
         sequence.start(row, n_shared)
         return True
@@ -123,8 +126,10 @@ class Rows:
                 self._remove(row)
 
     @contextmanager
-    def claim(self, n_tokens: int) -> Iterator[int]:
+    def claim(self, n_tokens: int, adapter: int = 0) -> Iterator[int]:
         """An empty row with room for `n_tokens`, which nobody else is given meanwhile.
+
+        What is read there goes through the mix of adapters `adapter`.
 
         Raises:
             OutOfResources: there is no room.
@@ -133,7 +138,7 @@ class Rows:
         if row is None:
             raise self.describe_shortage(n_tokens)
         self._reset(row)
-        self._held[row].is_idle = False
+        self._held[row].is_idle, self._held[row].adapter = False, adapter
         try:
             yield row
         finally:
@@ -196,6 +201,8 @@ class Rows:
     def _count_shared(self, sequence: Job, row: int) -> int:
         """How many ids of the prompt `row` can hand over: all of them only with the logits after."""
         held, prompt = self._held[row], sequence.ids
+        if held.adapter != sequence.adapter:
+            return 0
         n_shared = _count_common(held.ids, prompt)
         if sequence.is_exact:
             n_shared = min(n_shared, held.n_exact)
@@ -211,7 +218,7 @@ class Rows:
         """How many ids of the prompt some running sequence will have read before long."""
         most = 0
         for held in self._held.values():
-            if held.user and held.user.reads_prompt:
+            if held.user and held.user.reads_prompt and held.adapter == sequence.adapter:
                 n_shared = _count_common(held.user.ids, sequence.ids)
                 if n_shared < len(sequence.ids):
                     n_shared = min(n_shared, sequence.n_given)

@@ -182,7 +182,7 @@ def _next_span(sequence: Job, most: int) -> Span:
     assert sequence.row is not None
     end = sequence.n_prompt if sequence.reads_prompt else len(sequence.ids) + len(sequence.draft)
     n = min(most, end - sequence.n_read)
-    return Span(sequence.row, sequence.n_read, n, sequence.reads_prompt)
+    return Span(sequence.row, sequence.n_read, n, sequence.reads_prompt, sequence.adapter)
 
 
 def _list_ids(sequence: Job, span: Span) -> list[int]:

@@ -23,6 +23,7 @@ class Sequence:
         vocab_size: V.
         is_exact: whether the answer must be the same whatever was read before, to the last bit.
         drafting: what guesses at the answer cost, None for no guesses.
+        adapter: the number of the mix of adapters that all goes through.
 
     Attributes:
         ids: the prompt and what was chosen of the answer.
@@ -45,6 +46,7 @@ class Sequence:
         *,
         is_exact: bool,
         drafting: Drafting | None = None,
+        adapter: int = 0,
     ) -> None:
         self.ids = list(ids)
         self.draft: list[int] = []
@@ -53,6 +55,7 @@ class Sequence:
         self.row: int | None = None
         self.is_done = False
         self.is_exact = is_exact
+        self.adapter = adapter
         self.longest = self.n_prompt + budget  # tokens of prompt and answer
         self._params, self._n_left = params, budget
         sampler = Sampler(params, self.ids, vocab_size)

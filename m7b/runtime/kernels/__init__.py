@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from m7b.errors import UsageError
+from m7b.runtime.kernels.updates import UpdateArrays, UpdatedParts
 
 _native: Any
 _missing = ""
@@ -258,8 +259,9 @@ def linear_levels(x: Tensor, weight: LevelWeight, n_out: int) -> Tensor:
 class RingSpan(NamedTuple):
     """`n` tokens of one sequence, at positions [first, first + n), and the rings that they go to.
 
-    `rings` are the addresses of each layer's keys and values, both (K, capacity, D) bfloat16; whoever makes
-    this keeps them alive. `window` 0 is full attention. `is_prompt` tokens are read, not generated.
+    `rings` are the addresses of each layer's keys and values, both (K, capacity, D) bfloat16, or blocks of 8
+    bits as kv.py describes them; whoever makes this keeps them alive. `window` 0 is full attention.
+    `is_prompt` tokens are read, not generated.
     """
 
     rings: "array[int]"
@@ -268,6 +270,7 @@ class RingSpan(NamedTuple):
     n: int
     window: int
     is_prompt: bool
+    is_in_blocks: bool = False
 
 
 class RingSpans:
@@ -330,6 +333,14 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return y
 
 
+def add_update(x: Tensor, y: Tensor, update: UpdateArrays) -> None:
+    """Add to `y` (N, out) what `update` makes of `x` (N, in); both float32 or bfloat16, `y` contiguous."""
+    x, numbers = x.contiguous(), array("q", update.numbers())
+    _native.add_update(
+        *(numbers.buffer_info()[0], *_array(x), *x.shape, y.shape[1], *_array(y), torch.get_num_threads())
+    )
+
+
 class LayerArrays(NamedTuple):
     """One layer: its norms (dim,) bfloat16 and its weights. So are those that are tensors (out, in)."""
 
@@ -379,7 +390,9 @@ class LayerStack:
         """Whether this is the way for `n_tokens`: many times bfloat16 may be for torch."""
         return not self._is_dense or takes_bf16(n_tokens)
 
-    def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, spans: RingSpans) -> Tensor:
+    def __call__(
+        self, h: Tensor, cos: Tensor, sin: Tensor, spans: RingSpans, updated: UpdatedParts
+    ) -> Tensor:
         """`h` (N, dim) bfloat16, the tokens of `spans`, after all layers: the same tensor, changed."""
         # Few tokens go through all layers in a call; many stop after each, where they can be interrupted.
         n_layers, n_tokens = len(self._layers), h.shape[0]
@@ -388,7 +401,7 @@ class LayerStack:
             _native.forward(
                 *(self._addresses.buffer_info()[0], first, first + n_at_once, *self._sizes),
                 *(h.data_ptr(), n_tokens, cos.data_ptr(), sin.data_ptr(), spans.address, len(spans)),
-                *(torch.get_num_threads(), self._eps),
+                *(updated.address, len(updated), torch.get_num_threads(), self._eps),
             )
         return h
 

@@ -18,7 +18,8 @@ from torch import Tensor
 class Span:
     """Tokens that follow each other in one sequence: those at positions [first, first + n).
 
-    `row` is the row of the cache that holds the sequence. `is_prompt` tokens are read, others were generated:
+    `row` is the row of the cache that holds the sequence. `adapter` is the number of the mix of adapters that
+    the tokens go through. `is_prompt` tokens are read, others were generated:
     a backend may compute the two kinds by different roads, but never lets the choice hang on other sequences.
     """
 
@@ -26,6 +27,7 @@ class Span:
     first: int
     n: int
     is_prompt: bool = False
+    adapter: int = 0
 
     @property
     def end(self) -> int:

@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass, fields
 
+from m7b.generation import KvType
 from m7b.runtime.model.scaling import RopeScaling
 from m7b.variants import Variant
+
+KV_BLOCK = 32
+"""Keys or values of one head that share a scale where they are held in 8 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,19 @@ class ModelConfig:
             return ctx_size
         return min(ctx_size, self.sliding_window + prefill_chunk - 1)
 
-    def cache_bytes_per_token(self, itemsize: int) -> int:
-        """Bytes of keys and values that one token takes: 131,072 for Mistral 7B in bfloat16."""
-        return 2 * self.n_layers * self.n_kv_heads * self.head_dim * itemsize
+    def cache_bytes_per_token(self, itemsize: int, kv_type: str | None = None) -> int:
+        """Bytes of keys and values that one token takes: 131,072 for Mistral 7B in bfloat16, 69,632 in q8_0.
+
+        `itemsize` is that of the dtype that runs, in which they are held where `kv_type` is None.
+        """
+        return 2 * self.n_layers * self.n_kv_heads * count_kv_bytes(self.head_dim, itemsize, kv_type)
+
+
+def count_kv_bytes(head_dim: int, itemsize: int, kv_type: str | None) -> int:
+    """Bytes of one key or value of `head_dim` numbers."""
+    match kv_type:
+        case KvType.Q8_0:
+            return head_dim + 2 * -(-head_dim // KV_BLOCK)
+        case KvType.BF16:
+            return 2 * head_dim
+    return head_dim * itemsize

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.model.batch import Span
+from m7b.runtime.model.update import Update
 
 LinearFactory = Callable[[int, int], nn.Module]
 """Makes the layer that maps (N, in) to (N, out) without a bias, in the dtype of what it is given.
@@ -27,16 +28,22 @@ class Attend(Protocol):
         ...
 
 
+Project = Callable[[nn.Module, Tensor], Tensor]
+"""A linear of a layer times x (N, in), with what adapters add for the tokens of one batch: (N, out)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operations:
     """Shapes: N tokens, S slots, H heads, K kv heads, D head_dim.
 
     `attention` prepares that of a batch's spans over a cache, for activations like a given tensor; `rotate`
     takes x (N, heads, D) with cosines and sines (N, 1, D/2); `rms_norm` x (N, dim), its weight (dim,) and
-    eps; `swiglu` gate and up, both (N, hidden_dim).
+    eps; `swiglu` gate and up, both (N, hidden_dim). `add_update` adds to y (N, out) what an update makes of
+    x (N, in).
     """
 
     attention: Callable[[RollingKVCache, Sequence[Span], Tensor], Attend]
     rotate: Callable[[Tensor, Tensor, Tensor], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     swiglu: Callable[[Tensor, Tensor], Tensor]
+    add_update: Callable[[Tensor, Tensor, Update], None]

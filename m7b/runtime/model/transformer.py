@@ -4,6 +4,8 @@ Shapes: N tokens of one sequence or several, H heads, K kv heads, D head_dim, V 
 knows that tokens belong to sequences; everything else is done token by token.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.model.batch import Batch
 from m7b.runtime.model.config import ModelConfig
-from m7b.runtime.model.operations import Attend, EmbeddingFactory, LinearFactory, Operations
+from m7b.runtime.model.operations import Attend, EmbeddingFactory, LinearFactory, Operations, Project
 from m7b.runtime.model.rope import rotation
+from m7b.runtime.model.update import Updates, list_parts
 
 
 class Linear(nn.Module):
@@ -67,13 +70,13 @@ class Attention(nn.Module):
         self.wv = linear(config.dim, config.n_kv_heads * config.head_dim)
         self.wo = linear(config.n_heads * config.head_dim, config.dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, project: Project) -> Tensor:
         """(N, dim) to (N, dim)."""
         N = x.shape[0]
-        q = self.rotate(self.wq(x).view(N, -1, self.head_dim), cos, sin)  # (N, H, D)
-        k = self.rotate(self.wk(x).view(N, -1, self.head_dim), cos, sin)  # (N, K, D)
-        v = self.wv(x).view(N, -1, self.head_dim)  # (N, K, D)
-        return self.wo(attend(self.layer, q, k, v).view(N, -1))
+        q = self.rotate(project(self.wq, x).view(N, -1, self.head_dim), cos, sin)  # (N, H, D)
+        k = self.rotate(project(self.wk, x).view(N, -1, self.head_dim), cos, sin)  # (N, K, D)
+        v = project(self.wv, x).view(N, -1, self.head_dim)  # (N, K, D)
+        return project(self.wo, attend(self.layer, q, k, v).view(N, -1))
 
 
 class FeedForward(nn.Module):
@@ -86,9 +89,9 @@ class FeedForward(nn.Module):
         self.w2 = linear(config.hidden_dim, config.dim)
         self.w3 = linear(config.dim, config.hidden_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, project: Project) -> Tensor:
         """(N, dim) to (N, dim)."""
-        return self.w2(self.swiglu(self.w1(x), self.w3(x)))
+        return project(self.w2, self.swiglu(project(self.w1, x), project(self.w3, x)))
 
 
 class TransformerBlock(nn.Module):
@@ -103,10 +106,10 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps, operations)
         self.feed_forward = FeedForward(config, linear, operations)
 
-    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, attend: Attend, project: Project) -> Tensor:
         """(N, dim) to (N, dim)."""
-        h = h + self.attention(self.attention_norm(h), cos, sin, attend)
-        return h + self.feed_forward(self.ffn_norm(h))
+        h = h + self.attention(self.attention_norm(h), cos, sin, attend, project)
+        return h + self.feed_forward(self.ffn_norm(h), project)
 
 
 class Transformer(nn.Module):
@@ -118,6 +121,9 @@ class Transformer(nn.Module):
         output: makes the last one.
         operations: everything else.
         embedding: makes the first layer.
+
+    Attributes:
+        adapters: what is added to linears, by the number that spans give; none where it is empty.
     """
 
     def __init__(
@@ -130,7 +136,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.prepare_attention = operations.attention
+        self.prepare_attention, self.add_update = operations.attention, operations.add_update
+        self.adapters: Sequence[Updates] = ()
         self.tok_embeddings = embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(
             TransformerBlock(config, layer, linear, operations) for layer in range(config.n_layers)
@@ -150,9 +157,23 @@ class Transformer(nn.Module):
         h = self.tok_embeddings(batch.tokens)  # (N, dim)
         cos, sin = rotation(batch.positions, self.config)
         attend = self.prepare_attention(cache, batch.spans, h)
+        project = self.prepare_projection(batch)
         for layer in self.layers:
-            h = layer(h, cos, sin, attend)
+            h = layer(h, cos, sin, attend, project)
         return self.read_out(h, batch)
+
+    def prepare_projection(self, batch: Batch) -> Project:
+        """The linears of layers, with what adapters add for the tokens of `batch`."""
+        parts = list(list_parts(batch.spans)) if self.adapters else []
+
+        def project(linear: nn.Module, x: Tensor) -> Tensor:
+            y: Tensor = linear(x)
+            for part in parts:
+                if update := self.adapters[part.adapter].get(linear):
+                    self.add_update(x[part.first : part.end], y[part.first : part.end], update)
+            return y
+
+        return project
 
     def read_out(self, h: Tensor, batch: Batch) -> Tensor:
         """The wanted logits (M, V) float32 of what the last layer made, `h` (N, dim)."""

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "numbers.h"
 #include "operations.h"
 #include "pool.h"
 
@@ -20,7 +21,8 @@ constexpr int GROUP = 8; // tiles of queries that go through the slots side by s
 // which a part stays in the cache. Both depend on the span alone, so a sequence gets the same bits in any batch.
 struct Work {
     const Span *span;
-    const uint16_t *keys, *values; // (K, capacity, D)
+    const uint8_t *keys, *values; // (K, capacity, kv_bytes)
+    size_t stride, turned_stride;  // bytes of one of them, and of the turned keys of a part
     int token;                     // the first one's place in the batch
     int S;                         // slots that are filled once it is written
     bool is_turned;
@@ -34,6 +36,7 @@ Work plan(const Span &span, int layer, int token, const Heads &heads) {
     Work work = {};
     work.span = &span, work.token = token;
     work.keys = span.rings[2 * layer], work.values = span.rings[2 * layer + 1];
+    work.stride = kv_bytes(int(span.kv_type), heads.D), work.turned_stride = turned_bytes(int(span.kv_type), heads.D);
     work.S = int(std::min(span.first + span.n, span.capacity));
     work.is_turned = span.is_prompt || span.n > FEW_TOKENS;
     work.n_rows = int(span.n) * (heads.H / heads.K);
@@ -61,12 +64,35 @@ private:
     std::vector<int> ends_;
 };
 
+// The same bits everywhere: scales are rounded first, then quants under them, to even. Where one of the numbers is not
+// finite, none of the block is.
+void round_to_q8(const uint16_t *x, int D, uint8_t *out) {
+    constexpr float TO_EVEN = 12582912.0f; // 1.5 * 2^23: adding it leaves a whole number in the lowest bits
+    for (int begin = 0, block = 0; begin < D; begin += BLOCK, block++) {
+        const int end = std::min(D, begin + BLOCK);
+        uint16_t top = 0;
+        for (int d = begin; d < end; d++) top = std::max<uint16_t>(top, x[d] & 0x7fff);
+        const uint16_t scale = top < 0x7f80 ? to_bf16(from_bf16(top) / 127.0f) : 0x7fc0;
+        std::memcpy(out + D + 2 * block, &scale, 2);
+        const bool is_zero = scale == 0 || scale == 0x7fc0;
+        const float divisor = is_zero ? 1.0f : from_bf16(scale);
+        for (int d = begin; d < end; d++) {
+            const float quant = is_zero ? 0.0f : std::min(127.0f, std::max(-127.0f, from_bf16(x[d]) / divisor));
+            out[d] = uint8_t(to_bits(quant + TO_EVEN) + KV_ZERO);
+        }
+    }
+}
+
 // The rows (n, K, D) of a span to their slots.
-void write(const uint16_t *rows, const Span &span, const Heads &heads, uint16_t *ring) {
+void write(const uint16_t *rows, const Span &span, const Heads &heads, uint8_t *ring) {
+    const size_t stride = kv_bytes(int(span.kv_type), heads.D);
     for (int t = 0; t < span.n; t++)
-        for (int head = 0; head < heads.K; head++)
-            std::memcpy(ring + (size_t(head) * span.capacity + (span.first + t) % span.capacity) * heads.D,
-                        rows + (size_t(t) * heads.K + head) * heads.D, 2 * heads.D);
+        for (int head = 0; head < heads.K; head++) {
+            const uint16_t *row = rows + (size_t(t) * heads.K + head) * heads.D;
+            uint8_t *slot = ring + (size_t(head) * span.capacity + (span.first + t) % span.capacity) * stride;
+            if (span.kv_type == KV_Q8_0) round_to_q8(row, heads.D, slot);
+            else std::memcpy(slot, row, stride);
+        }
 }
 
 // The slots that token `t` of a span sees. Once the span is written, slots [0, newest] hold the positions up to its
@@ -86,10 +112,25 @@ Visible visible(const Span &span, int t) {
     return slots;
 }
 
-// The keys of one part of one head with the slots side by side: (n, D) to (D, PART).
-void turn(const uint16_t *keys, int n, int D, uint16_t *turned) {
+// n items of D numbers, `stride` bytes from each other, with the items side by side: (D, PART).
+template <class T> void turn(const uint8_t *items, size_t stride, int n, int D, T *turned) {
     for (int d = 0; d < D; d++)
-        for (int s = 0; s < n; s++) turned[size_t(d) * PART + s] = keys[size_t(s) * D + d];
+        for (int s = 0; s < n; s++) std::memcpy(&turned[size_t(d) * PART + s], items + s * stride + d * sizeof(T), sizeof(T));
+}
+
+// The keys of one part of one head, of n slots, as turned_bytes says.
+void turn_keys(int type, const uint8_t *keys, int n, int D, uint8_t *turned) {
+    const size_t stride = kv_bytes(type, D);
+    if (type == KV_BF16) return turn(keys, stride, n, D, reinterpret_cast<uint16_t *>(turned));
+    turn(keys, stride, n, D, turned);
+    for (int i = 0; i < D * PART; i++) turned[i] ^= KV_ZERO;
+    float *scales = reinterpret_cast<float *>(turned + size_t(D) * PART);
+    for (int s = 0; s < n; s++)
+        for (int block = 0; block < kv_blocks(D); block++) {
+            uint16_t scale;
+            std::memcpy(&scale, keys + s * stride + D + 2 * block, 2);
+            scales[block * PART + s] = from_bf16(scale);
+        }
 }
 
 // Brings the splits of one row under one maximum, and stores their sum divided by the total weight.
@@ -118,7 +159,7 @@ void attend(Array queries, const uint16_t *keys, const uint16_t *values, const S
     const float scale = 1.0f / std::sqrt(float(D));
     static std::vector<Work> works;
     static std::vector<float> results;
-    static std::vector<uint16_t> turned;
+    static std::vector<uint8_t> turned;
     works.clear();
     int n_tokens = 0;
     size_t n_results = 0, n_turned = 0;
@@ -128,7 +169,7 @@ void attend(Array queries, const uint16_t *keys, const uint16_t *values, const S
         write(values + size_t(n_tokens) * K * D, *span, heads, span->rings[2 * layer + 1]);
         work.results = n_results, work.turned = n_turned;
         n_results += size_t(K) * work.n_tiles * work.n_splits * stride;
-        n_turned += work.is_turned ? size_t(K) * work.n_parts * PART * D : 0;
+        n_turned += work.is_turned ? size_t(K) * work.n_parts * work.turned_stride : 0;
         n_tokens += int(span->n);
         works.push_back(work);
     }
@@ -143,8 +184,8 @@ void attend(Array queries, const uint16_t *keys, const uint16_t *values, const S
     parallel(n_threads, to_turn.n(), [&](int item) {
         const Work &work = works[to_turn.find(item)];
         const int k = item / work.n_parts, begin = item % work.n_parts * PART;
-        turn(work.keys + (size_t(k) * work.span->capacity + begin) * D, std::min(PART, work.S - begin), D,
-             &turned[work.turned + size_t(item) * PART * D]);
+        turn_keys(int(work.span->kv_type), work.keys + (size_t(k) * work.span->capacity + begin) * work.stride,
+                  std::min(PART, work.S - begin), D, &turned[work.turned + item * work.turned_stride]);
     });
 
     const Items to_attend(works, [&](const Work &work) { return K * work.n_groups * work.n_splits; });
@@ -154,7 +195,7 @@ void attend(Array queries, const uint16_t *keys, const uint16_t *values, const S
         const int split = item % work.n_splits, k = item / work.n_splits / work.n_groups;
         const int first = item / work.n_splits % work.n_groups * work.group();
         const int n = std::min(work.group(), work.n_tiles - first), n_each = work.n_parts / work.n_splits;
-        const size_t head = size_t(k) * work.span->capacity * D;
+        const size_t head = size_t(k) * work.span->capacity * work.stride;
         Attention tiles[GROUP] = {};
         rows.resize(size_t(n) * MAX_ROWS * D);
         for (int i = 0; i < n; i++) {
@@ -168,8 +209,9 @@ void attend(Array queries, const uint16_t *keys, const uint16_t *values, const S
                 for (int d = 0; d < D; d++) row[d] *= scale;
                 tile.visible[r] = visible(*work.span, of_head / G);
             }
+            tile.kv_type = int(work.span->kv_type);
             tile.keys = work.keys + head, tile.values = work.values + head;
-            tile.turned = work.is_turned ? &turned[work.turned + size_t(k) * work.n_parts * PART * D] : nullptr;
+            tile.turned = work.is_turned ? &turned[work.turned + k * work.n_parts * work.turned_stride] : nullptr;
             tile.head_dim = D;
             tile.mixed = &results[work.results + ((size_t(k) * work.n_tiles + first + i) * work.n_splits + split) * stride];
             tile.top = tile.mixed + MAX_ROWS * D;

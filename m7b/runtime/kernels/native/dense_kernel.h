@@ -9,7 +9,7 @@ namespace {
 // 8 columns of 8 rows of bfloat16 to float32, column after column, `distance` apart: for an instruction set to bring.
 void turn_8(const uint16_t *rows, size_t stride, float *out, size_t distance);
 
-constexpr int DENSE_TOKENS = LANES == 16 ? 12 : 6; // as registers allow
+constexpr int DENSE_TOKENS = REGISTERS == 32 ? 12 : 6; // as registers allow
 constexpr int SIDE_BY_SIDE = 2 * LANES;            // rows
 
 // DENSE_ROWS rows to (DENSE_ROWS / SIDE_BY_SIDE, depth, SIDE_BY_SIDE); those beyond `n_rows` are 0.

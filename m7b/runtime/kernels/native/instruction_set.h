@@ -6,7 +6,8 @@
 namespace m7b {
 namespace {
 
-// Vectors of LANES float32, V. Each function works lane by lane unless it says otherwise.
+// Vectors of LANES float32, V, and how many of them registers hold: 16 or 32. Each function works lane by lane unless it
+// says otherwise.
 V v_zero();
 V v_set(float x); // x in every lane
 V v_load(const float *x); // at any address, as all loads and stores
@@ -23,7 +24,10 @@ V v_scale(V a, V n); // a * 2^n for whole n from -126 to 127
 V v_and_above(V value, V x, float limit); // value where x > limit, else 0
 float v_sum(V v); // of all lanes
 void v_sum4(const V *v, int n, float *sums); // of each of up to four vectors; beyond `n`, sums[0] to [3] have no meaning
+[[maybe_unused]] void v_sum16(const V *v, float *sums); // of each of 16 vectors, to the bits that v_sum4 gives; where REGISTERS is 32
 V v_load_bf16(const uint16_t *x);
+V v_set_bf16(const uint8_t *x); // one number in every lane; may read the two bytes before it
+V v_load_quants(const uint8_t *x); // unsigned bytes, and `QUANT_OFFSET` more, a constant
 void v_store_bf16(uint16_t *x, V v); // rounded as to_bf16 rounds
 V v_load_f16(const uint8_t *x);
 V v_load_i8(const uint8_t *x); // signed bytes
@@ -66,7 +70,7 @@ constexpr Kernels bring(const char *name) {
     k.widen = widen, k.narrow = narrow, k.widen_levels = widen_levels;
     k.quantize_block = quantize_block, k.quantize_block_16 = quantize_block_16, k.measure_line = measure_line;
     k.linears = LINEARS<false>.data(), k.linear_bf16 = linear_bf16, k.attend = attend;
-    k.rms_norm = rms_norm, k.add = add, k.swiglu = swiglu, k.sum_bytes = sum_bytes;
+    k.rms_norm = rms_norm, k.add = add, k.swiglu = swiglu, k.sum_bytes = sum_bytes, k.add_rows = add_rows;
     return k;
 }
 

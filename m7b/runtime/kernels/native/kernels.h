@@ -20,6 +20,17 @@ constexpr float SMALLEST = 1e-30f; // activations below it count as 0: their inv
 
 enum DType { F32 = 0, BF16 = 1 };
 
+// What a ring holds of a key or a value of D numbers: bfloat16, or quants of 8 bits, each KV_ZERO more than it stands
+// for, and behind them the scale of each BLOCK of them in bfloat16. The last block may be shorter.
+enum KvType { KV_BF16 = 0, KV_Q8_0 = 1 };
+constexpr int KV_ZERO = 128;
+constexpr int kv_blocks(int D) { return (D + BLOCK - 1) / BLOCK; }
+constexpr size_t kv_bytes(int type, int D) { return type == KV_Q8_0 ? size_t(D) + 2 * kv_blocks(D) : 2 * size_t(D); }
+// Of the keys of a part that are turned: bfloat16 (D, PART), or signed quants (D, PART) and float32 scales (blocks, PART).
+constexpr size_t turned_bytes(int type, int D) {
+    return PART * (type == KV_Q8_0 ? size_t(D) + 4 * kv_blocks(D) : 2 * size_t(D));
+}
+
 // Activations of n tokens, quantized under one scale a block: block b of token i is at b * n + i. Those of 16 bits
 // stand as the instruction set wants them: here in the order 0 2 1 3 of each four, as the weights' bytes come apart into
 // pairs of 16 bits, there as low and high bytes.
@@ -62,9 +73,9 @@ struct Visible {
 // Some rows of queries that share a kv head, over slots [begin, end) of its ring, at most a part, which `begin` starts.
 struct Attention {
     const float *queries;    // (rows, D), scaled by 1 / sqrt(D)
-    const uint16_t *keys;    // (S, D) bfloat16
-    const uint16_t *turned;  // null, or the keys as (S / PART, D, PART), for many queries
-    const uint16_t *values;  // (S, D) bfloat16
+    int kv_type;
+    const uint8_t *keys, *values; // (S, kv_bytes)
+    const uint8_t *turned;   // null, or the keys of each part turned, (S / PART, turned_bytes), for many queries
     Visible visible[MAX_ROWS];
     int rows, head_dim, begin, end;
     bool resumes; // what was found in earlier parts stands below
@@ -114,6 +125,8 @@ struct Kernels {
     void (*add)(uint16_t *h, const uint16_t *y, size_t n); // h += y, both bfloat16
     void (*swiglu)(const float *gate, const float *up, int n, float *y);
     uint64_t (*sum_bytes)(const uint8_t *bytes, size_t n);
+    // y (n,) += by (n_rows,) times rows of bfloat16, `stride` apart.
+    void (*add_rows)(const uint16_t *rows, size_t stride, int n_rows, const float *by, int n, float *y);
 };
 
 extern const Kernels portable_kernels;

@@ -1,6 +1,6 @@
 // Tokens through layers: what the blocks of m7b/runtime/model/ do, without going back to Python in between.
 #pragma once
-#include "operations.h"
+#include "updates.h"
 
 namespace m7b {
 
@@ -15,6 +15,17 @@ struct Layer {
     Matrix wq, wk, wv, wo, w1, w2, w3;
 };
 
+// What an adapter adds to the weights of a layer.
+struct LayerUpdates {
+    Update wq, wk, wv, wo, w1, w2, w3;
+};
+// Tokens [first, first + n) of a batch, and what is added for them in each layer of the model: three numbers of 64 bits,
+// as Python writes them.
+struct Part {
+    const LayerUpdates *layers;
+    int64_t first, n;
+};
+
 struct Sizes {
     int dim, hidden_dim;
     Heads heads;
@@ -23,6 +34,6 @@ struct Sizes {
 
 // The tokens of the spans through layers [first, end) of the model: h (N, dim) bfloat16 is changed in place.
 void forward(const Layer *layers, int first, int end, const Sizes &sizes, uint16_t *h, int N, const float *cos,
-             const float *sin, const Span *spans, int n_spans, int n_threads);
+             const float *sin, const Span *spans, int n_spans, const Part *parts, int n_parts, int n_threads);
 
 } // namespace m7b

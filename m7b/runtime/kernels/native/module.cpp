@@ -170,9 +170,22 @@ PyObject *py_forward(PyObject *, PyObject *const *args, Py_ssize_t n) {
     int N = a.size();
     const float *cos = a.address<float>(), *sin = a.address<float>();
     const Span *spans = a.address<Span>();
-    int n_spans = a.size(), n_threads = a.size();
+    int n_spans = a.size();
+    const Part *parts = a.address<Part>();
+    int n_parts = a.size(), n_threads = a.size();
     s.eps = n > 0 ? float(PyFloat_AsDouble(args[n - 1])) : 0;
-    return run(a, [&] { forward(layers, first, end, s, h, N, cos, sin, spans, n_spans, n_threads); });
+    return run(a, [&] { forward(layers, first, end, s, h, N, cos, sin, spans, n_spans, parts, n_parts, n_threads); });
+}
+
+PyObject *py_add_update(PyObject *, PyObject *const *args, Py_ssize_t n) {
+    Arguments a(args, n);
+    const Update *update = a.address<Update>();
+    Array x = a.array();
+    int T = a.size(), n_in = a.size(), n_out = a.size();
+    Array y = a.array();
+    int n_threads = a.size();
+    const Addition addition = {update, n_out, y};
+    return run(a, [&] { add_updates(&addition, 1, x, T, n_in, n_threads); });
 }
 
 PyObject *py_prefer_large_pages(PyObject *, PyObject *const *args, Py_ssize_t n) {
@@ -225,7 +238,7 @@ PyObject *py_use(PyObject *, PyObject *name) {
 #define FAST(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {
     FAST(quantize), FAST(pack), FAST(widen), FAST(look_up), FAST(linear), FAST(linear_bf16), FAST(linear_levels), FAST(attend), FAST(rms_norm),
-    FAST(rotate), FAST(swiglu), FAST(forward), FAST(prefer_large_pages), FAST(sum_bytes), FAST(panel_bytes),
+    FAST(rotate), FAST(swiglu), FAST(forward), FAST(add_update), FAST(prefer_large_pages), FAST(sum_bytes), FAST(panel_bytes),
     {"instruction_set", py_instruction_set, METH_NOARGS, nullptr},
     {"use", py_use, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},

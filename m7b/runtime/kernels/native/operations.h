@@ -37,12 +37,13 @@ struct LevelWeight {
     const float *scales, *levels;
 };
 void linear_levels(const LevelWeight &weight, Array x, int T, int n_in, int n_out, Array y, int n_threads);
-// `n` tokens of one sequence, at positions [first, first + n): six numbers of 64 bits, as Python writes them.
+// `n` tokens of one sequence, at positions [first, first + n): seven numbers of 64 bits, as Python writes them.
 struct Span {
-    uint16_t *const *rings; // of each layer, the keys and the values (K, capacity, D) bfloat16; position p is in slot p % capacity
+    uint8_t *const *rings; // of each layer, the keys and the values (K, capacity, kv_bytes); position p is in slot p % capacity
     int64_t capacity, first, n;
     int64_t window;    // a token sees itself and window - 1 before it; 0: all before it
     int64_t is_prompt; // these are read, not generated
+    int64_t kv_type;   // a KvType
 };
 struct Heads {
     int H, K, D;

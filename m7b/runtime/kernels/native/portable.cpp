@@ -9,7 +9,7 @@ namespace m7b {
 namespace {
 
 using V = float;
-constexpr int LANES = 1;
+constexpr int LANES = 1, REGISTERS = 16;
 
 inline V v_zero() { return 0.0f; }
 inline V v_set(float x) { return x; }
@@ -30,6 +30,13 @@ inline V v_load_f16(const uint8_t *x) {
     std::memcpy(&half, x, 2);
     return from_f16(half);
 }
+inline V v_set_bf16(const uint8_t *x) {
+    uint16_t half;
+    std::memcpy(&half, x, 2);
+    return from_bf16(half);
+}
+constexpr float QUANT_OFFSET = 0.0f;
+inline V v_load_quants(const uint8_t *x) { return float(*x); }
 inline V v_load_i8(const uint8_t *x) { return float(int8_t(*x)); }
 template <int SHIFT> inline V v_load_nibble(const uint8_t *x) { return float((*x >> SHIFT) & 15); }
 inline V v_scale(V a, V n) { return a * from_bits(uint32_t(int(n) + 127) << 23); }

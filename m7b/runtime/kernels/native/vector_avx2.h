@@ -2,11 +2,13 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstring>
+
 namespace m7b {
 namespace {
 
 using V = __m256;
-constexpr int LANES = 8;
+constexpr int LANES = 8, REGISTERS = 16;
 
 inline V v_zero() { return _mm256_setzero_ps(); }
 inline V v_set(float x) { return _mm256_set1_ps(x); }
@@ -34,6 +36,16 @@ inline void v_store_bf16(uint16_t *x, V v) {
 }
 inline V v_load_f16(const uint8_t *x) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(x)));
+}
+// A word that ends with it spares a way through another register.
+inline V v_set_bf16(const uint8_t *x) {
+    int32_t word;
+    std::memcpy(&word, x - 2, 4);
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_set1_epi32(word), _mm256_set1_epi32(int32_t(0xffff0000))));
+}
+constexpr float QUANT_OFFSET = 0.0f;
+inline V v_load_quants(const uint8_t *x) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(x))));
 }
 inline V v_load_i8(const uint8_t *x) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(x))));

@@ -2,11 +2,13 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstring>
+
 namespace m7b {
 namespace {
 
 using V = __m512;
-constexpr int LANES = 16;
+constexpr int LANES = 16, REGISTERS = 32;
 
 inline V v_zero() { return _mm512_setzero_ps(); }
 inline V v_set(float x) { return _mm512_set1_ps(x); }
@@ -33,6 +35,19 @@ inline void v_store_bf16(uint16_t *x, V v) {
 inline V v_load_f16(const uint8_t *x) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(x)));
 }
+// A word that ends with it spares a way through another register.
+inline V v_set_bf16(const uint8_t *x) {
+    int32_t word;
+    std::memcpy(&word, x - 2, 4);
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_set1_epi32(word), _mm512_set1_epi32(int32_t(0xffff0000))));
+}
+// As the last bits of 2^23, which spares the conversion.
+constexpr float QUANT_OFFSET = 8388608.0f;
+inline V v_load_quants(const uint8_t *x) {
+    const __m512i spread = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(x)));
+    return _mm512_castsi512_ps(_mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x4b000000), 0x1111111111111111, bytes, spread));
+}
 inline V v_load_i8(const uint8_t *x) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(x))));
 }
@@ -47,6 +62,22 @@ inline V v_scale(V a, V n) {
 inline float v_sum(V v) { return _mm512_reduce_add_ps(v); }
 inline void v_sum4(const V *v, int n, float *sums) {
     for (int i = 0; i < n && i < 4; i++) sums[i] = v_sum(v[i]);
+}
+// By the order of v_sum: halves, then their halves.
+inline void v_sum16(const V *v, float *sums) {
+    V pairs[8], fours[4], eights[2];
+    for (int i = 0; i < 8; i++)
+        pairs[i] = v_add(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x44), _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xee));
+    for (int i = 0; i < 4; i++)
+        fours[i] = v_add(_mm512_shuffle_f32x4(pairs[2 * i], pairs[2 * i + 1], 0x88),
+                         _mm512_shuffle_f32x4(pairs[2 * i], pairs[2 * i + 1], 0xdd));
+    for (int i = 0; i < 2; i++)
+        eights[i] = v_add(_mm512_shuffle_ps(fours[2 * i], fours[2 * i + 1], 0x44),
+                          _mm512_shuffle_ps(fours[2 * i], fours[2 * i + 1], 0xee));
+    V all = v_add(_mm512_shuffle_ps(eights[0], eights[1], 0x88), _mm512_shuffle_ps(eights[0], eights[1], 0xdd));
+    // Lane 4 * i + j now has the sum of vector 4 * j + i.
+    const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    v_store(sums, _mm512_permutexvar_ps(order, all));
 }
 inline V v_and_above(V value, V x, float limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GT_OQ), value);

@@ -8,7 +8,7 @@ namespace m7b {
 namespace {
 
 using V = float32x4_t;
-constexpr int LANES = 4;
+constexpr int LANES = 4, REGISTERS = 32;
 
 inline V v_zero() { return vdupq_n_f32(0); }
 inline V v_set(float x) { return vdupq_n_f32(x); }
@@ -34,6 +34,13 @@ inline uint8x8_t load_four(const uint8_t *x) {
     std::memcpy(&word, x, 4);
     return vreinterpret_u8_u32(vdup_n_u32(word));
 }
+inline V v_set_bf16(const uint8_t *x) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_dup_u16(reinterpret_cast<const uint16_t *>(x)), 16));
+}
+constexpr float QUANT_OFFSET = 0.0f;
+inline V v_load_quants(const uint8_t *x) {
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(load_four(x)))));
+}
 inline V v_load_i8(const uint8_t *x) {
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(load_four(x))))));
 }
@@ -50,6 +57,9 @@ inline float v_sum(V v) { return vaddvq_f32(v); }
 inline void v_sum4(const V *v, int n, float *sums) {
     const V a = vpaddq_f32(v[0], n > 1 ? v[1] : v[0]), b = n > 2 ? vpaddq_f32(v[2], n > 3 ? v[3] : v[2]) : a;
     vst1q_f32(sums, vpaddq_f32(a, b));
+}
+inline void v_sum16(const V *v, float *sums) {
+    for (int i = 0; i < 16; i += 4) v_sum4(v + i, 4, sums + i);
 }
 inline V v_and_above(V value, V x, float limit) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(value), vcgtq_f32(x, vdupq_n_f32(limit))));
