@@ -117,13 +117,13 @@ ARM_PYTHON = PYTHONHOME=$(abspath $(ARM_ROOT))/usr qemu-aarch64-static -L $(absp
 ARM_SITE := build/arm/site
 CROSS = CC=$(ARM_CXX) CXX=$(ARM_CXX) LDSHARED="$(ARM_CXX) -shared" LDCXXSHARED="$(ARM_CXX) -shared" \
 	_PYTHON_HOST_PLATFORM=linux-aarch64 \
-	CFLAGS="-I$(abspath $(ARM_ROOT))/usr/include -I$(abspath $(ARM_ROOT))/usr/include/python3.11"
+	CPPFLAGS="-w -I$(abspath $(ARM_ROOT))/usr/include -I$(abspath $(ARM_ROOT))/usr/include/python3.11"
 
 wheel: build/wheels/x86_64.built build/wheels/aarch64.built
 	rm -rf dist && $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*/m7b-*.whl
 	$(BIN)/abi3audit --strict --report dist/*.whl > build/wheels/abi3.json
 	rm -rf $(ARM_SITE) && $(BIN)/pip download --quiet --no-deps --dest build/wheels pip
-	$(ARM_PYTHON) build/wheels/pip-*.whl/pip install --quiet --no-deps --no-compile --target $(ARM_SITE) dist/m7b-*aarch64.whl
+	$(ARM_PYTHON) $$(echo build/wheels/pip-*.whl)/pip install --quiet --no-deps --no-compile --target $(ARM_SITE) dist/m7b-*aarch64.whl
 	$(MAKE) arm ARM_NATIVE=$(ARM_SITE)/m7b/runtime/kernels/_native.abi3.so ARM_LEVELS="$(lastword $(ARM_LEVELS))"
 
 $(VENV)/.installed-wheel: $(VENV)/.installed-dev
