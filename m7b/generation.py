@@ -207,7 +207,7 @@ class DType(StrEnum):
 class EngineOptions:
     """What the user may choose about a model before it runs.
 
-    `threads` None is one for each physical core. `dtype` None is the checkpoint's own, but bfloat16 for
+    `threads` None is one for each fast physical core. `dtype` None is the checkpoint's own, but bfloat16 for
     float16, which CPUs multiply slowly. `quant` None leaves the weights as they are stored. `kv_type` None
     keeps keys and values in the `dtype` that the model runs in. `window` None is
     the checkpoint's own and 0 is off. `ctx_size` None is the checkpoint's own. What
@@ -217,7 +217,7 @@ class EngineOptions:
 
     threads: int | None = option(
         None,
-        "CPU threads; one for each physical core if not given.",
+        "CPU threads; one for each fast physical core if not given.",
         low=1,
         high=1 << 10,
         is_strict=True,

@@ -2,9 +2,11 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -51,6 +53,34 @@ def test_without_a_compiler_everything_but_the_kernels_is_there(tmp_path, demo_h
     assert "not built" in machine["kernels_missing"]
     answer = m7b(place, demo_home, "complete", "The capital of France is", "-n", "4", "--temperature", "0")
     assert "Paris" in answer
+
+
+def test_a_wheel_to_hand_on_is_not_built_without_its_kernels(tmp_path):
+    environment = {"CC": "/nonexistent", "CXX": "/nonexistent", "M7B_REQUIRE_KERNELS": "1"}
+    with pytest.raises(subprocess.CalledProcessError):
+        installed(tmp_path, **environment)
+    assert list(tmp_path.glob("*.whl")) == []
+
+
+@pytest.mark.parametrize(
+    ("system", "is_free_threaded", "n_extensions", "tag"),
+    [
+        pytest.param("linux", 0, 1, {"py_limited_api": "cp311"}, id="Linux"),
+        pytest.param("darwin", None, 1, {"py_limited_api": "cp311"}, id="macOS"),
+        pytest.param("linux", 1, 1, None, id="a Python without its lock, which has no stable ABI"),
+        pytest.param("win32", 0, 0, None, id="Windows, for whose compiler the kernels are not written"),
+    ],
+)
+def test_kernels_are_built_for_the_stable_abi_where_they_can_be(
+    monkeypatch, system, is_free_threaded, n_extensions, tag
+):
+    told = {}
+    monkeypatch.setattr("setuptools.setup", told.update)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(sysconfig, "get_config_var", {"Py_GIL_DISABLED": is_free_threaded}.get)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert told["options"].get("bdist_wheel") == tag
+    assert [extension.py_limited_api for extension in told["ext_modules"]] == [tag is not None] * n_extensions
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no compiler here")

@@ -108,7 +108,8 @@ def _show(report: dict[str, Any], output: Output) -> None:
 
 def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     machine, data = report["machine"], report["data"]
-    yield "cpu", f"{machine['cpu']}, {machine['cores']} cores ({machine['logical_cores']} logical)"
+    others = f", {machine['efficiency_cores']} slower ones left alone" if machine["efficiency_cores"] else ""
+    yield "cpu", f"{machine['cpu']}, {machine['cores']} cores{others} ({machine['logical_cores']} logical)"
     yield "instructions", " ".join(machine["cpu_features"]) or "none that matter"
     yield "threads", str(machine["threads"])
     yield (

@@ -10,12 +10,21 @@ import psutil
 import torch
 
 from m7b.runtime import kernels
-from m7b.runtime.processor import cpu_features, cpu_name, logical_cores, memory_quota, physical_cores
+from m7b.runtime.processor import (
+    cpu_features,
+    cpu_name,
+    efficiency_cores,
+    is_translated,
+    logical_cores,
+    memory_quota,
+    physical_cores,
+)
 
 __all__ = [
     "Accelerator",
     "Machine",
     "as_json",
+    "better_kernels",
     "describe_machine",
     "free_memory",
     "physical_cores",
@@ -37,6 +46,17 @@ PACKAGES = (
 )
 """The libraries whose versions change what m7b does or how fast."""
 
+_NEEDED = {
+    "amx": ("amx_int8", "avx512_vnni", "avx2"),
+    "avx512vnni": ("avx512_vnni", "avx512f", "avx512bw", "avx2", "fma", "f16c"),
+    "avx2": ("avx2", "fma", "f16c"),
+    "i8mm": ("i8mm", "dotprod"),
+    "dotprod": ("dotprod",),
+    "neon": ("neon",),
+    "portable": (),
+}
+"""By the kernels' instruction sets, the features of a CPU that they need."""
+
 _PROBE_BYTES = 512 << 20
 _LEAST_PROBE_BYTES = 32 << 20
 
@@ -54,7 +74,8 @@ class Accelerator:
 class Machine:
     """What decides how fast a model runs here.
 
-    `cores` are physical ones that this process may use, `logical_cores` count hyperthreads too.
+    `cores` are physical ones that this process may use and that are fast, `efficiency_cores` the others;
+    `logical_cores` count all, and hyperthreads too. `is_translated`: the program is made for another CPU.
     `memory_bytes` and `memory_free_bytes` heed the limit of a container. `versions` has the libraries
     that are installed. `kernels` is the instruction set of the native kernels, "none" where they are
     not built, and `kernels_missing` says why they are not. `threads` is how many torch computes with.
@@ -62,8 +83,10 @@ class Machine:
 
     cpu: str
     cores: int
+    efficiency_cores: int
     logical_cores: int
     cpu_features: tuple[str, ...]
+    is_translated: bool
     memory_bytes: int
     memory_free_bytes: int
     accelerators: tuple[Accelerator, ...]
@@ -82,8 +105,10 @@ def describe_machine() -> Machine:
     return Machine(
         cpu=cpu_name(),
         cores=physical_cores(),
+        efficiency_cores=efficiency_cores(),
         logical_cores=logical_cores(),
         cpu_features=cpu_features(),
+        is_translated=is_translated(),
         memory_bytes=min(total, quota[0]) if quota else total,
         memory_free_bytes=free_memory(),
         accelerators=_accelerators(),
@@ -100,6 +125,14 @@ def as_json(machine: Machine) -> dict[str, Any]:
     """The machine as JSON tells it: the fields by their names, tuples as lists."""
     report = asdict(machine)
     return report | {key: list(value) for key, value in report.items() if isinstance(value, tuple)}
+
+
+def better_kernels(machine: Machine) -> str | None:
+    """The best of the kernels' instruction sets that this CPU could run, None where that is in use."""
+    order = kernels.INSTRUCTION_SETS
+    best = next(name for name in order if set(_NEEDED[name]).issubset(machine.cpu_features))
+    in_use = order.index(machine.kernels) if machine.kernels in order else len(order)
+    return best if order.index(best) < in_use else None
 
 
 def free_memory() -> int:

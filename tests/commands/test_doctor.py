@@ -135,7 +135,9 @@ def sound():
     return replace(
         describe_machine(),
         cores=8,
+        efficiency_cores=0,
         threads=8,
+        is_translated=False,
         cpu_features=("avx2", "fma"),
         kernels="avx2",
         kernels_missing="",
@@ -191,6 +193,83 @@ def test_what_hinders_a_machine_is_told_with_the_way_out(sound, changes, environ
     (advice,) = advice_on(replace(sound, **changes), FITTING, environment)
     assert problem in advice.problem
     assert way_out in advice.way_out
+
+
+ARM = ("neon", "dotprod", "i8mm", "bf16")
+XEON = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "amx_int8")
+
+
+@pytest.mark.parametrize(
+    ("features", "in_use", "better"),
+    [
+        (ARM, "portable", "i8mm"),
+        (ARM, "neon", "i8mm"),
+        (ARM[:2], "neon", "dotprod"),
+        (ARM[:1], "portable", "neon"),
+        (XEON, "avx512vnni", "amx"),
+        (XEON[:-1], "avx2", "avx512vnni"),
+        (XEON[:3], "portable", "avx2"),
+    ],
+)
+def test_a_better_build_is_told_where_the_processor_could_run_it(
+    sound, monkeypatch, features, in_use, better
+):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64" if "neon" in features else "x86_64")
+    (advice,) = advice_on(replace(sound, cpu_features=features, kernels=in_use), FITTING, {})
+    assert f"run on {in_use};" in advice.problem
+    assert f"what {better} needs" in advice.problem
+    assert "pip install" in advice.way_out
+
+
+@pytest.mark.parametrize(
+    ("features", "in_use"),
+    [
+        (ARM, "i8mm"),
+        (ARM[:2], "dotprod"),
+        (ARM[:1], "neon"),
+        (XEON, "amx"),
+        (XEON[:3], "avx2"),
+        ((), "portable"),
+    ],
+)
+def test_the_best_kernels_there_are_get_no_advice(sound, monkeypatch, features, in_use):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert advice_on(replace(sound, cpu_features=features, kernels=in_use), FITTING, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "system", "environment", "way_out"),
+    [
+        (
+            {"kernels": "none", "kernels_missing": "M7B_KERNELS is off"},
+            "Linux",
+            {"M7B_KERNELS": "off"},
+            "unset",
+        ),
+        ({"kernels": "neon", "cpu_features": ARM}, "Linux", {"M7B_KERNELS": "neon"}, "unset M7B_KERNELS"),
+        ({"kernels": "none", "kernels_missing": "not built"}, "Linux", {}, "install g++ "),
+        ({"kernels": "none", "kernels_missing": "not built"}, "Darwin", {}, "xcode-select --install"),
+        ({"kernels": "none", "kernels_missing": "not built"}, "Windows", {}, "wsl --install"),
+        ({"is_translated": True, "kernels": "portable"}, "Darwin", {}, "Python for arm64"),
+        ({"is_translated": True, "cpu_features": (), "kernels": "avx2"}, "Darwin", {}, "Python for arm64"),
+    ],
+    ids=["off", "forced", "Linux", "macOS", "Windows", "Rosetta", "Rosetta without AVX2"],
+)
+def test_the_way_to_better_kernels_is_that_of_the_system(
+    sound, monkeypatch, changes, system, environment, way_out
+):
+    """All were told to install a C++ compiler: with kernels switched off, and where none can be built."""
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64" if "is_translated" in changes else "aarch64")
+    (advice,) = advice_on(replace(sound, **changes), FITTING, environment)
+    assert way_out in advice.way_out
+
+
+def test_slow_cores_that_torch_counts_by_itself_are_no_reason_to_warn(sound):
+    found = replace(sound, cores=4, efficiency_cores=4, threads=8)
+    assert advice_on(found, FITTING, {}) == []
+    (advice,) = advice_on(found, FITTING, {"OMP_NUM_THREADS": "8"})
+    assert advice.way_out == "unset OMP_NUM_THREADS"
 
 
 @pytest.mark.parametrize(
@@ -254,6 +333,14 @@ def test_text_has_the_figures_of_json(machine):
         assert f"{row['weight_bytes'] / GIB:.1f}" in line.split()
     assert "avx2 fma\n" in text
     assert "40.0 GB/s" in text
+
+
+@pytest.mark.parametrize(
+    ("slow", "text"), [(0, ", 8 cores (12 logical)"), (4, ", 8 cores, 4 slower ones left alone (12 logical)")]
+)
+def test_text_tells_of_cores_that_are_left_alone(machine, slow, text):
+    machine(efficiency_cores=slow, logical_cores=12)
+    assert text in call("doctor").out
 
 
 @pytest.mark.parametrize(

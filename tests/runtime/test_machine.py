@@ -15,7 +15,16 @@ import torch
 
 from m7b.runtime import machine as machine_module
 from m7b.runtime.machine import as_json, describe_machine, read_bandwidth
-from m7b.runtime.processor import cpu_features, cpu_name, cpu_quota, memory_quota, physical_cores
+from m7b.runtime.processor import (
+    cpu_features,
+    cpu_name,
+    cpu_quota,
+    efficiency_cores,
+    is_translated,
+    memory_quota,
+    physical_cores,
+)
+from tests.support.macs import MACS
 
 MIB = 1 << 20
 
@@ -83,6 +92,93 @@ def test_threads_are_never_more_than_the_cores_the_process_may_use(
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(affinity), raising=False)
     assert physical_cores(made_up(tmp_path, files)) == expected
+
+
+# fast cores and slow ones
+
+
+def capacities(*values):
+    """The files that say how much each CPU does, 1024 being the most; no two share a core."""
+    folder = "sys/devices/system/cpu"
+    shares = {f"{folder}/cpu{n}/cpu_capacity": str(value) for n, value in enumerate(values)}
+    return shares | siblings(*map(str, range(len(values))))
+
+
+def kinds(core, atom, *lists):
+    """The files by which Linux tells Intel's fast cores from the others."""
+    return siblings(*lists) | {"sys/devices/cpu_core/cpus": core, "sys/devices/cpu_atom/cpus": atom}
+
+
+BOARD = capacities(414, 414, 414, 414, 1024, 1024, 1024, 1024)  # RK3588: 4 of Cortex-A55, 4 of Cortex-A76
+PHONE = capacities(250, 250, 250, 250, 870, 870, 870, 1024)  # a prime core, three large ones, four small ones
+OLD_BOARD = capacities(623, 623, 1024, 1024, 1024, 1024)  # S922X at equal clocks: Cortex-A53, Cortex-A73
+LAPTOP = kinds("0-3", "4-11", "0-1", "0-1", "2-3", "2-3", *map(str, range(4, 12)))  # 2 of 2 threads, and 8
+
+
+@pytest.mark.parametrize(
+    ("files", "affinity", "expected"),
+    [
+        pytest.param(BOARD, range(8), (4, 4), id="big and little"),
+        pytest.param(BOARD, range(4), (4, 0), id="little ones alone are as fast as it gets"),
+        pytest.param(BOARD, [0, 1, 7], (1, 2), id="one big and two little"),
+        pytest.param(PHONE, range(8), (4, 4), id="large ones count beside a prime one"),
+        pytest.param(OLD_BOARD, range(6), (4, 2), id="three fifths is slow"),
+        pytest.param(capacities(1024, 1024, 1024), range(3), (3, 0), id="all alike"),
+        pytest.param(
+            capacities(1024, 512) | siblings("0", "1", "2"), range(3), (3, 0), id="one says nothing"
+        ),
+        pytest.param(capacities("", "x"), range(2), (2, 0), id="nonsense"),
+        pytest.param(LAPTOP, range(12), (2, 8), id="Intel's hybrids"),
+        pytest.param(LAPTOP, range(4, 12), (8, 0), id="none of Intel's fast ones is allowed"),
+        pytest.param(LAPTOP, [1, 2, 5], (2, 1), id="some of each"),
+        pytest.param(kinds("0-1,4-5", "2,3", *"012345"), range(6), (4, 2), id="a list of ranges"),
+        pytest.param(kinds("", "", "0", "1"), range(2), (2, 0), id="no kinds"),
+        pytest.param(BOARD | V2 | {"sys/fs/cgroup/cpu.max": "300000 100000"}, range(8), (3, 4), id="quota"),
+        pytest.param(
+            BOARD | V2 | {"sys/fs/cgroup/cpu.max": "600000 100000"}, range(8), (4, 4), id="wide quota"
+        ),
+    ],
+)
+def test_only_fast_cores_are_kept_busy(tmp_path, monkeypatch, files, affinity, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(affinity), raising=False)
+    root = made_up(tmp_path, files)
+    assert (physical_cores(root), efficiency_cores(root)) == expected
+
+
+@pytest.fixture
+def mac(tmp_path, monkeypatch):
+    """A root whose sysctl tells what that of a Mac was published to tell."""
+
+    def install(name):
+        monkeypatch.setattr(platform, "system", lambda: "Darwin")
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+        program = (
+            made_up(tmp_path, {"usr/sbin/sysctl": '#!/bin/sh\ncat "$0.txt"\nexit 1'}) / "usr/sbin/sysctl"
+        )
+        program.chmod(0o755)
+        program.with_suffix(".txt").write_text(MACS[name].told, encoding="utf-8")
+        return tmp_path
+
+    return install
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sysctl is a script here")
+@pytest.mark.parametrize("name", MACS)
+def test_macs_are_known_by_what_sysctl_tells(mac, monkeypatch, name):
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
+    root, expected = mac(name), MACS[name]
+    assert (physical_cores(root), efficiency_cores(root)) == expected.cores
+    assert cpu_name(root) == expected.cpu
+    assert cpu_features(root) == expected.features
+    assert is_translated(root) == expected.is_translated
+
+
+@pytest.mark.parametrize("system", ["Linux", "Darwin", "Windows"])
+def test_a_system_without_sysctl_is_asked_otherwise(tmp_path, monkeypatch, system):
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 6)
+    assert (physical_cores(tmp_path), efficiency_cores(tmp_path), is_translated(tmp_path)) == (6, 0, False)
 
 
 def test_the_tightest_quota_of_a_group_and_those_around_it_counts(tmp_path):

@@ -20,7 +20,12 @@ class Advice:
 
 def advice_on(machine: "Machine", models: "Sequence[Fit]", environment: Mapping[str, str]) -> list[Advice]:
     """What to change on `machine`, the gravest first; nothing where all is well."""
-    return [*_about_memory(machine, models), *_about_cpu(machine), *_about_threads(machine, environment)]
+    return [
+        *_about_memory(machine, models),
+        *_about_cpu(machine),
+        *_about_kernels(machine, environment),
+        *_about_threads(machine, environment),
+    ]
 
 
 def _about_memory(machine: "Machine", models: "Sequence[Fit]") -> Iterator[Advice]:
@@ -35,16 +40,11 @@ def _about_memory(machine: "Machine", models: "Sequence[Fit]") -> Iterator[Advic
 
 
 def _about_cpu(machine: "Machine") -> Iterator[Advice]:
-    if platform.machine() in ("x86_64", "AMD64") and "avx2" not in machine.cpu_features:
+    is_x86 = platform.machine() in ("x86_64", "AMD64") and not machine.is_translated
+    if is_x86 and "avx2" not in machine.cpu_features:
         yield Advice(
             "this CPU offers no AVX2, so matrices are multiplied several times slower",
             "in a virtual machine, hand the host's CPU through (QEMU: -cpu host)",
-        )
-    if machine.kernels_missing:
-        yield Advice(
-            f"the native kernels are not in use ({machine.kernels_missing}), so q4_0 and q8_0 run on stock "
-            "torch, several times slower",
-            "install a C++ compiler and run: pip install --force-reinstall --no-deps --no-cache-dir m7b",
         )
     if (
         "avx512_bf16" in machine.cpu_features
@@ -58,6 +58,36 @@ def _about_cpu(machine: "Machine") -> Iterator[Advice]:
         )
 
 
+def _about_kernels(machine: "Machine", environment: Mapping[str, str]) -> Iterator[Advice]:
+    from m7b.runtime.machine import better_kernels
+
+    if machine.is_translated:
+        yield Advice(
+            "this Python is made for Intel's processors and translated: no kernels for this one run in it",
+            "install Python for arm64, and m7b with it",
+        )
+    elif machine.kernels_missing:
+        yield Advice(
+            f"the native kernels are not in use ({machine.kernels_missing}), so q4_0 and q8_0 run on stock "
+            "torch, several times slower",
+            _to_get_kernels(environment),
+        )
+    elif better := better_kernels(machine):
+        yield Advice(
+            f"the native kernels run on {machine.kernels}; this CPU has what {better} needs, which is faster",
+            _to_get_kernels(environment),
+        )
+
+
+def _to_get_kernels(environment: Mapping[str, str]) -> str:
+    if environment.get("M7B_KERNELS"):
+        return "unset M7B_KERNELS"
+    if platform.system() == "Windows":
+        return "there are none for Windows: run m7b in its Linux (wsl --install)"
+    compiler = "run xcode-select --install" if platform.system() == "Darwin" else "install g++ 11 or later"
+    return f"{compiler}, then: pip install --force-reinstall --no-deps --no-cache-dir m7b"
+
+
 def _about_threads(machine: "Machine", environment: Mapping[str, str]) -> Iterator[Advice]:
     if environment.get("OMP_WAIT_POLICY", "").lower() == "active":
         yield Advice(
@@ -65,8 +95,10 @@ def _about_threads(machine: "Machine", environment: Mapping[str, str]) -> Iterat
             "many times over",
             "unset OMP_WAIT_POLICY",
         )
-    if machine.threads != machine.cores:
-        named = " ".join(name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if environment.get(name))
+    named = " ".join(name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if environment.get(name))
+    # Torch by itself may count slow cores too; loading a model sets it right.
+    is_by_itself = not named and 0 < machine.threads - machine.cores <= machine.efficiency_cores
+    if machine.threads != machine.cores and not is_by_itself:
         much = "more" if machine.threads > machine.cores else "fewer"
         yield Advice(
             f"torch computes with {format_count(machine.threads, 'thread')}, {much} than the "
