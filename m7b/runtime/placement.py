@@ -10,9 +10,13 @@ from accelerate.utils import get_max_memory, infer_auto_device_map
 
 from m7b.errors import OutOfResources, UsageError
 from m7b.runtime.machine import free_memory
+from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.transformer import Transformer
 
 AUTO, DISK = "auto", "disk"
+
+_KEPT_BYTES = 512 << 20
+"""For libraries' own memory, graphs, and tensors on their way to a device."""
 
 DeviceMap = dict[str, str]
 """Module name to device ("cpu", "cuda:0", "disk"); the empty name is the whole model."""
@@ -83,6 +87,33 @@ def check_memory(needed: int, what: str) -> None:
         )
 
 
+def plan_rows(device: str, beside_rows: int, row_bytes: int, most: int, what: str) -> int:
+    """How many rows of a cache, `most` of them, find room on `device` beside so many bytes of all else.
+
+    Raises:
+        OutOfResources: not one does; with both figures.
+    """
+    free = _count_free(device)
+    n_rows = min(most, (free - beside_rows) // row_bytes)
+    if n_rows < 1:
+        raise OutOfResources(
+            f"{what} needs {beside_rows + row_bytes >> 20:,} MiB on {device} and {free >> 20:,} MiB are free",
+            hint="lower --ctx-size, try --quant nf4, or let --device auto keep weights elsewhere",
+        )
+    return n_rows
+
+
+def count_work_bytes(config: ModelConfig, prefill_chunk: int, n_slots: int, itemsize: int) -> int:
+    """Bytes that reading a chunk of a prompt takes beside weights and rows, and what libraries keep."""
+    n_groups = config.n_heads // config.n_kv_heads
+    masks = prefill_chunk * n_slots * (8 + 1 + (n_groups + 1) * itemsize)  # distances, what is seen, biases
+    heads = config.head_dim * (config.n_heads + 2 * config.n_kv_heads)
+    activations = prefill_chunk * (4 * config.dim + 3 * config.hidden_dim + 4 * heads) * max(itemsize, 4)
+    logits = prefill_chunk * config.vocab_size * 8  # in float32, and in the dtype of the output
+    filled = 2 * config.n_kv_heads * n_slots * config.head_dim * itemsize  # one layer's, where it is decoded
+    return masks + activations + logits + filled + _KEPT_BYTES
+
+
 def check_disk(needed: int, what: str) -> None:
     """Refuse to keep weights in a temporary folder that cannot hold them.
 
@@ -115,6 +146,11 @@ def memory_errors() -> Iterator[None]:
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'nothing left'}",
             hint="close other programs, or lower --ctx-size or --prefill-chunk",
         ) from None
+
+
+def _count_free(device: str) -> int:
+    """Bytes that are free on `device`."""
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else free_memory()
 
 
 def _check_device(device: str) -> str:

@@ -139,7 +139,7 @@ class Engine:
 
     def suggest_parallel(self, n_tokens: int) -> int:
         """How many sequences of `n_tokens` are worth running at once: as many as pay and fit into memory."""
-        most = self._backend.batching.n_paying
+        most = self._backend.n_paying
         return max(1, min(most, self.rows.count_fitting(min(n_tokens, self._ctx_size))))
 
     def step(self) -> None:
