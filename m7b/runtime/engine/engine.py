@@ -55,7 +55,14 @@ class Engine:
         self.rows = Rows(cache, backend.batching, ctx_size, checks_memory=device == "cpu")
         self._draft, self._adapter = draft, 0
         self._drafting = backend.drafting if draft == Draft.LOOKUP else None
-        self._scheduler = Scheduler(backend.bind(model), self.rows, backend.batching, device, self._drafting)
+        self._scheduler = Scheduler(
+            backend.bind(model),
+            self.rows,
+            backend.batching,
+            device,
+            self._drafting,
+            chooses_there=backend.is_static,
+        )
 
     def unfuse(self) -> "Engine":
         """Another engine over the same weights, which runs layers part by part, so that hooks see each."""
