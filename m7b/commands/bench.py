@@ -10,6 +10,7 @@ import typer
 from m7b.bench import PeerName, ReportFormat
 from m7b.commands.shared.options import (
     AdapterOption,
+    DeviceOption,
     DTypeOption,
     KvTypeOption,
     ModelOption,
@@ -103,6 +104,7 @@ def bench(
     quant: QuantOption = None,
     kv_type: KvTypeOption = None,
     dtype: DTypeOption = None,
+    device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     window: WindowOption = None,
     adapter: AdapterOption = None,
@@ -159,6 +161,8 @@ def bench(
     sizes = _parse_list("--batch", batches, batch_size, "--batch 1,2,4,8,16")
     if claims and (compare or plot or peer or sizes != (1,)):
         raise UsageError("--claims runs alone", hint="leave out --compare, --plot, --peer and --batch")
+    if claims and device != "cpu":
+        raise UsageError("--claims are measured on the CPU", hint="leave out --device")
     if fail_under is not None and not compare:
         raise UsageError("--fail-under needs --compare", hint="name the earlier run: --compare OLD.json")
     if not tokens and (claims or not prompt):
@@ -169,7 +173,9 @@ def bench(
     if adapter and (claims or peer):
         raise UsageError("--adapter goes with neither --claims nor --peer", hint="leave it out")
     adapters = read_adapters(adapter)
-    choice = BenchChoice(variant, model, random_weights, quant, dtype, threads, window, kv_type, adapters)
+    choice = BenchChoice(
+        variant, model, random_weights, quant, dtype, threads, window, kv_type, adapters, device
+    )
     sweep = Sweep(
         prompt, tokens, _parse_list("--depths", depths, count, "-d 0,4096"), repetitions, warmup, sizes
     )
@@ -192,7 +198,7 @@ def _measure_speeds(choice: "BenchChoice", sweep: "Sweep", peer: PeerName | None
     from m7b.runtime.bench.speeds import measure_speeds
 
     if peer:
-        check_peer(peer, choice.quant)
+        check_peer(peer, choice.quant, choice.device)
     subject = _describe_subject(open_subject(choice), choice, sweep.ctx_size)
     return _run_with_status(measure_speeds(subject, sweep, peer))
 

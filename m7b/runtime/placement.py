@@ -39,7 +39,7 @@ def plan_devices(
         UsageError: `device` is not the name of one.
     """
     if device != AUTO:
-        return {"": _check_device(device)}
+        return {"": check_device(device)}
     room = dict(max_memory or get_max_memory())
     computing = next((place for place in room if place not in ("cpu", DISK)), "cpu")
     room[computing] = max(0, int(room[computing]) - cache_bytes)
@@ -85,6 +85,27 @@ def check_memory(needed: int, what: str) -> None:
             f"{what} needs {needed >> 20:,} MiB of memory and {free >> 20:,} MiB are free",
             hint="close other programs, lower --ctx-size, or let --device auto keep weights on disk",
         )
+
+
+def check_device(device: str) -> str:
+    """The whole name of `device`: `cuda:0` for `cuda`.
+
+    Raises:
+        OutOfResources: there is no such device.
+        UsageError: it is not the name of one.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UsageError(f"--device is {device!r}", hint="it can be cpu, auto, cuda, cuda:N or mps") from None
+    if kind == "cpu":
+        return "cpu"
+    accelerator = torch.accelerator.current_accelerator()
+    count = torch.accelerator.device_count()
+    index = torch.device(device).index or 0
+    if accelerator is None or accelerator.type != kind or index >= count:
+        raise OutOfResources(f"there is no device {device!r} here", hint="--device cpu always works")
+    return f"{kind}:{index}" if kind == "cuda" else kind
 
 
 def plan_rows(device: str, beside_rows: int, row_bytes: int, most: int, what: str) -> int:
@@ -151,18 +172,3 @@ def memory_errors() -> Iterator[None]:
 def _count_free(device: str) -> int:
     """Bytes that are free on `device`."""
     return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else free_memory()
-
-
-def _check_device(device: str) -> str:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise UsageError(f"--device is {device!r}", hint="it can be cpu, auto, cuda, cuda:N or mps") from None
-    if kind == "cpu":
-        return "cpu"
-    accelerator = torch.accelerator.current_accelerator()
-    count = torch.accelerator.device_count()
-    index = torch.device(device).index or 0
-    if accelerator is None or accelerator.type != kind or index >= count:
-        raise OutOfResources(f"there is no device {device!r} here", hint="--device cpu always works")
-    return f"{kind}:{index}" if kind == "cuda" else kind

@@ -138,12 +138,14 @@ def choose_backend(
     Raises:
         UsageError: there is no such quantization, or none on this device.
     """
-    has_kernels = device == "cpu" and not is_static and kernels.instruction_set() is not None
+    has_kernels = device == "cpu" and kernels.instruction_set() is not None
     weights = _choose_weights(checkpoint, quant, device, dtype, has_kernels, dtype_given=dtype_given)
     if is_static is None:
         # LLM.int8() asks the device in each pass whether there are outliers, so no graph can hold it.
         is_static = device.startswith("cuda") and weights.linear is not Int8Linear
-    runs_kernels = has_kernels and dtype == torch.bfloat16 and checkpoint.config.head_dim % 16 == 0
+    runs_kernels = (
+        not is_static and has_kernels and dtype == torch.bfloat16 and checkpoint.config.head_dim % 16 == 0
+    )
     if runs_kernels and weights.is_exact and weights.output is None:
         batching = Batching.EXACT
     else:
