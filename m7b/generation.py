@@ -46,11 +46,17 @@ class AdapterChoice:
 
 
 def read_adapter(text: str) -> AdapterChoice:
-    """The adapter in `PATH` or `PATH:SCALE`; what is there under the whole text is meant by it."""
+    """The adapter in `PATH` or `PATH:SCALE`; what is there under the whole text is meant by it.
+
+    Raises:
+        UsageError: it is there, and the scale is no number, or one out of range.
+    """
     name, _, scale = text.rpartition(":")
     try:
         number = float(scale)
     except ValueError:
+        if os.path.exists(name) and not os.path.exists(text):
+            raise UsageError(f"the scale of {name} is {scale!r}, which is no number") from None
         return AdapterChoice(text)
     return AdapterChoice(text) if not name or os.path.exists(text) else AdapterChoice(name, number)
 

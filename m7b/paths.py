@@ -96,6 +96,15 @@ def history_file() -> Path:
     return data_folder() / "history"
 
 
+def prompts_folder() -> Path:
+    """The folder of what was read of prompts, which can be read again. It need not exist.
+
+    Raises:
+        NoHome: nothing says where it is.
+    """
+    return _find_home(platformdirs.user_cache_path) / "prompts"
+
+
 def run_folder() -> Path:
     """The folder of what lives as long as servers do: their sockets and records. It need not exist.
 

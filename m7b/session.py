@@ -25,7 +25,7 @@ from m7b.generation import (
     Usage,
 )
 from m7b.messages import Message
-from m7b.models import Model
+from m7b.models import Model, PromptCache
 from m7b.offer import AUTO, NONE, Offer
 from m7b.stream import stream_events
 from m7b.templates import Tools, find_call_format
@@ -75,6 +75,7 @@ class Session:
         constrains_calls: whether a grammar keeps calls valid.
         grammar: the one that every answer must satisfy.
         on_full: what to do when the context is full.
+        prompt_cache: has what other processes have read of conversations.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Session:
         constrains_calls: bool = True,
         grammar: Grammar | None = None,
         on_full: OnFull = OnFull.DROP_OLDEST,
+        prompt_cache: PromptCache | None = None,
     ) -> None:
         self.model = model
         self.params = params
@@ -96,6 +98,7 @@ class Session:
         self.constrains_calls = constrains_calls
         self.grammar = grammar
         self.on_full = on_full
+        self._prompt_cache = prompt_cache
         self.usage: Usage | None = None
         self._messages = list(messages)
         self._n_dropped = 0  # messages behind the system prompt that the model no longer sees
@@ -288,6 +291,8 @@ class Session:
         not with its text: that may end in half a character, or in the start of a stop string.
         """
         tokens: list[int] = []
+        if self._prompt_cache:
+            self._prompt_cache.restore(self.model, ids)
         while True:
             left = replace(params, max_tokens=params.max_tokens - len(tokens))
             for step in self.model.engine.generate(ids, left):

@@ -37,6 +37,7 @@ SETTINGS: Mapping[str, str | int | float | bool] = {
     "theme": "auto",
     "save": True,
     "server": "auto",
+    "prompt_cache": "auto",
 }
 
 _CHECKPOINT = {"variant", "model"}  # two ways to name one thing

@@ -9,7 +9,10 @@ from typing import assert_never
 
 from m7b.bench import ReportFormat
 from m7b.bench.claims import ClaimsReport
+from m7b.bench.drafts import DraftsReport
 from m7b.bench.figures import Change, Measurement, Ratio, Report
+
+AnyReport = Report | ClaimsReport | DraftsReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class Table:
     text_columns: int = 0
 
 
-def render(report: Report | ClaimsReport, format: ReportFormat) -> str:
+def render(report: AnyReport, format: ReportFormat) -> str:
     """`report` in `format`, whole lines; CSV and JSONL have its rows alone."""
     match format:
         case ReportFormat.JSON:
@@ -40,7 +43,7 @@ def render(report: Report | ClaimsReport, format: ReportFormat) -> str:
             assert_never(format)
 
 
-def _write_csv(report: Report | ClaimsReport) -> str:
+def _write_csv(report: AnyReport) -> str:
     rows, text = report.rows(), io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -68,7 +71,7 @@ def align(table: Table) -> str:
     return "".join(map(line, (table.columns, *table.rows)))
 
 
-def _list_facts(report: Report | ClaimsReport) -> Iterator[tuple[str, str]]:
+def _list_facts(report: AnyReport) -> Iterator[tuple[str, str]]:
     machine, model = report.machine, report.model
     yield "machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
     origin = ", random weights" if model["random_weights"] else ""
@@ -76,6 +79,9 @@ def _list_facts(report: Report | ClaimsReport) -> Iterator[tuple[str, str]]:
     if isinstance(report, ClaimsReport):
         layers = f"{report.measured_layers} of {model['n_layers']} layers"
         yield "measured", f"decoding at a depth of {report.depth} in {layers}"
+        return
+    if isinstance(report, DraftsReport):
+        yield "measured", "known answers, a token at a time and with guesses looked up in the text so far"
         return
     window = model["window"]
     seen = f"a window of {window}" if window else "full attention"
@@ -93,10 +99,13 @@ def _list_facts(report: Report | ClaimsReport) -> Iterator[tuple[str, str]]:
     yield "memory read", f"{before:.1f} GB/s before, {after:.1f} GB/s after"
 
 
-def _make_tables(report: Report | ClaimsReport) -> Iterator[Table]:
+def _make_tables(report: AnyReport) -> Iterator[Table]:
     if isinstance(report, ClaimsReport):
         yield _tabulate_claims(report)
         yield _tabulate_reach(report)
+        return
+    if isinstance(report, DraftsReport):
+        yield _tabulate_drafts(report)
         return
     batch = ("batch",) if report.is_batched else ()
     yield _tabulate_speeds(report)
@@ -184,6 +193,22 @@ def _tabulate_reach(report: ClaimsReport) -> Table:
         for reach in report.reach
     )
     return Table(columns, tuple(rows), text_columns=1)
+
+
+def _tabulate_drafts(report: DraftsReport) -> Table:
+    columns = ("engine", "text", "tokens", "tok/s", "drafts", "", "drafted", "taken")
+    rows = (
+        (
+            speed.engine,
+            speed.text,
+            str(speed.tokens),
+            *map(_figure, (speed.decode_tps, speed.decode_tps_drafting)),
+            _ratio(speed.ratio),
+            *("-" if n is None else str(n) for n in (speed.drafted, speed.taken)),
+        )
+        for speed in report.speeds
+    )
+    return Table(columns, tuple(rows), text_columns=2)
 
 
 def _figure(value: float | None, digits: int | None = None) -> str:

@@ -56,6 +56,27 @@ class Reads:
         return round(seen / n * self.kv_bytes_per_token) if n else 0
 
 
+@dataclass(frozen=True, slots=True)
+class KnownAnswer:
+    """A prompt and the answer that is given to it, in ids."""
+
+    name: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The `seconds` of an answer behind its first token.
+
+    So many tokens were `drafted` for it, and so many of those were `taken`; None where nobody counts them.
+    """
+
+    seconds: float
+    drafted: int | None = None
+    taken: int | None = None
+
+
 class Runner(Protocol):
     """An engine that can be timed, ours or a peer."""
 
@@ -87,6 +108,10 @@ class Runner(Protocol):
 
     def decode(self, n: int) -> tuple[float, ...]:
         """Read a token a sequence and choose the next by argmax, `n` times: the seconds of each time."""
+        ...
+
+    def answer(self, text: KnownAnswer, *, drafts: bool) -> Answered:
+        """Decode a known answer behind its prompt, with guesses looked up in the text so far or without."""
         ...
 
 

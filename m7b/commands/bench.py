@@ -25,12 +25,14 @@ from m7b.commands.shared.options import (
     read_adapters,
 )
 from m7b.errors import UsageError
+from m7b.generation import Draft
 from m7b.progress import run_with_progress
 from m7b.render import Output, Status, note
 
 if TYPE_CHECKING:
     from m7b.bench.claims import ClaimsReport
     from m7b.bench.comparison import EarlierRun
+    from m7b.bench.drafts import DraftsReport
     from m7b.bench.figures import Report
     from m7b.bench.runs import Sweep
     from m7b.commands.shared.bench_choice import BenchChoice
@@ -143,6 +145,12 @@ def bench(
     claims: Annotated[
         bool, typer.Option("--claims", help="Measure grouped queries and the window, each with and without.")
     ] = False,
+    drafts: Annotated[
+        bool,
+        typer.Option(
+            "--drafts", help="Decode texts that repeat themselves, with --draft lookup and without."
+        ),
+    ] = False,
 ) -> None:
     """Measure how fast a model reads prompts and decodes here, and how near that is to what memory allows.
 
@@ -161,8 +169,12 @@ def bench(
     sizes = _parse_list("--batch", batches, batch_size, "--batch 1,2,4,8,16")
     if claims and (compare or plot or peer or sizes != (1,)):
         raise UsageError("--claims runs alone", hint="leave out --compare, --plot, --peer and --batch")
-    if claims and device != "cpu":
-        raise UsageError("--claims are measured on the CPU", hint="leave out --device")
+    if (claims or drafts) and device != "cpu":
+        raise UsageError(
+            f"--{'claims' if claims else 'drafts'} are measured on the CPU", hint="leave out --device"
+        )
+    if drafts and (claims or compare or plot or sizes != (1,)):
+        raise UsageError("--drafts runs alone", hint="leave out --claims, --compare, --plot and --batch")
     if fail_under is not None and not compare:
         raise UsageError("--fail-under needs --compare", hint="name the earlier run: --compare OLD.json")
     if not tokens and (claims or not prompt):
@@ -181,6 +193,9 @@ def bench(
     )
     if claims:
         Output().write(render(_measure_claims(choice, sweep), format))
+        return
+    if drafts:
+        Output().write(render(_measure_drafts(choice, repetitions, peer), format))
         return
     report = _measure_speeds(choice, sweep, peer)
     if earlier:
@@ -214,6 +229,20 @@ def _measure_claims(choice: "BenchChoice", sweep: "Sweep") -> "ClaimsReport":
     opened = open_subject(replace(choice, window=None))
     subject = _describe_subject(opened, choice, opened.config.max_seq_len)
     return _run_with_status(measure_claims(subject, sweep.decode_tokens, sweep.repetitions))
+
+
+def _measure_drafts(choice: "BenchChoice", repetitions: int, peer: PeerName | None) -> "DraftsReport":
+    from m7b.commands.shared.bench_choice import open_subject, read_texts
+    from m7b.runtime.bench.drafts import measure_drafts
+    from m7b.runtime.bench.peers import check_peer
+
+    if peer:
+        check_peer(peer, choice.quant)
+    texts = read_texts(choice)
+    longest = max(len(text.prompt + text.answer) for text in texts)
+    subject = _describe_subject(open_subject(choice), choice, longest)
+    subject = replace(subject, options=replace(subject.options, draft=Draft.LOOKUP))
+    return _run_with_status(measure_drafts(subject, texts, repetitions, peer))
 
 
 def _describe_subject(opened: "ModelFiles", choice: "BenchChoice", ctx_size: int) -> "Subject":

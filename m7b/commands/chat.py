@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from m7b import hub
 from m7b.commands.shared.expansion import expand_options
 from m7b.commands.shared.fetching import choose_usual
 from m7b.commands.shared.grammar_options import GrammarOptions
-from m7b.commands.shared.loading import load_model
+from m7b.commands.shared.loading import load_model, open_prompt_cache
 from m7b.commands.shared.options import (
     ChatTemplateOption,
     ModelOption,
     OfflineOption,
+    PromptCacheOption,
     VariantOption,
     integer,
     is_flag,
@@ -106,6 +108,7 @@ def chat(
     grammar: GrammarOptions,
     sampling: SamplingParams = CHAT_SAMPLING,
     engine: EngineOptions,
+    prompt_cache: PromptCacheOption = None,
     offline: OfflineOption = False,
 ) -> None:
     """Talk with a model, or ask it one question.
@@ -120,12 +123,13 @@ def chat(
     keep_to = grammar.read()
     if keep_to is not None and (sampling.stop or tools.are_given):
         raise UsageError("a grammar goes with neither --stop nor tools", hint="ask for one")
+    read = open_prompt_cache(prompt_cache, keeps=save or prompt_cache != "auto")
     is_interactive = question is None and not file and _is_terminal()
     asked = None if is_interactive else _read_question(question, file or [])
     is_brief = asked is not None and not go_on and session is None
     with _open_store(save, may_forget=is_brief) as store, ExitStack() as stack:
         kept = _find_kept(store, latest=go_on, reference=session)
-        choice = _choose_model(ctx, kept, variant, model, asks=is_interactive)
+        choice, engine = _choose_model(ctx, kept, variant, model, engine, asks=is_interactive)
         toolbox = stack.enter_context(Toolbox(time_limit=tool_timeout))
         tools.fill(toolbox, constrain=constrain)  # whose errors need not wait for the model
         from m7b.repl import Autosaver, Chat, Screen, Toolbelt
@@ -138,14 +142,19 @@ def chat(
             stack.enter_context(silence_keys())
         look = resolve_theme(theme)
         messages = store.load_messages(kept.id) if kept else []
+        loaded = _load(choice, engine, chat_template)
+        if read:
+            read.check(loaded)
+            stack.callback(read.save_last)
         conversation = Session(
-            _load(choice, engine, chat_template),
+            loaded,
             sampling,
             messages=messages,
             tool_choice=tools.tool_choice,
             constrains_calls=constrain,
             grammar=keep_to,
             on_full=on_full,
+            prompt_cache=read,
         )
         if system is not None and (kept is None or is_flag(ctx, "system")):
             conversation.system = system
@@ -206,14 +215,24 @@ def _choose_model(
     kept: StoredConversation | None,
     variant: str | None,
     model: Path | None,
+    engine: EngineOptions,
     *,
     asks: bool,
-) -> ModelChoice:
-    """The model that flags name, else that of the conversation, that of the settings, or what is usual."""
-    is_named = is_flag(ctx, "variant") or is_flag(ctx, "model")
-    if kept and split_name(kept.model) in VARIANTS and not is_named:
-        return ModelChoice(split_name(kept.model))
-    return ModelChoice(variant, model) if variant or model else choose_usual(asks=asks)
+) -> tuple[ModelChoice, EngineOptions]:
+    """The model that flags name, else that of the conversation, that of the settings, or what is usual.
+
+    That of a conversation is known again by the name that m7b list shows, and so are its adapters.
+    """
+    if kept and not (is_flag(ctx, "variant") or is_flag(ctx, "model")):
+        name, adapters = split_name(kept.model)
+        known = tuple(each for each in adapters if hub.find(each.name))
+        engine = replace(engine, adapter=engine.adapter or known)
+        if name in VARIANTS:
+            return ModelChoice(name), engine
+        if hub.find(name):
+            return ModelChoice(path=Path(name)), engine
+    choice = ModelChoice(variant, model) if variant or model else choose_usual(asks=asks)
+    return choice, engine
 
 
 def _talk(talk: "Chat", kept: StoredConversation | None, *, vi: bool) -> None:

@@ -11,13 +11,14 @@ import typer
 from m7b.commands.shared.answering import Asked, ServerOption, VerboseOption, answer, tell_unasked
 from m7b.commands.shared.expansion import expand_options, flag
 from m7b.commands.shared.grammar_options import GrammarOptions
-from m7b.commands.shared.loading import load_model
+from m7b.commands.shared.loading import load_model, open_prompt_cache
 from m7b.commands.shared.options import (
     ChatTemplateOption,
     JsonOption,
     KeepNewlineOption,
     ModelOption,
     OfflineOption,
+    PromptCacheOption,
     VariantOption,
     count,
     integer,
@@ -112,6 +113,7 @@ def complete(
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
     as_json: JsonOption = False,
     engine: EngineOptions,
+    prompt_cache: PromptCacheOption = None,
     server: ServerOption = "auto",
     verbose: VerboseOption = False,
     offline: OfflineOption = False,
@@ -151,7 +153,10 @@ def complete(
         refuse_base(choice, chat_template)
     if parallel and not jsonl:
         raise UsageError("--parallel goes with --jsonl")
-    asked = Asked(choice, engine, chat_template, server, verbose)
+    if jsonl and is_flag(ctx, "prompt_cache"):
+        raise UsageError("--prompt-cache goes with one prompt", hint="--jsonl reads a common beginning once")
+    kept = None if jsonl else open_prompt_cache(prompt_cache)
+    asked = Asked(choice, engine, chat_template, server, verbose, kept)
     scale.check(jsonl, output)
     if scale.ray and jsonl and output:
         tell_unasked(asked, "a file of requests")

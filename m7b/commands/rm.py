@@ -1,7 +1,7 @@
 """`m7b rm` and `m7b prune`: give disk back."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +9,11 @@ from m7b import hub
 from m7b.commands.shared.options import YesOption, complete_name
 from m7b.errors import UsageError
 from m7b.hub import DownloadFormat
+from m7b.models import list_prompts
 from m7b.render import can_ask, note, printable
+
+if TYPE_CHECKING:
+    from m7b.hub.removal import Removal
 
 
 def rm(
@@ -41,18 +45,23 @@ def rm(
     note(f"removed {name}: {sum(one.n_bytes for one in removals) / 1e6:,.1f} MB are free again")
 
 
-def prune(yes: YesOption = False) -> None:
+def prune(
+    caches: Annotated[
+        bool, typer.Option("--caches", help="Remove what --prompt-cache auto has kept, instead.")
+    ] = False,
+    yes: YesOption = False,
+) -> None:
     """Remove what downloads left behind that never ended.
 
     Examples:
 
       m7b prune
 
-      m7b prune -y
+      m7b prune --caches -y
     """
     from m7b.hub.removal import find_leftovers
 
-    removals = find_leftovers()
+    removals = _find_prompts() if caches else find_leftovers()
     if not removals:
         note("nothing to prune")
         return
@@ -60,6 +69,17 @@ def prune(yes: YesOption = False) -> None:
     for one in removals:
         one.execute()
     note(f"{sum(one.n_bytes for one in removals) / 1e6:,.1f} MB are free again")
+
+
+def _find_prompts() -> list["Removal"]:
+    from m7b.hub.removal import Removal
+
+    return [
+        Removal(
+            f"a prompt of {prompt.n_bytes / 1e6:,.1f} MB in {prompt.file}", prompt.n_bytes, prompt.file.unlink
+        )
+        for prompt in list_prompts()
+    ]
 
 
 def _confirm(lines: list[str], yes: bool) -> None:

@@ -72,10 +72,14 @@ def is_number(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """Where a schema stands: below which address, and in a draft in which $ref hides what is beside it."""
+    """Where a schema stands: below which address, and in a draft in which $ref hides what is beside it.
+
+    `is_told`: the schema says which draft it is.
+    """
 
     base: str = ""
     is_old: bool = False
+    is_told: bool = False
 
 
 @dataclass(slots=True)
@@ -111,9 +115,14 @@ class _Reader:
     def _name(self, schema: Mapping[str, Any], at: str, scope: _Scope) -> _Scope:
         """Note the names that `schema` gives itself; returns where the schemas below it stand."""
         name, base = schema.get("$id"), scope.base
-        dialect, is_old = schema.get("$schema"), scope.is_old
+        dialect, is_old, is_told = schema.get("$schema"), scope.is_old, scope.is_told
         if isinstance(dialect, str):
-            is_old = any(draft in dialect for draft in _OLD_DRAFTS)
+            is_old, is_told = any(draft in dialect for draft in _OLD_DRAFTS), True
+        if not is_told and name is not None and "$ref" in schema and at != "#":
+            raise UsageError(
+                f"the schema's {at} has $id beside $ref, which drafts read in two ways",
+                hint="name the draft with $schema",
+            )
         if at == "#":
             self.names[""] = at
         if isinstance(name, str) and not name.startswith("#") and not (is_old and "$ref" in schema):
@@ -124,7 +133,7 @@ class _Reader:
         for anchor in anchors:
             if isinstance(anchor, str):
                 self.names[f"{base}#{anchor}"] = at
-        return _Scope(base, is_old)
+        return _Scope(base, is_old, is_told)
 
     def _read_keyword(self, part: Part, key: str, value: Any, parent: str, scope: _Scope) -> None:
         at = f"{parent}/{escape_pointer(key)}"

@@ -9,6 +9,7 @@ from m7b.models.choice import ModelChoice, chat_releases, installed_variant
 from m7b.models.files import ModelFiles, open_model
 from m7b.models.loading import LoadEvent, Loading, Remark, join_names, load_model, split_name
 from m7b.models.model import Model
+from m7b.models.prompt_cache import PromptCache, list_prompts
 from m7b.models.text import (
     find_stop_ids,
     load_chosen_template,
@@ -26,12 +27,14 @@ __all__ = [
     "ModelChoice",
     "ModelFiles",
     "OpenAdapter",
+    "PromptCache",
     "Remark",
     "chat_releases",
     "find_adapter",
     "find_stop_ids",
     "installed_variant",
     "join_names",
+    "list_prompts",
     "load_chosen_template",
     "load_chosen_tokenizer",
     "load_model",

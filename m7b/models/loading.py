@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from m7b.generation import EngineOptions
+from m7b.generation import AdapterChoice, EngineOptions, read_adapters
 from m7b.models.adapters import OpenAdapter, check_names, mix_adapters, open_adapters
 from m7b.models.choice import ModelChoice
 from m7b.models.files import ModelFiles, open_model
+from m7b.models.fingerprint import describe_adapters, make_fingerprint
 from m7b.models.model import Model
 from m7b.models.text import find_stop_ids, load_texts
 from m7b.progress import run_with_progress
@@ -102,6 +103,7 @@ def load_model(
         n_bytes=checkpoint.n_bytes,
         n_params=config.n_params,
         controls=tokenizer.controls,
+        fingerprint=make_fingerprint(checkpoint, engine, options.quant, added, template),
     )
     return replace(model, others=_make_others(model, adapters)) if keeps_apart else model
 
@@ -111,9 +113,10 @@ def join_names(model: str, adapters: Sequence[OpenAdapter]) -> str:
     return " + ".join([model, *(each.label for each in adapters)])
 
 
-def split_name(name: str) -> str:
-    """The model's own part of what a model with adapters is called."""
-    return name.partition(" + ")[0]
+def split_name(name: str) -> tuple[str, list[AdapterChoice]]:
+    """The model's own part of what a model with adapters is called, and the adapters."""
+    model, *labels = name.split(" + ")
+    return model, list(read_adapters(labels))
 
 
 def _make_others(model: Model, adapters: Sequence[OpenAdapter]) -> tuple[Model, ...]:
@@ -122,6 +125,7 @@ def _make_others(model: Model, adapters: Sequence[OpenAdapter]) -> tuple[Model, 
             model,
             name=each.name,
             engine=model.engine.with_adapter(number),
+            fingerprint=dict(model.fingerprint) | describe_adapters([each]),
             about=dict(model.about) | {"model": each.name} | _describe_adapters([each]),
         )
         for number, each in enumerate(adapters, 1)

@@ -33,6 +33,7 @@ class Model:
         n_bytes: what the weights take on disk.
         n_params: the number of weights.
         controls: the control tokens that stop strings can name, by their names.
+        fingerprint: what decides the bits of all that the engine reads, by label.
         others: models over the same engine, each of this one and an adapter.
     """
 
@@ -50,6 +51,7 @@ class Model:
     n_bytes: int = 0
     n_params: int = 0
     controls: Mapping[str, int] = field(default_factory=dict)
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
     others: tuple["Model", ...] = ()
 
     @property

@@ -19,7 +19,7 @@ holds can be copied to another, so that sequences with one beginning read it onc
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class CacheRow:
         self.keys, self.values = keys, values
         self.window, self.capacity, self._format = window, keys[0].shape[1], format
         # Where the kernels find each layer's keys and values.
-        self.addresses = array("q", [ring.data_ptr() for pair in self._rings() for ring in pair])
+        self.addresses = array("q", [ring.data_ptr() for ring in self.list_rings()])
         self._length = 0
         self._reserved = 0  # one past the highest position whose slot may have been overwritten
         self._oldest = 0  # the first position that was ever written here: a copy leaves out what rolled out
@@ -68,7 +68,7 @@ class CacheRow:
     @property
     def n_bytes(self) -> int:
         """Bytes allocated for keys and values."""
-        return sum(ring.nbytes for pair in self._rings() for ring in pair)
+        return sum(ring.nbytes for ring in self.list_rings())
 
     def reserve(self, span: Span) -> None:
         """Expect the tokens of `span`, the next of the sequence. Nothing counts as written until `commit`.
@@ -133,16 +133,52 @@ class CacheRow:
         assert source.holds(length)
         positions = torch.arange(max(0, length - self.capacity), length)
         mine, theirs = positions % self.capacity, positions % source.capacity
-        for ring, other in zip(self._rings(), source._rings(), strict=True):
-            for to, of in zip(ring, other, strict=True):
-                to[:, mine.to(to.device)] = of[:, theirs.to(of.device)]
+        for to, of in zip(self.list_rings(), source.list_rings(), strict=True):
+            to[:, mine.to(to.device)] = of[:, theirs.to(of.device)]
         self._length = self._reserved = length
         self._oldest = max(
             int(positions[0]) if length else 0, source._reserved - source.capacity, source._oldest
         )
 
-    def _rings(self) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(self.keys, self.values, strict=True))
+    def list_positions(self, length: int) -> range:
+        """The positions whose keys and values the row still has, of the first `length` tokens."""
+        return range(max(0, self._oldest, self._reserved - self.capacity), length)
+
+    def list_rings(self) -> list[Tensor]:
+        """The keys and values of each layer in turn, as they are held."""
+        return [ring for pair in zip(self.keys, self.values, strict=True) for ring in pair]
+
+    def read(self, positions: range) -> Iterator[Tensor]:
+        """What is held of `positions`, (K, n, D) or what the format makes of it, ring after ring, copied."""
+        slots = torch.arange(positions.start, positions.stop) % self.capacity
+        for ring in self.list_rings():
+            yield ring[:, slots.to(ring.device)].cpu()
+
+    def restore(self, first: int, length: int, rings: Iterator[Tensor]) -> None:
+        """Let the row hold `length` tokens, having read from `rings` what another did from `first` on.
+
+        Raises:
+            ValueError: there are fewer rings or more, or of another shape. The row is empty then.
+        """
+        self._length = self._reserved = self._oldest = 0
+        start = max(first, length - self.capacity)
+        slots = torch.arange(start, length) % self.capacity
+        own = self.list_rings()
+        n_given = 0
+        for ring, given in zip(own, rings, strict=False):
+            wanted = (ring.shape[0], length - first, *ring.shape[2:])
+            if (
+                given.dtype != ring.dtype
+                or len(given.shape) != 3
+                or given[:, : length - first].shape != wanted
+            ):
+                raise ValueError(f"{tuple(given.shape)} {given.dtype} cannot be keys or values here")
+            ring[:, slots.to(ring.device)] = given[:, start - first : length - first].to(ring.device)
+            n_given += 1
+        if n_given < len(own) or next(rings, None) is not None:
+            raise ValueError(f"there are keys and values of other than {len(own) // 2} layers")
+        self._length = self._reserved = length
+        self._oldest = start
 
 
 class RollingKVCache:

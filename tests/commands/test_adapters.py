@@ -86,6 +86,7 @@ def test_adapters_add_up_and_the_answer_says_which(paths):
         ("org/none", 3, ["org/none", "m7b download org/none"]),
         ("base", 3, ["a model, not an adapter", "-m"]),
         ("wide", 4, ["q_proj", "4x128", "4x32"]),
+        ("pirate:half", 2, ["the scale of pirate", "'half'", "no number"]),
         ("", 2, ["an adapter has no name"]),
     ],
 )
@@ -137,6 +138,22 @@ def test_a_chat_keeps_with_which_adapters_it_was_made(paths, tmp_path, monkeypat
     assert "base + pirate:0.5" in call("sessions", "list").out
     ran = call(*chat, "--continue")
     assert "this conversation was with base + pirate:0.5 until now" in ran.err
+
+
+def test_a_chat_is_carried_on_with_all_that_is_listed(paths, tmp_path, monkeypatch):
+    monkeypatch.setenv("M7B_HOME", str(tmp_path))
+    for name, folder in (("someone/pirate", "pirate"), ("someone/base", "base")):
+        assert call("download", name, "--source", paths / folder).code == 0
+    chat = ("chat", "Hello", "-n", 4, "--chat-template", "v1")
+    ran = call(*chat, "-m", "someone/base", "--adapter", "someone/pirate:0.5")
+    assert ran.code == 0, ran.err
+    ran = call(*chat, "--continue")
+    assert (ran.code, "until now" in ran.err) == (0, False), ran.err
+    assert "someone/base + someone/pirate:0.5" in call("sessions", "list").out
+    ran = call(*chat, "--continue", "--adapter", paths / "poet.gguf")  # what is given wins
+    assert "someone/base + poet.gguf" in call("sessions", "list").out
+    ran = call(*chat, "--continue", "-m", paths / "base")
+    assert "was with someone/base + poet.gguf until now" in ran.err
 
 
 # ---- served: each is a model of its own ------------------------------------------------------------------

@@ -54,6 +54,7 @@ SAMPLES = {
     "theme": ("light", "dark", "none"),
     "save": (False, True, False),
     "server": ("off", "auto", "off"),
+    "prompt_cache": ("auto", "off", "auto"),
     "kv_type": ("q8_0", "bf16", "q8_0"),
 }
 

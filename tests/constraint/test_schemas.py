@@ -52,6 +52,32 @@ def admits(constraint, value, tokenizer):
     return True
 
 
+@pytest.mark.parametrize(
+    ("dialect", "definitions", "value"),
+    [
+        ("http://json-schema.org/draft-07/schema#", "definitions", 1),
+        ("https://json-schema.org/draft/2020-12/schema", "$defs", "a"),
+    ],
+)
+def test_an_id_beside_a_reference_is_read_as_the_draft_says(tokenizer, dialect, definitions, value):
+    schema = {
+        "$id": "http://localhost/base/",
+        definitions: {
+            "text": {"$id": "http://localhost/foo", "type": "string"},
+            "number": {"$id": "foo", "type": "number"},
+        },
+        "allOf": [{"$id": "http://localhost/", "$ref": "foo"}],
+    }
+    constraint = compile_schema({"$schema": dialect, **schema}, tokenizer)
+    jsonschema.validate(value, {"$schema": dialect, **schema})
+    assert [admits(constraint, each, tokenizer) for each in (value, "a" if value == 1 else 1)] == [
+        True,
+        False,
+    ]
+    with pytest.raises(UsageError, match=r"\$id beside \$ref"):
+        compile_schema(schema, tokenizer)
+
+
 @pytest.mark.skipif(SUITE is None, reason="M7B_SCHEMA_SUITE names no folder with JSON-Schema-Test-Suite")
 def test_public_suite_has_no_invalid_instance_that_is_admitted(tokenizer):
     n_compiled, wrong, missing = 0, [], []

@@ -201,7 +201,7 @@ def test_twenty_windows_leave_the_cache_as_large_as_before(folder):
     assert (
         running.cache.n_bytes == before == (16 + 8 - 1) * 2 * 2 * 2 * 4 * 4
     )  # slots, k+v, layers, heads, D, float32
-    assert addresses == [ring.data_ptr() for pair in main_row(running)._rings() for ring in pair]
+    assert addresses == [ring.data_ptr() for ring in main_row(running).list_rings()]
 
 
 @pytest.mark.parametrize(

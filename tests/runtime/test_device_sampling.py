@@ -69,7 +69,7 @@ def assert_same_choice(found, expected):
     assert values == pytest.approx(wanted, abs=1e-5)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(requests(), min_size=1, max_size=6), st.integers(0, 1 << 30), st.booleans())
 def test_what_is_chosen_together_is_what_each_sampler_chooses_alone(asked, seed, has_ties):
     generator = torch.Generator().manual_seed(seed)

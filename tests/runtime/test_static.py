@@ -19,6 +19,7 @@ from m7b.runtime.checkpoints import open_checkpoint
 from m7b.runtime.model.batch import Batch, Span
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.transformer import Linear, Transformer
+from m7b.runtime.saved_rows import open_row
 from m7b.runtime.static_cache import StaticCache
 from tests.runtime.test_adapters import answer_together
 from tests.runtime.test_scheduler import GREEDY, PARAMS, SHAPE, TEXTS, answer_all, assert_same, steps
@@ -213,6 +214,22 @@ def test_a_device_without_room_for_a_row_is_refused_with_figures(folder, monkeyp
 def test_graphs_are_for_cuda_and_weights_that_never_ask_the_device(folder, device, quant, is_static):
     backend = choose_backend(open_checkpoint(folder), quant, device, torch.bfloat16)
     assert backend.is_static is is_static
+
+
+@pytest.mark.parametrize("window", [0, 7])
+def test_a_row_side_by_side_with_others_is_kept_in_a_file_like_any(tmp_path, folder, window):
+    prompt, file = TEXTS[0][:40], tmp_path / "prompt"
+    first, second, plain = (
+        engine(folder, ctx_size=160, window=window, is_static=is_static) for is_static in (True, True, False)
+    )
+    expected = steps(plain.generate(prompt, GREEDY))
+    assert_same(steps(first.generate(prompt, GREEDY)), expected, to_the_bit=False)
+    first.save(file, [*prompt, expected[0].token], {})
+    for each in (second, plain):
+        each.forget()
+        each.restore(open_row(file), prompt)
+        assert each.count_held(prompt) == len(prompt) - 1
+        assert_same(steps(each.generate(prompt, GREEDY)), expected, to_the_bit=False)
 
 
 def make_pass():

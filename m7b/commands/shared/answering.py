@@ -14,7 +14,7 @@ from m7b.render import note
 
 if TYPE_CHECKING:
     from m7b.completions import CompletionRequest, LocalAnswer
-    from m7b.models import Model
+    from m7b.models import Model, PromptCache
     from m7b.warm.client import WarmAnswer
 
 _AUTO, _OFF = "auto", "off"
@@ -37,6 +37,7 @@ class Asked:
     Attributes:
         server: `auto`, `off`, or the address of a server.
         is_verbose: whether to say who answers.
+        prompt_cache: keeps what this process reads of a prompt.
     """
 
     choice: ModelChoice
@@ -44,6 +45,7 @@ class Asked:
     chat_template: str | None
     server: str = _AUTO
     is_verbose: bool = False
+    prompt_cache: "PromptCache | None" = None
 
     def __post_init__(self) -> None:
         if self.server not in (_AUTO, _OFF):
@@ -70,12 +72,15 @@ def answer(
         return warm
     from m7b.completions import LocalAnswer
 
-    return LocalAnswer(load(), request)
+    return LocalAnswer(load(), request, asked.prompt_cache)
 
 
 def find_warm_answer(asked: Asked, request: "CompletionRequest", *, is_whole: bool) -> "WarmAnswer | None":
     """Begin the answer of a server; None where this process is to answer."""
     if asked.server == _OFF:
+        return None
+    if asked.prompt_cache:
+        tell_unasked(asked, "a prompt that is kept")
         return None
     if asked.server != _AUTO:
         identity = None if asked.is_default else _identify(asked)

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m7b.bench.runs import KnownAnswer
 from m7b.commands.shared.options import VariantName
 from m7b.generation import AdapterChoice, DType, EngineOptions, KvType
-from m7b.models import ModelChoice, ModelFiles, open_model
+from m7b.models import ModelChoice, ModelFiles, load_chosen_tokenizer, open_model
 from m7b.render import note
+from m7b.texts import TASKS, read_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +66,14 @@ def describe_model(opened: ModelFiles, choice: BenchChoice, weights: str) -> dic
         "kv_type": choice.kv_type and str(choice.kv_type),
         "window": config.sliding_window,
     }
+
+
+def read_texts(choice: BenchChoice) -> list[KnownAnswer]:
+    """The texts to measure guesses with, in the tokens of the chosen model."""
+    tokenizer = load_chosen_tokenizer(ModelChoice(choice.variant, choice.model))
+    found = []
+    for name in TASKS:
+        prompt, answer = read_task(name)
+        ids = tokenizer.encode(prompt, bos=tokenizer.adds_bos)
+        found.append(KnownAnswer(name, tuple(ids), tuple(tokenizer.encode(answer, bos=False))))
+    return found

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 from m7b import models
 from m7b.commands.shared.fetching import offer_missing
 from m7b.generation import EngineOptions
-from m7b.models import LoadEvent, Loading, Model, ModelChoice, Remark, find_adapter
+from m7b.models import LoadEvent, Loading, Model, ModelChoice, PromptCache, Remark, find_adapter
 from m7b.render import Status, note
 
 if TYPE_CHECKING:
@@ -42,6 +42,16 @@ def load_model(
         )
     finally:
         status.clear()
+
+
+def open_prompt_cache(place: str | None, *, keeps: bool = True) -> PromptCache | None:
+    """Where `--prompt-cache` has what was read of prompts; see PromptCache.
+
+    Raises:
+        UsageError: there cannot be such a file.
+        DamagedCheckpoint: it is damaged.
+    """
+    return None if place in (None, "off") else PromptCache(place, note, keeps=keeps)
 
 
 def show_loading(name: str, status: Status) -> "Callable[[LoadProgress], None]":

@@ -150,6 +150,15 @@ ChatTemplateOption = Annotated[
         show_default=False,
     ),
 ]
+PromptCacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-cache",
+        metavar="FILE|auto|off",
+        help="Keep what is read of the prompt in a file, or where m7b finds it again, and go on from there.",
+        show_default=False,
+    ),
+]
 OfflineOption = Annotated[
     bool,
     typer.Option(

@@ -97,6 +97,13 @@ class Backend:
         """How many sequences decode at once before more of them gain little."""
         return MOST_STATIC_ROWS if self.is_static else self.batching.n_paying
 
+    @property
+    def arithmetic(self) -> str:
+        """Who multiplies: with the same, the same numbers come to the same bits."""
+        if self.operations is KERNELS:
+            return f"{kernels.instruction_set()} kernels"
+        return f"torch {torch.__version__} with {torch.get_num_threads()} threads"
+
     def bind(self, model: Transformer) -> Forward:
         """The fastest way through `model`, which is loaded and stays as it is."""
         if self.is_static and self.fuses:

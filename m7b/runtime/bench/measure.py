@@ -3,12 +3,12 @@
 import resource
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
 
 import torch
 
-from m7b.bench.runs import Reads, time_steps
+from m7b.bench.runs import Answered, KnownAnswer, Reads, time_steps
 from m7b.generation import EngineOptions, PromptProgress, SamplingParams, Step
 from m7b.runtime.adapters import Mix
 from m7b.runtime.bench.together import decode_together, prefill_together
@@ -79,6 +79,20 @@ class EngineRunner:
             return decode_together(self._engine, self._extend(1), n)
         return time_steps(event for event in self._generate(1, n) if isinstance(event, Step))
 
+    def answer(self, text: KnownAnswer, *, drafts: bool) -> Answered:
+        """Decode a known answer behind its prompt, with guesses looked up in the text so far or without."""
+        engine = self._engine if drafts else self._engine.without_drafts()
+        script = Script(text.answer, engine.model.config.vocab_size)
+        params = SamplingParams(max_tokens=len(text.answer), temperature=0, constraint=script)
+        events = engine.generate(text.prompt, params)
+        steps = (event for event in events if isinstance(event, Step))
+        first = next(steps)
+        started = time.perf_counter()
+        rest = list(steps)
+        seconds = time.perf_counter() - started
+        assert (first.token, *(step.token for step in rest)) == text.answer
+        return Answered(seconds, sum(step.drafted for step in rest), sum(step.is_taken for step in rest))
+
     def _generate(self, n_prompt: int, n_tokens: int) -> Iterator[PromptProgress | Step]:
         (ids,) = self._extend(n_prompt)
         return self._engine.generate(ids, SamplingParams(max_tokens=n_tokens, temperature=0))
@@ -87,6 +101,37 @@ class EngineRunner:
         """Prompts of `n` tokens behind those that each sequence holds, no two of which begin alike."""
         vocab_size = self._engine.model.config.vocab_size
         return [held + [(_TOKEN + i) % vocab_size] * n for i, held in enumerate(self._held)]
+
+
+class Script:
+    """A grammar that allows one answer alone, and tells none of it beforehand: each token is asked for.
+
+    Args:
+        ids: the answer.
+        vocab_size: V.
+    """
+
+    def __init__(self, ids: Sequence[int], vocab_size: int) -> None:
+        self._ids, self._n_bytes = ids, (vocab_size + 7) // 8
+
+    def start_matcher(self) -> "_ScriptMatcher":
+        """The beginning of the answer."""
+        return _ScriptMatcher(self._ids, self._n_bytes)
+
+
+class _ScriptMatcher:
+    def __init__(self, ids: Sequence[int], n_bytes: int) -> None:
+        self._ids, self._n_bytes, self._at = ids, n_bytes, 0
+
+    def find_forced(self) -> list[int]:
+        return []
+
+    def pack_mask(self) -> bytes:
+        token = self._ids[self._at]
+        return (1 << token).to_bytes(self._n_bytes, "little")
+
+    def accept(self, token: int) -> None:
+        self._at += 1
 
 
 def load_runner(

@@ -11,9 +11,8 @@ from m7b.bench.runs import Runner, Sample, Sweep, run_in_turn
 from m7b.errors import ContextOverflow
 from m7b.runtime import machine
 from m7b.runtime.bench.measure import load_runner, peak_rss, reset_peak_rss
-from m7b.runtime.bench.peers import Task, open_peer
-from m7b.runtime.bench.subject import Subject
-from m7b.runtime.loader import run_dtype
+from m7b.runtime.bench.peers import open_peer
+from m7b.runtime.bench.subject import Subject, make_task
 from m7b.runtime.placement import AUTO, check_device, check_memory
 
 
@@ -48,7 +47,9 @@ def measure_speeds(
         runners: list[Runner] = [ours]
         if peer:
             yield f"loading the model into {peer}…"
-            runners.append(stack.enter_context(open_peer(peer, _make_task(subject, sweep))))
+            runners.append(
+                stack.enter_context(open_peer(peer, make_task(subject, sweep.ctx_size, max(sweep.batches))))
+            )
             yield from (Hindrance(runner.note) for runner in runners if runner.note)
         samples = []
         for work in sweep.works:
@@ -90,14 +91,6 @@ def _read_bandwidth(subject: Subject) -> Generator[str, None, float]:
     if device.startswith(("cuda", "mps")):
         return machine.copy_bandwidth(device)
     return machine.read_bandwidth(subject.options.threads)
-
-
-def _make_task(subject: Subject, sweep: Sweep) -> Task:
-    """The same model for a peer."""
-    options, checkpoint = subject.options, subject.checkpoint
-    dtype = run_dtype(checkpoint.dtype, options.dtype)
-    config, quant, most = subject.config, options.quant, max(sweep.batches)
-    return Task(checkpoint, config, dtype, quant, sweep.ctx_size, subject.is_random, most, options.device)
 
 
 def _check_context(subject: Subject, sweep: Sweep) -> None:

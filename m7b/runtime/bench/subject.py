@@ -5,7 +5,9 @@ from typing import Any
 
 from m7b.generation import EngineOptions
 from m7b.runtime.adapters import Mix
+from m7b.runtime.bench.peers import Task
 from m7b.runtime.checkpoints import Checkpoint
+from m7b.runtime.loader import run_dtype
 from m7b.runtime.model.config import ModelConfig
 
 
@@ -24,3 +26,11 @@ class Subject:
     is_random: bool
     about: dict[str, Any]
     mix: Mix = ()
+
+
+def make_task(subject: Subject, ctx_size: int, n_sequences: int = 1) -> Task:
+    """The same model for a peer, with room for `ctx_size` tokens of each sequence."""
+    options, checkpoint = subject.options, subject.checkpoint
+    dtype = run_dtype(checkpoint.dtype, options.dtype)
+    shape = (checkpoint, subject.config, dtype, options.quant, ctx_size, subject.is_random, n_sequences)
+    return Task(*shape, options.device)

@@ -136,7 +136,7 @@ def _penalize(logits: Tensor, wishes: Sequence[Wish]) -> Tensor:
     logits = torch.where(counts > 0, penalized, logits)
     presence = _column(wishes, lambda wish: wish.params.presence_penalty, device)
     frequency = _column(wishes, lambda wish: wish.params.frequency_penalty, device)
-    return logits - presence * (counts > 0) - frequency * counts
+    return logits - presence * (counts > 0).double() - frequency * counts
 
 
 def _list_biases(wishes: Sequence[Wish], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor]:

@@ -1,13 +1,14 @@
 """What may be asked of a loaded model: answers, logits and scores. The scheduler does the work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Ids
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
-from m7b.errors import ContextOverflow, UsageError
+from m7b.errors import ContextOverflow, OutOfResources, UsageError
 from m7b.generation import Draft, PromptProgress, SamplingParams, Step, TokenLogprob
 from m7b.runtime.backends import Backend, Batching
 from m7b.runtime.cache import RollingKVCache
@@ -18,6 +19,7 @@ from m7b.runtime.engine.scheduler import Scheduler
 from m7b.runtime.engine.sequence import Sequence
 from m7b.runtime.model.batch import Span
 from m7b.runtime.model.transformer import Transformer
+from m7b.runtime.saved_rows import SavedRow, write_row
 
 
 class Engine:
@@ -81,6 +83,12 @@ class Engine:
         assert adapter < max(1, len(self.model.adapters)), "the model was loaded with as many"
         engine = copy(self)
         engine._adapter = adapter
+        return engine
+
+    def without_drafts(self) -> "Engine":
+        """This engine for answers that nothing is guessed of, beside all else."""
+        engine = copy(self)
+        engine._drafting = None
         return engine
 
     def pretend(self, row: int, ids: Ids[int]) -> None:
@@ -189,6 +197,59 @@ class Engine:
         """
         self._scheduler.sweep()
         self.rows.forget()
+
+    def count_held(self, ids: Ids[int]) -> int:
+        """How many of `ids` some row holds already."""
+        return self.rows.find_held(ids, self._adapter)[0]
+
+    def list_held(self, ids: Ids[int], *, is_exact: bool) -> list[int]:
+        """What the row that begins most like `ids` holds of them, and behind all of them.
+
+        Of an `is_exact` one, that is what was read as a fresh row would read it.
+        """
+        n_shared, row = self.rows.find_held(ids, self._adapter)
+        held = self.rows[row]
+        if is_exact:
+            return held.ids[: min(n_shared, held.n_exact)]
+        return list(held.ids if n_shared == len(ids) else held.ids[:n_shared])
+
+    def save(self, file: Path, ids: Ids[int], about: Mapping[str, str]) -> None:
+        """Write the row that begins with `ids` up to their end, for `restore` in another process.
+
+        Raises:
+            OutOfResources: it cannot be written, or has left the window.
+        """
+        n_shared, row = self.rows.find_held(ids, self._adapter)
+        if n_shared < len(ids) or not self.cache[row].holds(len(ids)):
+            raise OutOfResources("its beginning is out of the window already")
+        n_exact = min(self.rows[row].n_exact, len(ids))
+        write_row(file, self.cache[row], ids, n_exact=n_exact, about=about)
+
+    def restore(self, saved: SavedRow, ids: Ids[int]) -> None:
+        """Let a row hold what `saved` has of the beginning of `ids`, if it has what comes next may see.
+
+        Raises:
+            DamagedCheckpoint: the file is not what was written.
+        """
+        self.rows.restore(saved, ids, self._adapter)
+
+    def count_bytes(self, n_tokens: int) -> int:
+        """Bytes of keys and values of `n_tokens`."""
+        n_slots = self.model.config.cache_slots(n_tokens, self.cache.prefill_chunk)
+        return n_slots * self.cache.bytes_per_token
+
+    @property
+    def numerics(self) -> dict[str, str]:
+        """What decides the bits of keys and values besides the weights, by label."""
+        config = self.model.config
+        return {
+            "arithmetic": self._backend.arithmetic,
+            "device": self._device,
+            "number format": str(self.model.norm.weight.dtype).removeprefix("torch."),
+            "format of keys and values": self.cache.kv_type or "as numbers",
+            "window": "none" if config.sliding_window is None else str(config.sliding_window),
+            "prefill chunk": str(self.cache.prefill_chunk),
+        }
 
     def logits(self, ids: Ids[int]) -> Iterator[Tensor]:
         """The logits after each of `ids`, chunk by chunk, each (T, V) float32 on the CPU.

@@ -15,6 +15,7 @@ from m7b.runtime.engine.judgement import Judgement
 from m7b.runtime.engine.sequence import Sequence
 from m7b.runtime.machine import free_memory
 from m7b.runtime.model.batch import Span
+from m7b.runtime.saved_rows import SavedRow, count_common
 
 Job = Sequence | Judgement
 """What a row is given to: a prompt and its answer, or a text to judge."""
@@ -125,6 +126,32 @@ class Rows:
             else:
                 self._remove(row)
 
+    def find_held(self, ids: Ids[int], adapter: int) -> tuple[int, int]:
+        """How many of `ids` the row holds that has most of them, and which row that is."""
+        fitting = (row for row, held in self._held.items() if held.adapter == adapter)
+        return max(((count_common(self._held[row].ids, ids), row) for row in fitting), default=(0, self.main))
+
+    def restore(self, saved: SavedRow, ids: Ids[int], adapter: int) -> None:
+        """Let an idle row hold what `saved` has of the beginning of `ids`, but for the last of them.
+
+        Where that lacks what the next token may see, or there is no row, nothing happens.
+
+        Raises:
+            DamagedCheckpoint: the file is not what was written.
+        """
+        n_shared = min(saved.count_shared(ids), len(ids) - 1)
+        row = self._find_room(self._held[self.main].n_tokens)
+        if row is None or n_shared == 0:
+            return
+        self._reset(row)
+        saved.restore(self.cache[row], len(saved.ids) if saved.first else n_shared)
+        if not self.cache[row].holds(n_shared):
+            self._reset(row)
+            return
+        self.cache[row].rewind(n_shared)
+        held = self._held[row]
+        held.ids, held.n_exact, held.adapter = saved.ids[:n_shared], min(saved.n_exact, n_shared), adapter
+
     @contextmanager
     def claim(self, n_tokens: int, adapter: int = 0) -> Iterator[int]:
         """An empty row with room for `n_tokens`, which nobody else is given meanwhile.
@@ -206,7 +233,7 @@ class Rows:
         held, prompt = self._held[row], sequence.ids
         if held.adapter != sequence.adapter:
             return 0
-        n_shared = _count_common(held.ids, prompt)
+        n_shared = count_common(held.ids, prompt)
         if sequence.is_exact:
             n_shared = min(n_shared, held.n_exact)
         has_logits = held.logits is not None and held.prompt == prompt and sequence.n_given == len(prompt) - 1
@@ -222,7 +249,7 @@ class Rows:
         most = 0
         for held in self._held.values():
             if held.user and held.user.reads_prompt and held.adapter == sequence.adapter:
-                n_shared = _count_common(held.user.ids, sequence.ids)
+                n_shared = count_common(held.user.ids, sequence.ids)
                 if n_shared < len(sequence.ids):
                     n_shared = min(n_shared, sequence.n_given)
                     n_shared = self._whole_chunks(n_shared) if sequence.is_exact else n_shared
@@ -246,15 +273,3 @@ class Rows:
     def _reset(self, row: int) -> None:
         self.cache[row].rewind(0)
         self._held[row] = Held(self._held[row].n_tokens)
-
-
-def _count_common(first: Ids[int], second: Ids[int]) -> int:
-    """How many ids both begin with, found by halves: whole slices are compared faster than ids one by one."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -26,7 +26,8 @@ def penalize_presence_and_frequency(
     logits: Tensor, counts: Tensor, presence: float, frequency: float
 ) -> Tensor:
     """Subtract `presence` once and `frequency` per occurrence from each seen token (OpenAI's definition)."""
-    return logits - presence * (counts > 0) - frequency * counts
+    counts = counts.to(logits.dtype)  # a number times an integer tensor would be rounded to float32
+    return logits - presence * (counts > 0).to(logits.dtype) - frequency * counts
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:

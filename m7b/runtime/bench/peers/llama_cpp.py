@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from llama_cpp import llama_cpp as api
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-from m7b.bench.runs import Reads, time_steps
+from m7b.bench.runs import Answered, KnownAnswer, Reads, time_steps
 from m7b.errors import OutOfResources, UnsupportedCheckpoint
 from m7b.runtime.bench.peers.gguf_file import file_bytes, read_bytes, write_gguf
 from m7b.runtime.bench.peers.task import Task
@@ -124,6 +125,48 @@ class LlamaCppRunner:
         """Read a token a sequence and choose the next by argmax, `n` times: the seconds of each time."""
         first = [_TOKEN] * self._n_sequences
         return self._thread.submit(lambda: time_steps(self._generate(first, n))).result()
+
+    def answer(self, text: KnownAnswer, *, drafts: bool) -> Answered:
+        """Decode a known answer behind its prompt, with guesses looked up in the text so far or without."""
+        return self._thread.submit(
+            self._answer, text, LlamaPromptLookupDecoding() if drafts else None
+        ).result()
+
+    def _answer(self, text: KnownAnswer, look_up: LlamaPromptLookupDecoding | None) -> Answered:
+        """As llama_cpp's own `generate` does it: guesses behind the last token, checked in one call."""
+        ids, answer = list(text.prompt), list(text.answer)
+        self._length = 0
+        self._rewind()
+        self._read_in_turn(ids)
+        self.logits().argmax()
+        ids.append(answer.pop(0))
+        started, drafted, taken = time.perf_counter(), 0, 0
+        while answer:
+            guesses = look_up(np.array(ids, np.intc)).tolist() if look_up else []
+            guesses = guesses[: len(answer) - 1]
+            self._read_in_turn([ids[-1], *guesses], all_logits=True)
+            drafted += len(guesses)
+            for i, guess in enumerate([*guesses, None]):
+                self.logits(i).argmax()
+                ids.append(answer.pop(0))
+                if guess != ids[-1]:
+                    break
+                taken += 1
+            self._length = len(ids) - 1
+            self._rewind()
+        self._whole = 0
+        return Answered(time.perf_counter() - started, drafted, taken)
+
+    def _read_in_turn(self, tokens: list[int], *, all_logits: bool = False) -> None:
+        """Read `tokens` in the first sequence; logits of the last alone are wanted, or of all."""
+        n = len(tokens)
+        positions = np.arange(self._length, self._length + n)
+        wanted = np.full(n, all_logits)
+        wanted[-1] = True
+        for at in range(0, n, _BATCH):
+            part = slice(at, at + _BATCH)
+            self._read(np.array(tokens[part]), positions[part], np.zeros_like(positions[part]), wanted[part])
+        self._length += n
 
     def logits(self, i: int = -1) -> _Array:
         """The logits (V,) after the token `i` of the last call, waiting for them."""

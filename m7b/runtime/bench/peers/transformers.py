@@ -8,9 +8,15 @@ import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from torch import Tensor, nn
-from transformers import DynamicCache, MistralConfig, MistralForCausalLM
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
-from m7b.bench.runs import Reads, time_steps
+from m7b.bench.runs import Answered, KnownAnswer, Reads, time_steps
 from m7b.runtime.bench.peers.task import Task
 from m7b.runtime.bench.weights import count_bytes
 from m7b.runtime.checkpoints import hf
@@ -23,6 +29,7 @@ from m7b.runtime.placement import check_memory, memory_errors
 
 _BLOCK = 1_048_573
 _TOKEN = 1
+_GUESSES = 10  # as its documentation has it
 
 
 class TransformersRunner:
@@ -78,6 +85,26 @@ class TransformersRunner:
         """Read a token a sequence and choose the next by argmax, `n` times: the seconds of each time."""
         return time_steps(self._generate(torch.full((self._n_sequences, 1), _TOKEN, device=self._device), n))
 
+    def answer(self, text: KnownAnswer, *, drafts: bool) -> Answered:
+        """Decode a known answer behind its prompt, with guesses looked up in the text so far or without."""
+        script = _Script(text)
+        prompt, n = torch.tensor([text.prompt]), len(text.answer)
+        guessing = {"prompt_lookup_num_tokens": _GUESSES} if drafts else {}
+        with memory_errors():
+            found = self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=n,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                logits_processor=LogitsProcessorList([script]),
+                **guessing,
+            )
+        seconds = time.perf_counter() - script.started
+        assert found[0, len(text.prompt) :].tolist() == list(text.answer)
+        return Answered(seconds)
+
     def _generate(self, tokens: Tensor, n: int) -> Iterator[list[int]]:
         """The `n` tokens that follow `tokens` (N, T) in each sequence, one of each at a time."""
         for _ in range(n):
@@ -92,6 +119,22 @@ class TransformersRunner:
                 input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1
             )
         return answer.logits[:, -1]
+
+
+class _Script(LogitsProcessor):
+    """Leaves no token but the next one of the answer."""
+
+    def __init__(self, text: KnownAnswer) -> None:
+        self._text = text
+        self.started = 0.0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.started = self.started or time.perf_counter()
+        at = input_ids.shape[1] - len(self._text.prompt)
+        forced = torch.full_like(scores, -torch.inf)
+        if at < len(self._text.answer):  # guesses may run past the end
+            forced[:, self._text.answer[at]] = 0
+        return forced
 
 
 def hf_config(config: ModelConfig) -> MistralConfig:

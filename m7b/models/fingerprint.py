@@ -1,0 +1,60 @@
+"""What tells models apart whose engines read the same ids in other bits."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from m7b.models.adapters import OpenAdapter
+from m7b.version import __version__
+
+if TYPE_CHECKING:
+    from m7b.runtime.checkpoints import Checkpoint
+    from m7b.runtime.engine import Engine
+    from m7b.templates import Template
+
+_N_DIGITS = 16
+
+
+def make_fingerprint(
+    checkpoint: "Checkpoint",
+    engine: "Engine",
+    quant: str | None,
+    adapters: Sequence[OpenAdapter],
+    template: "Template | None",
+) -> dict[str, str]:
+    """What decides the bits of keys and values, and of the ids that conversations become, by label.
+
+    A file counts by its name, its size and when it was written: weights are too long to be read for this.
+    """
+    tensors = checkpoint.tensors.values()
+    files = _list_states(tensor.file for tensor in tensors)
+    return {
+        "version of m7b": __version__,
+        "checkpoint": f"{checkpoint.path.name} {_digest(repr(checkpoint.config), files)}",
+        "quantization": quant or "as stored",
+        **describe_adapters(adapters),
+        "chat template": _digest(template.description, template.source) if template else "none",
+        **engine.numerics,
+    }
+
+
+def describe_adapters(adapters: Sequence[OpenAdapter]) -> dict[str, str]:
+    """The label that tells models with other adapters apart."""
+    return {"adapter": ", ".join(map(_describe, adapters)) or "none"}
+
+
+def _describe(adapter: OpenAdapter) -> str:
+    parts = adapter.adapter.parts.values()
+    return f"{adapter.label} {_digest(_list_states(part.up.file for part in parts))}"
+
+
+def _list_states(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    states = ((file.name, file.stat()) for file in sorted(set(files)))
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def _digest(*values: object) -> str:
+    text = json.dumps(values, sort_keys=True, default=dict)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_N_DIGITS]
