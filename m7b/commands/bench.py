@@ -10,6 +10,7 @@ import typer
 from m7b.bench import PeerName, ReportFormat
 from m7b.commands.shared.options import (
     AdapterOption,
+    DeviceOption,
     DTypeOption,
     KvTypeOption,
     ModelOption,
@@ -105,6 +106,7 @@ def bench(
     quant: QuantOption = None,
     kv_type: KvTypeOption = None,
     dtype: DTypeOption = None,
+    device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     window: WindowOption = None,
     adapter: AdapterOption = None,
@@ -167,6 +169,10 @@ def bench(
     sizes = _parse_list("--batch", batches, batch_size, "--batch 1,2,4,8,16")
     if claims and (compare or plot or peer or sizes != (1,)):
         raise UsageError("--claims runs alone", hint="leave out --compare, --plot, --peer and --batch")
+    if (claims or drafts) and device != "cpu":
+        raise UsageError(
+            f"--{'claims' if claims else 'drafts'} are measured on the CPU", hint="leave out --device"
+        )
     if drafts and (claims or compare or plot or sizes != (1,)):
         raise UsageError("--drafts runs alone", hint="leave out --claims, --compare, --plot and --batch")
     if fail_under is not None and not compare:
@@ -179,7 +185,9 @@ def bench(
     if adapter and (claims or peer):
         raise UsageError("--adapter goes with neither --claims nor --peer", hint="leave it out")
     adapters = read_adapters(adapter)
-    choice = BenchChoice(variant, model, random_weights, quant, dtype, threads, window, kv_type, adapters)
+    choice = BenchChoice(
+        variant, model, random_weights, quant, dtype, threads, window, kv_type, adapters, device
+    )
     sweep = Sweep(
         prompt, tokens, _parse_list("--depths", depths, count, "-d 0,4096"), repetitions, warmup, sizes
     )
@@ -205,7 +213,7 @@ def _measure_speeds(choice: "BenchChoice", sweep: "Sweep", peer: PeerName | None
     from m7b.runtime.bench.speeds import measure_speeds
 
     if peer:
-        check_peer(peer, choice.quant)
+        check_peer(peer, choice.quant, choice.device)
     subject = _describe_subject(open_subject(choice), choice, sweep.ctx_size)
     return _run_with_status(measure_speeds(subject, sweep, peer))
 

@@ -33,23 +33,22 @@ class CacheRow:
     """The keys and values of one sequence.
 
     Args:
-        shape: kv heads K, slots S and head_dim D of each ring.
+        keys: the ring of each layer, unwritten: K kv heads and S slots of what the format makes of D numbers.
+        values: the same.
         window: as the configuration has it.
         format: how keys and values are held.
-        devices: the device of each layer, as a string that torch understands.
 
     Attributes:
-        keys: of each layer, (K, S, D) or what the format makes of them.
+        keys: as given.
         values: the same.
         capacity: S.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], window: int | None, format: KvFormat, devices: Sequence[str]
+        self, keys: list[Tensor], values: list[Tensor], window: int | None, format: KvFormat
     ) -> None:
-        self.window, self.capacity, self._format = window, shape[1], format
-        self.keys = [format.make_ring(shape, device) for device in devices]
-        self.values = [format.make_ring(shape, device) for device in devices]
+        self.keys, self.values = keys, values
+        self.window, self.capacity, self._format = window, keys[0].shape[1], format
         # Where the kernels find each layer's keys and values.
         self.addresses = array("q", [ring.data_ptr() for ring in self.list_rings()])
         self._length = 0
@@ -227,6 +226,11 @@ class RollingKVCache:
         return self.config.sliding_window
 
     @property
+    def most_rows(self) -> int | None:
+        """How many rows there is room for, None where that depends on how long they are."""
+        return None
+
+    @property
     def n_bytes(self) -> int:
         """Bytes allocated for keys and values of all rows."""
         return sum(row.n_bytes for row in self._rows.values())
@@ -238,8 +242,9 @@ class RollingKVCache:
         """
         capacity = self.config.cache_slots(n_tokens, self.prefill_chunk)
         shape = (self.config.n_kv_heads, capacity, self.config.head_dim)
+        keys, values = ([self._format.make_ring(shape, each) for each in self._devices] for _ in range(2))
         row, self._next = self._next, self._next + 1
-        self._rows[row] = CacheRow(shape, self.window, self._format, self._devices)
+        self._rows[row] = CacheRow(keys, values, self.window, self._format)
         return row
 
     def remove_row(self, row: int) -> None:

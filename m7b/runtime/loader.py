@@ -6,6 +6,7 @@ import tempfile
 import weakref
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from accelerate import dispatch_model, init_empty_weights
@@ -14,7 +15,7 @@ from accelerate.utils import offload_weight, save_offload_index, set_module_tens
 from m7b.errors import UsageError
 from m7b.generation import EngineOptions
 from m7b.runtime.adapters import Mix, build_updates, count_bytes
-from m7b.runtime.backends import Backend, choose_backend
+from m7b.runtime.backends import MOST_STATIC_ROWS, Backend, choose_backend
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Blocks, Checkpoint
 from m7b.runtime.engine import Engine
@@ -29,13 +30,16 @@ from m7b.runtime.placement import (
     DeviceMap,
     check_disk,
     check_memory,
+    count_work_bytes,
     execution_device,
     find_device,
     layer_devices,
     memory_errors,
     plan_devices,
+    plan_rows,
 )
 from m7b.runtime.processor import physical_cores
+from m7b.runtime.static_cache import StaticCache, count_slots
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """The dtypes a model can run in, by name."""
@@ -50,7 +54,11 @@ class LoadProgress:
 
 
 def load_engine(
-    checkpoint: Checkpoint, options: EngineOptions, mixes: Sequence[Mix] = ()
+    checkpoint: Checkpoint,
+    options: EngineOptions,
+    mixes: Sequence[Mix] = (),
+    *,
+    is_static: bool | None = None,
 ) -> Generator[LoadProgress, None, Engine]:
     """Load the weights and set up an empty cache beside them.
 
@@ -58,6 +66,7 @@ def load_engine(
         checkpoint: the model.
         options: how it is to run.
         mixes: adapters for `Engine.adapted` by their numbers; the engine itself takes the first, if any.
+        is_static: whether answers are decoded by static passes, where the device does not decide that.
 
     Raises:
         DamagedCheckpoint: an adapter holds values that are not finite.
@@ -73,20 +82,35 @@ def load_engine(
     n_slots = config.cache_slots(ctx_size, options.prefill_chunk)
     cache_bytes = n_slots * config.cache_bytes_per_token(dtype.itemsize, options.kv_type)
     backend = choose_backend(
-        checkpoint, options.quant, options.device, dtype, dtype_given=options.dtype is not None
+        checkpoint,
+        options.quant,
+        options.device,
+        dtype,
+        dtype_given=options.dtype is not None,
+        is_static=is_static,
     )
     with init_empty_weights():
         model = Transformer(config, backend.linear, backend.output, backend.operations, backend.embedding)
         model.to(dtype)
     device_map = plan_devices(model, options.device, dtype, cache_bytes, options.max_memory)
     what = f"{checkpoint.path.name} at {ctx_size} tokens"
-    beside_weights = cache_bytes + count_bytes(mixes, dtype)
-    _check_room(checkpoint, backend, dtype, device_map, beside_weights, what)
+    added_bytes = count_bytes(mixes, dtype)
+    if backend.is_static:
+        beside_rows = _weight_bytes(checkpoint, backend, dtype) + added_bytes
+        most_rows = _plan_rows(config, options, dtype, execution_device(device_map), beside_rows, what)
+    else:
+        most_rows = None
+        _check_room(checkpoint, backend, dtype, device_map, cache_bytes + added_bytes, what)
     with memory_errors():
         yield from place_weights(model, checkpoint, device_map)
         devices = layer_devices(device_map, config.n_layers)
         model.adapters = [build_updates(model, mix, devices) for mix in mixes]
-        cache = RollingKVCache(
+        make_cache = (
+            RollingKVCache
+            if most_rows is None
+            else partial(StaticCache, ctx_size=ctx_size, most_rows=most_rows)
+        )
+        cache = make_cache(
             config,
             prefill_chunk=options.prefill_chunk,
             dtype=dtype,
@@ -105,6 +129,22 @@ def _check_dynamic(config: ModelConfig, ctx_size: int) -> None:
             f"than {scaling.original_context} tokens, which no cache can follow",
             hint=f"take at most {scaling.original_context}, or a checkpoint with YaRN or linear scaling",
         )
+
+
+def _plan_rows(
+    config: ModelConfig,
+    options: EngineOptions,
+    dtype: torch.dtype,
+    device: str,
+    beside_rows: int,
+    what: str,
+) -> int:
+    """How many rows of a static cache there may be on `device`, beside weights of so many bytes."""
+    n_slots = count_slots(config, options.ctx_size or config.max_seq_len, options.prefill_chunk)
+    row_bytes = (n_slots + 1) * config.cache_bytes_per_token(dtype.itemsize, options.kv_type)
+    row_bytes += row_bytes // (2 * config.n_layers)  # while rows are added, one tensor is there twice
+    beside_rows += count_work_bytes(config, options.prefill_chunk, n_slots, dtype.itemsize)
+    return plan_rows(device, beside_rows, row_bytes, MOST_STATIC_ROWS, what)
 
 
 def _check_room(

@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -25,10 +26,13 @@ __all__ = [
     "Machine",
     "as_json",
     "better_kernels",
+    "copy_bandwidth",
     "describe_machine",
     "free_memory",
+    "multiply_rate",
     "physical_cores",
     "read_bandwidth",
+    "synchronize",
 ]
 
 PACKAGES = (
@@ -158,14 +162,41 @@ def read_bandwidth(threads: int | None = None, seconds: float = 0.5) -> float:
         n_bytes = max(_LEAST_PROBE_BYTES, min(_PROBE_BYTES, free_memory() // 4)) & -4096
         # Written, not zeroed: pages that nobody wrote are all the same page, and that one is in the cache.
         buffer = kernels.empty_bytes(n_bytes).fill_(1)
-        best, n_passes, until = float("inf"), 0, time.perf_counter() + seconds
-        while n_passes < 3 or time.perf_counter() < until:
-            started = time.perf_counter()
-            _read(buffer)
-            best, n_passes = min(best, time.perf_counter() - started), n_passes + 1
+        best = _time_best(lambda: _read(buffer), "cpu", seconds)
     finally:
         torch.set_num_threads(before)
     return n_bytes / best / 1e9
+
+
+def copy_bandwidth(device: str, seconds: float = 0.5) -> float:
+    """GB/s (1e9 bytes) that `device` reads and writes to copy its own memory: the best of some passes."""
+    source = torch.ones(_PROBE_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * _PROBE_BYTES / _time_best(lambda: target.copy_(source), device, seconds) / 1e9
+
+
+def multiply_rate(device: str, dtype: torch.dtype, side: int = 8192, seconds: float = 0.5) -> float:
+    """TFLOP/s (1e12) at which `device` multiplies square matrices of `dtype`: the best of some passes."""
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / _time_best(lambda: left @ right, device, seconds) / 1e12
+
+
+def synchronize(device: str) -> None:
+    """Wait until `device` has done what it was asked for."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _time_best(run: Callable[[], object], device: str, seconds: float) -> float:
+    """The seconds of the fastest of at least three runs, in so many seconds of them."""
+    best, n_passes, until = float("inf"), 0, time.perf_counter() + seconds
+    while n_passes < 3 or time.perf_counter() < until:
+        synchronize(device)
+        started = time.perf_counter()
+        run()
+        synchronize(device)
+        best, n_passes = min(best, time.perf_counter() - started), n_passes + 1
+    return best
 
 
 def _read(buffer: torch.Tensor) -> None:

@@ -10,9 +10,13 @@ from accelerate.utils import get_max_memory, infer_auto_device_map
 
 from m7b.errors import OutOfResources, UsageError
 from m7b.runtime.machine import free_memory
+from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.transformer import Transformer
 
 AUTO, DISK = "auto", "disk"
+
+_KEPT_BYTES = 512 << 20
+"""For libraries' own memory, graphs, and tensors on their way to a device."""
 
 DeviceMap = dict[str, str]
 """Module name to device ("cpu", "cuda:0", "disk"); the empty name is the whole model."""
@@ -35,7 +39,7 @@ def plan_devices(
         UsageError: `device` is not the name of one.
     """
     if device != AUTO:
-        return {"": _check_device(device)}
+        return {"": check_device(device)}
     room = dict(max_memory or get_max_memory())
     computing = next((place for place in room if place not in ("cpu", DISK)), "cpu")
     room[computing] = max(0, int(room[computing]) - cache_bytes)
@@ -83,6 +87,54 @@ def check_memory(needed: int, what: str) -> None:
         )
 
 
+def check_device(device: str) -> str:
+    """The whole name of `device`: `cuda:0` for `cuda`.
+
+    Raises:
+        OutOfResources: there is no such device.
+        UsageError: it is not the name of one.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UsageError(f"--device is {device!r}", hint="it can be cpu, auto, cuda, cuda:N or mps") from None
+    if kind == "cpu":
+        return "cpu"
+    accelerator = torch.accelerator.current_accelerator()
+    count = torch.accelerator.device_count()
+    index = torch.device(device).index or 0
+    if accelerator is None or accelerator.type != kind or index >= count:
+        raise OutOfResources(f"there is no device {device!r} here", hint="--device cpu always works")
+    return f"{kind}:{index}" if kind == "cuda" else kind
+
+
+def plan_rows(device: str, beside_rows: int, row_bytes: int, most: int, what: str) -> int:
+    """How many rows of a cache, `most` of them, find room on `device` beside so many bytes of all else.
+
+    Raises:
+        OutOfResources: not one does; with both figures.
+    """
+    free = _count_free(device)
+    n_rows = min(most, (free - beside_rows) // row_bytes)
+    if n_rows < 1:
+        raise OutOfResources(
+            f"{what} needs {beside_rows + row_bytes >> 20:,} MiB on {device} and {free >> 20:,} MiB are free",
+            hint="lower --ctx-size, try --quant nf4, or let --device auto keep weights elsewhere",
+        )
+    return n_rows
+
+
+def count_work_bytes(config: ModelConfig, prefill_chunk: int, n_slots: int, itemsize: int) -> int:
+    """Bytes that reading a chunk of a prompt takes beside weights and rows, and what libraries keep."""
+    n_groups = config.n_heads // config.n_kv_heads
+    masks = prefill_chunk * n_slots * (8 + 1 + (n_groups + 1) * itemsize)  # distances, what is seen, biases
+    heads = config.head_dim * (config.n_heads + 2 * config.n_kv_heads)
+    activations = prefill_chunk * (4 * config.dim + 3 * config.hidden_dim + 4 * heads) * max(itemsize, 4)
+    logits = prefill_chunk * config.vocab_size * 8  # in float32, and in the dtype of the output
+    filled = 2 * config.n_kv_heads * n_slots * config.head_dim * itemsize  # one layer's, where it is decoded
+    return masks + activations + logits + filled + _KEPT_BYTES
+
+
 def check_disk(needed: int, what: str) -> None:
     """Refuse to keep weights in a temporary folder that cannot hold them.
 
@@ -117,16 +169,6 @@ def memory_errors() -> Iterator[None]:
         ) from None
 
 
-def _check_device(device: str) -> str:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise UsageError(f"--device is {device!r}", hint="it can be cpu, auto, cuda, cuda:N or mps") from None
-    if kind == "cpu":
-        return "cpu"
-    accelerator = torch.accelerator.current_accelerator()
-    count = torch.accelerator.device_count()
-    index = torch.device(device).index or 0
-    if accelerator is None or accelerator.type != kind or index >= count:
-        raise OutOfResources(f"there is no device {device!r} here", hint="--device cpu always works")
-    return f"{kind}:{index}" if kind == "cuda" else kind
+def _count_free(device: str) -> int:
+    """Bytes that are free on `device`."""
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else free_memory()

@@ -17,6 +17,7 @@ from m7b.bench.runs import Work, repeat
 from m7b.errors import OutOfResources
 from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
 from m7b.progress import run_with_progress
+from m7b.runtime import machine
 from m7b.runtime.bench import claims as claims_module
 from m7b.runtime.bench import speeds
 from m7b.runtime.bench.claims import count_fitting_layers, pair_shapes
@@ -39,8 +40,6 @@ QUICK = ("-p", 8, "-n", 4, "-r", 2)
 @pytest.fixture(autouse=True)
 def bandwidth(monkeypatch):
     """No test waits for the probe; it finds 20 GB/s, then 40."""
-    from m7b.runtime import machine
-
     found = []
     monkeypatch.setattr(machine, "read_bandwidth", lambda threads=None: found.append(0) or 20.0 * len(found))
 
@@ -427,6 +426,9 @@ def test_a_plot_is_written_beside_the_report(tiny, tmp_path):
         (("--plot", "speed.pdf"), [".png", ".svg"]),
         (("--claims", "--peer", "transformers"), ["--claims runs alone"]),
         (("--claims", "-n", 0), ["nothing to measure"]),
+        (("--claims", "--device", "cuda"), ["on the CPU"]),
+        (("--peer", "llama.cpp", "--device", "cuda"), ["does not run on cuda"]),
+        (("--peer", "transformers", "--device", "auto"), ["does not run on auto"]),
         (("--claims", "--window", 256), ["256"]),
         (("-o", "xml"), ["xml"]),
         (("--quant", "q3"), ["q3"]),
@@ -472,6 +474,16 @@ def test_a_batch_whose_caches_memory_cannot_hold_is_refused(tiny, monkeypatch):
 def test_a_model_that_memory_cannot_hold_is_refused(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 28, total=1 << 30))
     assert_refused(call("bench", "--random-weights", "--variant", "base-v0.1"), 5, "MiB are free")
+
+
+def test_a_device_that_is_not_here_is_refused(tiny):
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    assert_refused(call("bench", "-m", tiny, *QUICK, "-d", 0, "--device", missing), 5, "no device", missing)
+
+
+def test_speeds_of_a_device_are_those_of_its_memory_and_its_arithmetic():
+    assert machine.copy_bandwidth("cpu", seconds=0.01) > 0.1
+    assert machine.multiply_rate("cpu", torch.float32, side=64, seconds=0.01) > 0
 
 
 # claims

@@ -20,7 +20,7 @@ from m7b.hub.sources.pypi import DEMO_FILE
 from m7b.models.fit import FORMATS, cache_read_bytes, list_fits, read_bytes, weight_bytes
 from m7b.runtime import machine as machine_module
 from m7b.runtime.backends.eager import TORCH
-from m7b.runtime.machine import describe_machine
+from m7b.runtime.machine import Accelerator, describe_machine
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.transformer import Linear, Transformer
 from m7b.variants import VARIANTS
@@ -142,6 +142,7 @@ def sound():
         kernels="avx2",
         kernels_missing="",
         memory_free_bytes=64 * GIB,
+        accelerators=(),
     )
 
 
@@ -183,6 +184,13 @@ def test_a_sound_machine_gets_no_warning(sound):
             "1 thread, fewer than the 8 cores",
             "unset OMP_NUM_THREADS MKL_NUM_THREADS",
             id="too few threads",
+        ),
+        pytest.param(
+            {"accelerators": (Accelerator("cuda:0", "A card", 24 * GIB),)},
+            {},
+            "on cuda:0 CUDA graphs, nf4, int8, the memory plan and speed are unproven",
+            "tests/device/run.sh",
+            id="a card",
         ),
         pytest.param(
             {"threads": 2, "cores": 1}, {}, "more than the 1 core ", "--threads 1", id="more than the quota"

@@ -23,6 +23,7 @@ from tests.runtime.test_scheduler import (
     PARAMS,
     SHAPE,
     TEXTS,
+    TO_THE_BIT,
     VOCAB,
     WAYS,
     answer_all,
@@ -117,7 +118,7 @@ def test_an_answer_with_drafts_is_the_one_without(pair, way, limits, requests, s
             for sequence, events in zip(sequences, found, strict=True):
                 events += sequence.take()
     for ours, theirs in zip(found, expected, strict=True):
-        assert_same(steps(ours), theirs, to_the_bit=way != "float32")
+        assert_same(steps(ours), theirs, to_the_bit=way in TO_THE_BIT)
 
 
 def interrupting(rng, p_interrupt):

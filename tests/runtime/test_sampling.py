@@ -116,6 +116,14 @@ def test_penalties_and_bias_follow_their_definitions(settings, expected):
     assert sampler.filter_logits(LOGITS).tolist() == expected
 
 
+def test_penalties_are_subtracted_in_the_numbers_of_the_logits():
+    """They were rounded to float32 on the way, which broke ties that there are."""
+    counts = torch.tensor([3, 1, 0])
+    found = sampling.penalize_presence_and_frequency(torch.zeros(3, dtype=torch.float64), counts, 0.1, 0.6)
+    expected = torch.tensor([-0.1 - 0.6 * 3, -0.1 - 0.6, 0], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)
+
+
 def test_chosen_tokens_join_those_that_are_penalized():
     params = SamplingParams(temperature=0, presence_penalty=10, repeat_last_n=2)
     sampler = sampler_of(params, [3], len(LOGITS), seed=0)

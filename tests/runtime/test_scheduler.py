@@ -72,7 +72,9 @@ WAYS = {
     "int8": {"quant": "int8", "dtype": "bfloat16"},
     "bfloat16": {"dtype": "bfloat16"},
     "float32": {"dtype": "float32"},
+    "static": {"dtype": "float32", "is_static": True},
 }
+TO_THE_BIT = ("q4_0", "q8_0", "int8", "bfloat16")
 LIMITS = {
     "a window that wraps": {"window": 7, "prefill_chunk": 5},
     "a window of a chunk": {"window": 16, "prefill_chunk": 16},
@@ -170,7 +172,7 @@ def test_whatever_happens_beside_it_each_sequence_is_answered_as_alone(alone, wa
         advance(shared, running)
     for request, sequence, found in running:
         found += sequence.take()
-        assert_same(steps(found), alone.answer(way, limits, *request), to_the_bit=way != "float32")
+        assert_same(steps(found), alone.answer(way, limits, *request), to_the_bit=way in TO_THE_BIT)
 
 
 def advance(shared, running):

@@ -130,9 +130,9 @@ def mixed_engine(path: Path, mixes: Sequence[Sequence[Path | tuple[Path, float]]
         ]
         for mix in mixes
     ]
-    loading = load_engine(
-        checkpoint, EngineOptions(**({"dtype": "float32", "prefill_chunk": 16} | options)), opened
-    )
+    settings = {"dtype": "float32", "prefill_chunk": 16, "is_static": None} | options
+    is_static = settings.pop("is_static")
+    loading = load_engine(checkpoint, EngineOptions(**settings), opened, is_static=is_static)
     while True:
         try:
             next(loading)

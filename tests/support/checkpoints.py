@@ -178,9 +178,10 @@ def write_gguf(
 
 def engine(path: Path, **options: Any) -> Engine:
     """The production loader's engine for `path`, in float32 unless told otherwise."""
-    settings = {"dtype": "float32", "prefill_chunk": 16} | options
-    window_given = settings.get("window") is not None
-    loading = load_engine(open_checkpoint(path, window_given=window_given), EngineOptions(**settings))
+    settings = {"dtype": "float32", "prefill_chunk": 16, "is_static": None} | options
+    is_static = settings.pop("is_static")
+    checkpoint = open_checkpoint(path, window_given=settings.get("window") is not None)
+    loading = load_engine(checkpoint, EngineOptions(**settings), is_static=is_static)
     while True:
         try:
             next(loading)

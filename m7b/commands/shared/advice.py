@@ -25,6 +25,7 @@ def advice_on(machine: "Machine", models: "Sequence[Fit]", environment: Mapping[
         *_about_cpu(machine),
         *_about_kernels(machine, environment),
         *_about_threads(machine, environment),
+        *_about_accelerators(machine),
     ]
 
 
@@ -104,6 +105,16 @@ def _about_threads(machine: "Machine", environment: Mapping[str, str]) -> Iterat
             f"torch computes with {format_count(machine.threads, 'thread')}, {much} than the "
             f"{format_count(machine.cores, 'core')} this process may use",
             f"unset {named}" if named else f"give --threads {machine.cores}",
+        )
+
+
+def _about_accelerators(machine: "Machine") -> Iterator[Advice]:
+    if machine.accelerators:
+        devices = ", ".join(card.device for card in machine.accelerators)
+        yield Advice(
+            f"no card has been tried with m7b, so on {devices} CUDA graphs, nf4, int8, the memory plan and "
+            "speed are unproven",
+            "compare an answer with that of --device cpu, or run tests/device/run.sh of the sources",
         )
 
 

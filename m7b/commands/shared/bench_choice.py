@@ -25,6 +25,7 @@ class BenchChoice:
     window: int | None
     kv_type: KvType | None
     adapters: tuple[AdapterChoice, ...] = ()
+    device: str = "cpu"
 
 
 def open_subject(choice: BenchChoice) -> ModelFiles:
@@ -46,6 +47,7 @@ def engine_options(choice: BenchChoice, ctx_size: int) -> EngineOptions:
         window=choice.window,
         ctx_size=ctx_size or None,
         threads=choice.threads,
+        device=choice.device,
         quant=choice.quant,
         kv_type=choice.kv_type,
     )

@@ -139,6 +139,7 @@ DTypeOption = Annotated[DType | None, flag(ENGINE["dtype"])]
 QuantOption = Annotated[Quant | None, flag(ENGINE["quant"])]
 KvTypeOption = Annotated[KvType | None, flag(ENGINE["kv_type"])]
 ThreadsOption = Annotated[int | None, flag(ENGINE["threads"])]
+DeviceOption = Annotated[str, flag(ENGINE["device"])]
 AdapterOption = Annotated[list[str] | None, flag(ENGINE["adapter"])]
 ChatTemplateOption = Annotated[
     str | None,

@@ -15,6 +15,7 @@ from m7b.errors import UsageError
 from m7b.generation import Quant
 from m7b.runtime import kernels
 from m7b.runtime.backends.cpu import KERNELS, FusedTransformer
+from m7b.runtime.backends.cuda import StaticTransformer
 from m7b.runtime.backends.eager import TORCH
 from m7b.runtime.cache import RollingKVCache
 from m7b.runtime.checkpoints import Checkpoint
@@ -54,6 +55,10 @@ class Batching(Enum):
         return FEW if self is Batching.APART else 16
 
 
+MOST_STATIC_ROWS = 64
+"""How many sequences decode at once by static passes: an accelerator takes as long for them as for one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Drafting:
     """What it takes to check guesses at the next tokens of an answer.
@@ -73,7 +78,8 @@ class Backend:
 
     `drafting` None says that tokens in one pass may round differently from single ones.
     `bits` is what a weight of the linears takes, None: as stored. `fuses` says that layers may be run whole,
-    where hooks on their parts see nothing.
+    where hooks on their parts see nothing. `is_static` says that answers are decoded by passes of fixed
+    shapes, over a static cache.
     """
 
     linear: LinearFactory
@@ -84,6 +90,12 @@ class Backend:
     embedding: EmbeddingFactory = Embedding
     fuses: bool = True
     drafting: Drafting | None = None
+    is_static: bool = False
+
+    @property
+    def n_paying(self) -> int:
+        """How many sequences decode at once before more of them gain little."""
+        return MOST_STATIC_ROWS if self.is_static else self.batching.n_paying
 
     @property
     def arithmetic(self) -> str:
@@ -94,6 +106,8 @@ class Backend:
 
     def bind(self, model: Transformer) -> Forward:
         """The fastest way through `model`, which is loaded and stays as it is."""
+        if self.is_static and self.fuses:
+            return StaticTransformer(model)
         kinds = {type(layer) for layer in model.layers.modules() if isinstance(layer, PackedLinear)}
         if self.fuses and self.operations is KERNELS and kinds in ({BlockLinear}, {DenseLinear}):
             return FusedTransformer(model)
@@ -115,22 +129,35 @@ class _Weights:
 
 
 def choose_backend(
-    checkpoint: Checkpoint, quant: str | None, device: str, dtype: torch.dtype, *, dtype_given: bool = False
+    checkpoint: Checkpoint,
+    quant: str | None,
+    device: str,
+    dtype: torch.dtype,
+    *,
+    dtype_given: bool = False,
+    is_static: bool | None = None,
 ) -> Backend:
     """Choose for `checkpoint`. `quant` None keeps the blocks of a GGUF file where kernels multiply them.
 
-    A `dtype` that the user has given asks for weights in it, unless a `quant` says otherwise.
+    A `dtype` that the user has given asks for weights in it, unless a `quant` says otherwise. Answers are
+    decoded by static passes on CUDA's devices, or where `is_static` says so.
 
     Raises:
         UsageError: there is no such quantization, or none on this device.
     """
     has_kernels = device == "cpu" and kernels.instruction_set() is not None
     weights = _choose_weights(checkpoint, quant, device, dtype, has_kernels, dtype_given=dtype_given)
-    runs_kernels = has_kernels and dtype == torch.bfloat16 and checkpoint.config.head_dim % 16 == 0
+    if is_static is None:
+        # LLM.int8() asks the device in each pass whether there are outliers, so no graph can hold it.
+        is_static = device.startswith("cuda") and weights.linear is not Int8Linear
+    runs_kernels = (
+        not is_static and has_kernels and dtype == torch.bfloat16 and checkpoint.config.head_dim % 16 == 0
+    )
     if runs_kernels and weights.is_exact and weights.output is None:
         batching = Batching.EXACT
     else:
-        batching = Batching.APART if device == "cpu" and dtype != torch.float32 else Batching.MIXED
+        is_apart = device == "cpu" and dtype != torch.float32 and not is_static
+        batching = Batching.APART if is_apart else Batching.MIXED
     is_plain = weights.is_exact or weights.linear in (DenseLinear, Linear)
     is_plain &= weights.output in (None, weights.linear)
     return Backend(
@@ -140,7 +167,10 @@ def choose_backend(
         batching=batching,
         bits=weights.bits,
         embedding=weights.embedding,
-        drafting=_choose_drafting(batching, dtype, device, runs_kernels=runs_kernels, is_plain=is_plain),
+        drafting=None
+        if is_static
+        else _choose_drafting(batching, dtype, device, runs_kernels=runs_kernels, is_plain=is_plain),
+        is_static=is_static,
     )
 
 

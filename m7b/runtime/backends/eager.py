@@ -51,8 +51,9 @@ def prepare_attention(cache: RollingKVCache, spans: Sequence[Span], like: Tensor
     rows = [cache[span.row] for span in spans]
     biases = []
     for span, row in zip(spans, rows, strict=True):
-        seen = visible(torch.arange(span.first, span.end), row.slot_positions(span.end), row.window)
-        biases.append(score_bias(seen.to(like.device), n_groups, like.dtype))
+        queries = torch.arange(span.first, span.end, device=like.device)
+        seen = visible(queries, row.slot_positions(span.end).to(like.device), row.window)
+        biases.append(score_bias(seen, n_groups, like.dtype))
     return TorchAttention(spans, rows, biases)
 
 

@@ -135,10 +135,15 @@ class _ScriptMatcher:
 
 
 def load_runner(
-    name: str, checkpoint: Checkpoint, options: EngineOptions, mix: Mix = ()
+    name: str,
+    checkpoint: Checkpoint,
+    options: EngineOptions,
+    mix: Mix = (),
+    *,
+    is_static: bool | None = None,
 ) -> Generator[str, None, EngineRunner]:
     """Load our engine with the adapters of `mix`, to be timed; tells how far it is."""
-    loading = load_engine(checkpoint, options, [mix] if mix else ())
+    loading = load_engine(checkpoint, options, [mix] if mix else (), is_static=is_static)
     while True:
         try:
             progress = next(loading)
@@ -166,7 +171,7 @@ def fill(cache: RollingKVCache, row: int, depth: int) -> None:
 
     Which values they are changes no speed, and computing 4096 positions of a 7B takes minutes.
     """
-    block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0))
+    block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).to(cache[row].keys[0].device)
     drawn = 0  # values taken from the block
     for at in range(0, depth, cache.prefill_chunk):
         span = Span(row, at, min(cache.prefill_chunk, depth - at))

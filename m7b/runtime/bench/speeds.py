@@ -13,7 +13,7 @@ from m7b.runtime import machine
 from m7b.runtime.bench.measure import load_runner, peak_rss, reset_peak_rss
 from m7b.runtime.bench.peers import open_peer
 from m7b.runtime.bench.subject import Subject, make_task
-from m7b.runtime.placement import check_memory
+from m7b.runtime.placement import AUTO, check_device, check_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,15 @@ def measure_speeds(
         OutOfResources: memory or disk do not suffice.
     """
     _check_context(subject, sweep)
+    if subject.options.device != AUTO:
+        check_device(subject.options.device)
     before = yield from _read_bandwidth(subject)
     reset_peak_rss()
     started = perf_counter()
     ours = yield from load_runner(subject.name, subject.checkpoint, subject.options, subject.mix)
     load_s = perf_counter() - started
     most = max(sweep.batches)
-    if most > 1:
+    if most > 1 and subject.options.device == "cpu":
         check_memory((most - 1) * ours.reads.kv_bytes, f"the cache of {most} sequences")
     with ExitStack() as stack:
         runners: list[Runner] = [ours]
@@ -85,6 +87,9 @@ def _summarize(
 
 def _read_bandwidth(subject: Subject) -> Generator[str, None, float]:
     yield "measuring how fast memory is read…"
+    device = subject.options.device
+    if device.startswith(("cuda", "mps")):
+        return machine.copy_bandwidth(device)
     return machine.read_bandwidth(subject.options.threads)
 
 

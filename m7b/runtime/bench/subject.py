@@ -32,4 +32,5 @@ def make_task(subject: Subject, ctx_size: int, n_sequences: int = 1) -> Task:
     """The same model for a peer, with room for `ctx_size` tokens of each sequence."""
     options, checkpoint = subject.options, subject.checkpoint
     dtype = run_dtype(checkpoint.dtype, options.dtype)
-    return Task(checkpoint, subject.config, dtype, options.quant, ctx_size, subject.is_random, n_sequences)
+    shape = (checkpoint, subject.config, dtype, options.quant, ctx_size, subject.is_random, n_sequences)
+    return Task(*shape, options.device)

@@ -51,7 +51,7 @@ def cut(block: torch.Tensor, n: int, start: int) -> torch.Tensor:
 
     [a, b, c], 5 values from 4: [b, c, a, b, c].
     """
-    values, done, at = torch.empty(n, dtype=block.dtype), 0, start % len(block)
+    values, done, at = torch.empty(n, dtype=block.dtype, device=block.device), 0, start % len(block)
     while done < n:
         piece = block[at : at + n - done]
         values[done : done + len(piece)] = piece

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from m7b.generation import Constraint
-from m7b.runtime.engine.sampling import Sampler
+from m7b.runtime.engine.sampling import Sampler, Wish
 
 
 class Choices:
@@ -23,6 +23,19 @@ class Choices:
         self._matcher = constraint.start_matcher() if constraint else None
         self._longest = longest
         self._forced: list[int] = []  # what is left of a run
+
+    def make_wish(self) -> Wish | None:
+        """What the next token is to be chosen by; None where there is no choice."""
+        if self._matcher is None:
+            return self._sampler.make_wish()
+        is_forced = bool(self._forced or self._matcher.find_forced())
+        return None if is_forced else self._sampler.make_wish(self._matcher.pack_mask())
+
+    def accept(self, token: int) -> None:
+        """Go on behind `token`, which somebody has chosen by the wish."""
+        self._sampler.observe(token)
+        if self._matcher is not None:
+            self._matcher.accept(token)
 
     def next(self, logits: Tensor) -> list[int]:
         """The tokens that follow where the model's logits are `logits` (V,)."""

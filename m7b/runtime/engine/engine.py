@@ -57,7 +57,14 @@ class Engine:
         self.rows = Rows(cache, backend.batching, ctx_size, checks_memory=device == "cpu")
         self._draft, self._adapter = draft, 0
         self._drafting = backend.drafting if draft == Draft.LOOKUP else None
-        self._scheduler = Scheduler(backend.bind(model), self.rows, backend.batching, device, self._drafting)
+        self._scheduler = Scheduler(
+            backend.bind(model),
+            self.rows,
+            backend.batching,
+            device,
+            self._drafting,
+            chooses_there=backend.is_static,
+        )
 
     def unfuse(self) -> "Engine":
         """Another engine over the same weights, which runs layers part by part, so that hooks see each."""
@@ -147,7 +154,7 @@ class Engine:
 
     def suggest_parallel(self, n_tokens: int) -> int:
         """How many sequences of `n_tokens` are worth running at once: as many as pay and fit into memory."""
-        most = self._backend.batching.n_paying
+        most = self._backend.n_paying
         return max(1, min(most, self.rows.count_fitting(min(n_tokens, self._ctx_size))))
 
     def step(self) -> None:
@@ -228,7 +235,8 @@ class Engine:
 
     def count_bytes(self, n_tokens: int) -> int:
         """Bytes of keys and values of `n_tokens`."""
-        return self.cache.row_bytes(n_tokens)
+        n_slots = self.model.config.cache_slots(n_tokens, self.cache.prefill_chunk)
+        return n_slots * self.cache.bytes_per_token
 
     @property
     def numerics(self) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Rows:
         self, cache: RollingKVCache, batching: Batching, ctx_size: int, *, checks_memory: bool
     ) -> None:
         self.cache = cache
-        self._batching, self._checks_memory = batching, checks_memory
+        self._batching, self._checks_memory, self._ctx_size = batching, checks_memory, ctx_size
         self._held: dict[int, Held] = {}
         self.main = self._add(ctx_size)
 
@@ -186,6 +186,9 @@ class Rows:
 
     def _free_bytes(self) -> int | None:
         """Memory that no row will claim, idle rows counted as free; None where it cannot be measured."""
+        if self.cache.most_rows is not None:
+            n_idle = sum(held.is_idle for row, held in self._held.items() if row != self.main)
+            return (self.cache.most_rows - len(self._held) + n_idle) * self.cache.row_bytes(self._ctx_size)
         if not self._checks_memory:
             return None
         promised = kept = 0
@@ -260,7 +263,7 @@ class Rows:
 
     def _add(self, n_tokens: int) -> int:
         row = self.cache.add_row(n_tokens)
-        self._held[row] = Held(n_tokens)
+        self._held[row] = Held(n_tokens if self.cache.most_rows is None else self._ctx_size)
         return row
 
     def _remove(self, row: int) -> None:

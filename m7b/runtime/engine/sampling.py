@@ -6,6 +6,7 @@ Filters return logits with -inf for what is ruled out. Their order is that of tr
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ def penalize_presence_and_frequency(
     logits: Tensor, counts: Tensor, presence: float, frequency: float
 ) -> Tensor:
     """Subtract `presence` once and `frequency` per occurrence from each seen token (OpenAI's definition)."""
-    return logits - presence * (counts > 0) - frequency * counts
+    counts = counts.to(logits.dtype)  # a number times an integer tensor would be rounded to float32
+    return logits - presence * (counts > 0).to(logits.dtype) - frequency * counts
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
@@ -78,6 +80,45 @@ def argmax(logits: Tensor) -> int:
     return int(np.argmax(logits.numpy()))
 
 
+def draw(shares: Tensor, uniforms: Tensor) -> Tensor:
+    """The ids (…) that numbers from 0 to 1, `uniforms` (…, 1), draw from probabilities (…, V) in float64.
+
+    It is the first whose sum with all before it is more than that number. Of no probability is none drawn,
+    though sums in parallel may not grow strictly.
+    """
+    sums = shares.cumsum(-1).masked_fill(shares == 0, -math.inf)
+    total = sums.amax(-1, keepdim=True)
+    limit = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
+    return (sums > limit).byte().argmax(-1)
+
+
+def describe_damage() -> DamagedCheckpoint:
+    """Why nothing can be chosen where logits are not numbers."""
+    return DamagedCheckpoint(
+        "the model computed logits that are not numbers",
+        hint="verify the checkpoint, or try --dtype float32",
+    )
+
+
+def describe_full_ban() -> UsageError:
+    """Why nothing can be chosen where the bias forbids all."""
+    return UsageError("logit_bias rules out every token", hint="leave at least one")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the next token of a sequence is to be chosen by, where others are chosen at the same time.
+
+    `history` holds the ids that penalties look back on, none without penalties. `allowed` has the bits of a
+    grammar. `uniform` is the number from 0 to 1 that draws, None for the likeliest token.
+    """
+
+    params: SamplingParams
+    history: Sequence[int]
+    allowed: bytes | None
+    uniform: float | None
+
+
 class Sampler:
     """Chooses tokens for one answer. Owns its generator: the same seed gives the same choices.
 
@@ -98,6 +139,7 @@ class Sampler:
         else:
             self._generator.manual_seed(params.seed)
         self._history = list(prompt)
+        self._uniform: float | None = None
         self._penalizes = (
             params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
         ) and params.repeat_last_n != 0
@@ -122,17 +164,20 @@ class Sampler:
         self.observe(token)
         return token
 
+    def make_wish(self, allowed: bytes | None = None) -> Wish:
+        """What `choose` would choose by; asked again before the next `observe`, it is the same."""
+        uniform = None if self._params.temperature == 0 else self._find_uniform()
+        return Wish(self._params, self._look_back() if self._penalizes else (), allowed, uniform)
+
     def observe(self, token: int) -> None:
-        """Look back on `token` from now on."""
+        """Look back on `token` from now on, whoever chose it."""
         self._history.append(token)
+        self._uniform = None
 
     def filter_logits(self, logits: Tensor, allowed: bytes | None = None) -> Tensor:
         """The logits after every filter: what `choose` draws from."""
         if not np.isfinite(logits.numpy().sum(dtype=np.float64)):  # which no finite ones add up to
-            raise DamagedCheckpoint(
-                "the model computed logits that are not numbers",
-                hint="verify the checkpoint, or try --dtype float32",
-            )
+            raise describe_damage()
         params = self._params
         if params.temperature == 0 and self._bias is None and allowed is None and not self._penalizes:
             return logits
@@ -145,7 +190,7 @@ class Sampler:
             if logits.max() == -math.inf:  # a bias may forbid all that the grammar allows: it gives way
                 logits = plain.double().masked_fill(others, -math.inf)
         if self._bias is not None and logits.max() == -math.inf:
-            raise UsageError("logit_bias rules out every token", hint="leave at least one")
+            raise describe_full_ban()
         if self._penalizes:
             logits = self._penalize(logits)
         if params.temperature == 0:
@@ -163,8 +208,7 @@ class Sampler:
 
     def _penalize(self, logits: Tensor) -> Tensor:
         params = self._params
-        last_n = len(self._history) if params.repeat_last_n < 0 else params.repeat_last_n
-        counts = torch.tensor(self._history[-last_n:], dtype=torch.int64).bincount(minlength=logits.numel())
+        counts = torch.tensor(self._look_back(), dtype=torch.int64).bincount(minlength=logits.numel())
         logits = penalize_repetition(logits, counts, params.repetition_penalty)
         return penalize_presence_and_frequency(
             logits, counts, params.presence_penalty, params.frequency_penalty
@@ -173,7 +217,18 @@ class Sampler:
     def _draw(self, logits: Tensor) -> int:
         if self._params.temperature == 0:
             return argmax(logits)
-        return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
+        return int(draw(logits.softmax(-1), torch.tensor([self._find_uniform()], dtype=torch.float64)))
+
+    def _look_back(self) -> list[int]:
+        """The ids that penalties are for."""
+        last_n = self._params.repeat_last_n
+        return self._history[-(len(self._history) if last_n < 0 else last_n) :]
+
+    def _find_uniform(self) -> float:
+        """The number that draws the next token."""
+        if self._uniform is None:
+            self._uniform = float(torch.rand((), dtype=torch.float64, generator=self._generator))
+        return self._uniform
 
 
 def _unpack_bits(allowed: bytes, vocab_size: int) -> Tensor:

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from m7b.errors import M7bError
 from m7b.runtime.backends import FEW, Batching, Drafting, Forward
+from m7b.runtime.engine.device_sampling import Chosen, choose_together
 from m7b.runtime.engine.rows import Job, Rows
+from m7b.runtime.engine.sampling import Wish
 from m7b.runtime.engine.sequence import Sequence
 from m7b.runtime.model.batch import Batch, Span
 from m7b.runtime.placement import memory_errors
@@ -31,6 +33,7 @@ class Scheduler:
         batching: what the backend promises.
         device: where the model takes its tokens.
         drafting: what guesses at answers cost, None for no guesses.
+        chooses_there: whether tokens are chosen where logits are, so that these need not leave the device.
     """
 
     def __init__(
@@ -40,9 +43,11 @@ class Scheduler:
         batching: Batching,
         device: str,
         drafting: Drafting | None = None,
+        *,
+        chooses_there: bool = False,
     ) -> None:
         self._forward, self._rows, self._batching, self._device = forward, rows, batching, device
-        self._drafting = drafting
+        self._drafting, self._chooses_there = drafting, chooses_there
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
 
@@ -76,7 +81,7 @@ class Scheduler:
 
     def read(self, span: Span, ids: Ids[int]) -> Tensor:
         """Bring the `ids` of one span into its row at once; the logits after each, (T, V) on the CPU."""
-        logits = self._compute([span], ids, range(len(ids)))
+        logits = self._compute([span], ids, range(len(ids))).cpu()
         self._rows.take_up(span, ids)
         return logits
 
@@ -94,7 +99,7 @@ class Scheduler:
             if not sequence.reads_prompt:  # all of it was there, and the logits after it
                 logits = self._rows.find_logits(sequence)
                 assert logits is not None
-                self._answer(sequence, 0, logits[None])
+                self._answer(sequence, 0, logits[None].cpu())
 
     def _choose_spans(self, ready: list[Job]) -> Iterator[tuple[Job, Span]]:
         """The next tokens of those that decode, then of prompts while the budget lasts."""
@@ -141,7 +146,8 @@ class Scheduler:
             ids += _list_ids(sequence, span)
             wanted += [n_before + position for position in _list_wanted(sequence, span)]
         logits = self._compute([span for _, span in batch], ids, wanted)
-        for sequence, span in batch:
+        chosen = self._choose_together(batch, logits) if self._chooses_there else {}
+        for n, (sequence, span) in enumerate(batch):
             n_wanted = len(_list_wanted(sequence, span))
             own, logits = logits[:n_wanted], logits[n_wanted:]
             self._rows.take_up(span, _list_ids(sequence, span))
@@ -149,14 +155,41 @@ class Scheduler:
                 held = self._rows[span.row]
                 held.prompt, held.logits = sequence.prompt, own[-1].clone()  # a view would keep all
             n_known = min(span.end, len(sequence.ids)) - span.first
-            self._answer(sequence, n_known, own if n_wanted else None)
+            self._answer(sequence, n_known, chosen[n] if n in chosen else own.cpu() if n_wanted else None)
             if sequence.n_read < span.end:
                 self._rows.rewind(span.row, sequence.n_read)
 
-    def _answer(self, sequence: Job, n: int, logits: Tensor | None) -> None:
+    def _choose_together(self, batch: list[tuple[Job, Span]], logits: Tensor) -> dict[int, Chosen | M7bError]:
+        """The next tokens of sequences of `batch`, by their places there, or why there are none.
+
+        Left out is who looks at logits: judgements, checks of guesses, and what is forced.
+        """
+        wishes: dict[int, Wish] = {}
+        rows: list[int] = []
+        end = 0
+        for n, (sequence, span) in enumerate(batch):
+            n_wanted = len(_list_wanted(sequence, span))
+            end += n_wanted
+            if n_wanted == 1 and (wish := _find_wish(sequence)):
+                wishes[n] = wish
+                rows.append(end - 1)
+        if not wishes:
+            return {}
+        with memory_errors():
+            asked = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
+            return dict(zip(wishes, choose_together(asked, list(wishes.values())), strict=True))
+
+    def _answer(self, sequence: Job, n: int, answer: Tensor | Chosen | M7bError | None) -> None:
         """Let `sequence` go on. A fault of its own ends it, not the others."""
         try:
-            sequence.advance(n, logits)
+            match answer:
+                case M7bError():
+                    sequence.fail(answer)
+                case Chosen():
+                    assert isinstance(sequence, Sequence)
+                    sequence.follow(n, answer)
+                case _:
+                    sequence.advance(n, answer)
         except M7bError as error:
             sequence.fail(error)
 
@@ -174,7 +207,7 @@ class Scheduler:
             cache.reserve(spans)
             logits = self._forward(batch, cache)
         cache.commit(spans)
-        return logits.cpu()
+        return logits
 
 
 def _next_span(sequence: Job, most: int) -> Span:
@@ -183,6 +216,14 @@ def _next_span(sequence: Job, most: int) -> Span:
     end = sequence.n_prompt if sequence.reads_prompt else len(sequence.ids) + len(sequence.draft)
     n = min(most, end - sequence.n_read)
     return Span(sequence.row, sequence.n_read, n, sequence.reads_prompt, sequence.adapter)
+
+
+def _find_wish(sequence: Job) -> Wish | None:
+    """What the next token of `sequence` is to be chosen by, where it may be chosen beside others."""
+    try:
+        return sequence.make_wish() if isinstance(sequence, Sequence) else None
+    except M7bError:
+        return None  # it meets the same fault where it chooses itself
 
 
 def _list_ids(sequence: Job, span: Span) -> list[int]:

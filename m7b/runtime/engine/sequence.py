@@ -6,11 +6,12 @@ from collections.abc import Sequence as Ids
 from torch import Tensor
 
 from m7b.errors import M7bError
-from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step
+from m7b.generation import FinishReason, PromptProgress, SamplingParams, Step, TokenLogprob
 from m7b.runtime.backends import Drafting
 from m7b.runtime.engine.choices import Choices
+from m7b.runtime.engine.device_sampling import Chosen
 from m7b.runtime.engine.lookup import Lookup
-from m7b.runtime.engine.sampling import Sampler, compute_logprob
+from m7b.runtime.engine.sampling import Sampler, Wish, compute_logprob
 
 
 class Sequence:
@@ -121,15 +122,17 @@ class Sequence:
             n_useful = self._n_left - 1  # what is chosen behind the last guess comes without one
             self.draft = self._lookup.guess(min(most - n_unread, n_useful), self._drafting.cost, n_sequences)
 
+    def make_wish(self) -> Wish | None:
+        """What the next token is to be chosen by; None where that takes more than a wish."""
+        return None if self.draft or self.is_done else self._choices.make_wish()
+
     def advance(self, n: int, logits: Tensor | None) -> None:
         """Count `n` more ids as read; the answer goes on by `logits` where all are.
 
         They are (1 + D, V): those after the last id, and those after each of `draft`, which hold as far as
         the draft is what is chosen. Each token is chosen as it would be without a draft.
         """
-        self.n_read += n
-        if self.n_read <= self.n_prompt and n:
-            self._events.append(PromptProgress(self.n_read, self.n_prompt, self._n_reused))
+        self._count(n)
         if logits is None:
             return
         self._choose(logits[0])
@@ -139,6 +142,12 @@ class Sequence:
             self.n_read += 1
             if self.n_read == len(self.ids):
                 self._choose(row)
+
+    def follow(self, n: int, chosen: Chosen) -> None:
+        """Count `n` more ids as read, which are all; the answer goes on by what was chosen by its wish."""
+        self._count(n)
+        self._choices.accept(chosen.token)
+        self._add(chosen.token, chosen.logprob)
 
     def cancel(self) -> None:
         """Want no more: the engine lets go of it before it does anything else."""
@@ -154,18 +163,27 @@ class Sequence:
         """Whether the next ids are a run that is longer than what is read like single tokens."""
         return self._drafting is not None and len(self.ids) - self.n_read > self._drafting.widest
 
+    def _count(self, n: int) -> None:
+        self.n_read += n
+        if self.n_read <= self.n_prompt and n:
+            self._events.append(PromptProgress(self.n_read, self.n_prompt, self._n_reused))
+
     def _choose(self, logits: Tensor) -> None:
         params = self._params
         for token in self._choices.next(logits)[: self._n_left]:
-            self._n_left -= 1
-            n_guessed = len(self.ids) - self._drafted_from
-            is_taken = self.draft[: n_guessed + 1] == [*self.ids[self._drafted_from :], token]
-            drafted = 0 if n_guessed else len(self.draft)
-            self.ids.append(token)
             logprob = None if params.logprobs is None else compute_logprob(logits, token, params.logprobs)
-            is_stopped = token in params.stop_ids
-            finish = FinishReason.STOP if is_stopped else FinishReason.LENGTH if self._n_left == 0 else None
-            self._events.append(Step(token, logprob, finish, drafted, is_taken))
-            if finish:
-                self.is_done = True
+            self._add(token, logprob)
+            if self.is_done:
                 return
+
+    def _add(self, token: int, logprob: TokenLogprob | None) -> None:
+        """Let the answer go on by `token`."""
+        self._n_left -= 1
+        n_guessed = len(self.ids) - self._drafted_from
+        is_taken = self.draft[: n_guessed + 1] == [*self.ids[self._drafted_from :], token]
+        drafted = 0 if n_guessed else len(self.draft)
+        self.ids.append(token)
+        is_stopped = token in self._params.stop_ids
+        finish = FinishReason.STOP if is_stopped else FinishReason.LENGTH if self._n_left == 0 else None
+        self._events.append(Step(token, logprob, finish, drafted, is_taken))
+        self.is_done = finish is not None

@@ -29,12 +29,16 @@ _INSTALL = {
 }
 
 
-def check_peer(name: PeerName, quant: str | None) -> None:
+def check_peer(name: PeerName, quant: str | None, device: str = "cpu") -> None:
     """Refuse a peer that could not do the work, before anything is loaded.
 
     Raises:
-        UsageError: it is not installed, or does not know weights quantized as `quant`.
+        UsageError: it is not installed, or does not know weights quantized as `quant`, or runs elsewhere.
     """
+    if device == "auto" or (device != "cpu" and name is not PeerName.TRANSFORMERS):
+        raise UsageError(
+            f"--peer {name} does not run on {device}", hint="--peer transformers runs on one device"
+        )
     if quant is not None and quant not in _QUANTS[name]:
         known = ", ".join(_QUANTS[name])
         raise UsageError(f"--peer {name} knows no {quant}", hint=f"--quant can be {known}")

@@ -24,6 +24,7 @@ class Task:
     ctx_size: int
     is_random: bool
     n_sequences: int = 1
+    device: str = "cpu"
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -1,4 +1,4 @@
-"""The transformers library as a peer: its own Mistral classes and cache, on the CPU."""
+"""The transformers library as a peer: its own Mistral classes and cache."""
 
 import time
 from collections.abc import Iterator
@@ -23,6 +23,7 @@ from m7b.runtime.checkpoints import hf
 from m7b.runtime.checkpoints.checkpoint import translate_name
 from m7b.runtime.checkpoints.random import cut
 from m7b.runtime.checkpoints.scaling import write_scaling
+from m7b.runtime.machine import synchronize
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.placement import check_memory, memory_errors
 
@@ -40,10 +41,11 @@ class TransformersRunner:
     def __init__(self, task: Task) -> None:
         config = task.config
         cache_bytes = task.n_sequences * task.ctx_size * task.kv_bytes_per_token
-        check_memory(config.n_params * _item_bytes(task) + cache_bytes, "transformers")
+        if task.device == "cpu":
+            check_memory(config.n_params * _item_bytes(task) + cache_bytes, "transformers")
         with memory_errors():
             self._model = _load(task)
-        self._config, self._dtype = config, task.dtype
+        self._config, self._dtype, self._device = config, task.dtype, task.device
         self._cache, self._n_sequences = DynamicCache(config=self._model.config), 1
         body, embedding = self._model.model, self._model.model.embed_tokens
         weight_bytes = embedding.weight[0].nbytes + sum(
@@ -62,7 +64,7 @@ class TransformersRunner:
         """Make a cache of `depth` tokens a sequence with random keys and values."""
         config, self._n_sequences = self._config, n_sequences
         self._cache = DynamicCache(config=self._model.config)
-        block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).to(self._dtype)
+        block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).to(self._device, self._dtype)
         shape = torch.Size((n_sequences, config.n_kv_heads, depth, config.head_dim))
         for layer in range(config.n_layers if depth else 0):
             starts = (2 * layer * shape.numel(), (2 * layer + 1) * shape.numel())
@@ -71,16 +73,17 @@ class TransformersRunner:
 
     def prefill(self, n: int) -> tuple[float, float]:
         """Read `n` tokens a sequence in one pass: seconds to the last logits, and to the tokens chosen."""
-        tokens = torch.full((self._n_sequences, n), _TOKEN)
+        tokens = torch.full((self._n_sequences, n), _TOKEN, device=self._device)
         started = time.perf_counter()
         logits = self._forward(tokens)
+        synchronize(self._device)
         read = time.perf_counter() - started
         logits.argmax(-1).tolist()
         return read, time.perf_counter() - started
 
     def decode(self, n: int) -> tuple[float, ...]:
         """Read a token a sequence and choose the next by argmax, `n` times: the seconds of each time."""
-        return time_steps(self._generate(torch.full((self._n_sequences, 1), _TOKEN), n))
+        return time_steps(self._generate(torch.full((self._n_sequences, 1), _TOKEN, device=self._device), n))
 
     def answer(self, text: KnownAnswer, *, drafts: bool) -> Answered:
         """Decode a known answer behind its prompt, with guesses looked up in the text so far or without."""
@@ -167,9 +170,10 @@ def _load(task: Task) -> Any:
         if _is_quantized(task) and tensor.dim() == 2 and name != "tok_embeddings.weight":
             model.set_submodule(theirs.removesuffix(".weight"), _quantize(tensor, task))
         else:
-            set_module_tensor_to_device(model, theirs, "cpu", value=tensor)
+            set_module_tensor_to_device(model, theirs, task.device, value=tensor)
     if task.config.tied_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
+    model.model.rotary_emb.to(task.device)
     model.requires_grad_(False)
     return model.eval()
 
@@ -190,11 +194,13 @@ def _quantize(weight: Tensor, task: Task) -> nn.Module:
         layer.weight = layers.Params4bit(
             weight, requires_grad=False, quant_type=task.quant, compress_statistics=False
         )
-    on_cpu: nn.Module = layer.to("cpu").eval()  # which quantizes
-    if getattr(on_cpu, "support_avx512bf16_for_cpu", False):
+    placed: nn.Module = layer.to(task.device).eval()  # which quantizes
+    if getattr(placed, "support_avx512bf16_for_cpu", False):
         with torch.inference_mode():
-            on_cpu(torch.zeros(1, columns, dtype=task.dtype))  # the first call reorders the weight
-    return on_cpu
+            placed(
+                torch.zeros(1, columns, dtype=task.dtype, device=task.device)
+            )  # the first call reorders it
+    return placed
 
 
 def _is_quantized(task: Task) -> bool:
