@@ -160,7 +160,8 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        is_ours = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(error)
+        is_ours = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        is_ours |= any(word in str(error) for word in ("can't allocate", "CUBLAS_STATUS_ALLOC_FAILED"))
         if not is_ours:
             raise
         raise OutOfResources(

@@ -28,7 +28,7 @@ class StaticCache(RollingKVCache):
     Args:
         config: gives layers, heads and the window.
         ctx_size: the most tokens of one sequence.
-        most_rows: rows that memory has room for, at least one.
+        most_rows: rows that memory has room for, at least one; fewer where it turns out to have less.
         prefill_chunk: the most tokens of one sequence that a forward pass may add.
         dtype: that the model runs in.
         devices: the device of each layer, as a string that torch understands.
@@ -127,6 +127,9 @@ class StaticCache(RollingKVCache):
                         ring[: len(rings[layer])] = rings[layer]
                         rings[layer] = ring
             self.n_rows = n_rows
+        except torch.OutOfMemoryError:
+            self._most_rows = self.n_rows  # somebody else has what was planned for rows
+            raise
         finally:  # where memory runs out in the middle, some tensors are larger than others
             self.version += 1
             for row, place in self.places.items():

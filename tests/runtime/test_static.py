@@ -1,12 +1,15 @@
 """The pass of fixed shapes, by which accelerators decode, against the dynamic one; on this processor."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from m7b.errors import OutOfResources
 from m7b.generation import KvType
@@ -192,6 +195,28 @@ def test_more_rows_than_a_device_has_room_for_wait(folder, monkeypatch):
             list(running.score(TEXTS[0][:60]))
 
 
+def test_sequences_wait_where_the_memory_that_was_planned_is_gone(folder, monkeypatch):
+    running = engine(folder, ctx_size=160, window=0, is_static=True)
+    plain = engine_answers(engine(folder, ctx_size=160, window=0), TEXTS)
+    held, make_ring = [], type(running.cache.format).make_ring
+
+    def make_few(format, shape, device):
+        held.append(shape)
+        if len(held) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return make_ring(format, shape, device)
+
+    monkeypatch.setattr(type(running.cache.format), "make_ring", make_few)
+    assert engine_answers(running, TEXTS) == plain
+    assert running.suggest_parallel(160) == running.cache.n_rows == 1
+
+
+def engine_answers(running, texts):
+    """The tokens that follow each text, all asked for at once."""
+    sequences = [running.submit(text[:9], GREEDY) for text in texts]
+    return [[step.token for step in steps(events)] for events in answer_all(running, sequences)]
+
+
 def test_a_device_without_room_for_a_row_is_refused_with_figures(folder, monkeypatch):
     monkeypatch.setattr(placement, "free_memory", lambda: 600 << 20)
     assert engine(folder, ctx_size=160, is_static=True).suggest_parallel(160) == 64
@@ -237,6 +262,59 @@ def make_pass():
     _, cache = make_caches(model)
     cache.add_row(CONTEXT)
     return StaticPass(model, cache, 1, cache.n_slots)
+
+
+class Recorder:
+    """CUDA's graphs as `StaticPass` sees them: what is recorded runs again on the tensors that were there."""
+
+    def __init__(self, patch):
+        self.calls, self._is_recording = [], False
+        for name in ("Stream", "current_stream"):
+            patch.setattr(torch.cuda, name, lambda *_: SimpleNamespace(wait_stream=lambda _: None))
+        patch.setattr(torch.cuda, "device", lambda _: nullcontext())
+        patch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+        patch.setattr(torch.cuda, "CUDAGraph", self._make_graph)
+        patch.setattr(torch.cuda, "graph", self._record)
+        compute = StaticPass.compute
+        patch.setattr(StaticPass, "compute", lambda step: self._compute(step, compute))
+
+    def _make_graph(self):
+        graph = SimpleNamespace(pool=lambda: "pool")
+        graph.replay = lambda: graph.run()
+        return graph
+
+    @contextmanager
+    def _record(self, graph, pool=None, capture_error_mode="global"):
+        assert capture_error_mode == "thread_local"
+        self.calls.append(pool)
+        self._is_recording = True
+        yield
+        self._is_recording = False
+        traced, logits = self._traced
+        graph.run = lambda: logits.copy_(traced())
+
+    def _compute(self, step, compute):
+        if not self._is_recording:
+            return compute(step)
+        traced = make_fx(partial(compute, step), tracing_mode="real")()
+        logits = traced()
+        self._traced = traced, logits
+        return logits
+
+
+def test_an_engine_answers_by_replaying_what_was_recorded_once(folder, monkeypatch):
+    plain = engine_answers(engine(folder, ctx_size=160, window=7), TEXTS)
+    recorder = Recorder(monkeypatch)
+    init = StaticPass.__init__
+
+    def record(step, model, cache, n_rows, n_slots, pool=None):
+        init(step, model, cache, n_rows, n_slots, pool)
+        step._replay = step._capture(torch.device("cpu"))
+
+    monkeypatch.setattr(StaticPass, "__init__", record)
+    assert engine_answers(engine(folder, ctx_size=160, window=7, is_static=True), TEXTS) == plain
+    assert len(recorder.calls) < 10, "far fewer than there were passes"
+    assert {None, "pool"} >= set(recorder.calls)
 
 
 def test_no_shape_of_a_static_pass_hangs_on_data():

@@ -15,6 +15,7 @@ from m7b.runtime.engine.judgement import Judgement
 from m7b.runtime.engine.sequence import Sequence
 from m7b.runtime.machine import free_memory
 from m7b.runtime.model.batch import Span
+from m7b.runtime.placement import memory_errors
 from m7b.runtime.saved_rows import SavedRow, count_common
 
 Job = Sequence | Judgement
@@ -226,7 +227,11 @@ class Rows:
         for row in idle:
             if row != self.main:
                 self._remove(row)
-        return self._add(n_tokens)
+        try:
+            with memory_errors():
+                return self._add(n_tokens)
+        except OutOfResources:
+            return None
 
     def _count_shared(self, sequence: Job, row: int) -> int:
         """How many ids of the prompt `row` can hand over: all of them only with the logits after."""
