@@ -326,9 +326,11 @@ def _read_tools(tools: Any) -> list[dict[str, Any]]:
     """Read the functions. What OpenAI runs itself, as a web search, is left out beside functions."""
     if not isinstance(tools, list):
         raise UsageError("tools must be a list", param="tools")
-    functions = [tool for tool in tools if isinstance(tool, dict) and tool.get("type") == "function"]
-    places = {id(tool): f"tools[{number}]" for number, tool in enumerate(tools)}
-    return [_read_tool(tool, places[id(tool)]) for tool in functions or tools]
+    placed = [(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
+    functions = [
+        each for each in placed if not isinstance(each[0], dict) or each[0].get("type") == "function"
+    ]
+    return [_read_tool(tool, place) for tool, place in functions or placed]
 
 
 def _read_tool(tool: Any, place: str) -> dict[str, Any]:
@@ -370,4 +372,6 @@ def _read_format(text: Any) -> dict[str, Any] | None:
                 hint="it can be text, json_object or json_schema",
                 param="text.format",
             )
-    return None
+        case dict():
+            return None
+    raise UsageError("text must be an object", hint='such as {"format": {"type": "text"}}', param="text")

@@ -363,6 +363,22 @@ def test_a_body_that_is_too_large_is_refused(served):
     assert answer.status_code == 413
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function", "name": "f", "parameters": None}, "x"]}, "tools[1]"),
+        ({"tools": ["x"]}, "tools[0]"),
+        ({"tools": [{"type": "function", "name": "f"}, None, 3]}, "tools[1]"),
+        ({"text": "x"}, "text"),
+        ({"text": []}, "text"),
+    ],
+)
+def test_fields_of_responses_that_are_told_back_are_what_they_should_be(served, fields, param):
+    """A text among tools was passed over, and met where the tools are told back."""
+    answer = served.post("/v1/responses", input="Hi", max_output_tokens=16, **fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
 @pytest.mark.parametrize("token", [-1, -(2**70), 10**6, 2**70])
 @pytest.mark.parametrize("echo", [False, True])
 def test_ids_outside_the_vocabulary_are_refused(served, token, echo):
