@@ -11,7 +11,7 @@ from math import prod
 import gguf
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m7b import hub
@@ -104,6 +104,7 @@ def test_variants_that_share_a_row_have_one_configuration():
     assert {len(configs) for configs in shared} == {1}
 
 
+@settings(deadline=None)
 @given(free=st.integers(0, 40 * GIB))
 def test_the_context_that_fits_is_the_longest_in_steps_of_256(free):
     for fit in list_fits(free, 1.0):
