@@ -129,8 +129,7 @@ build/arm/arena.so: tests/support/emulated/arena.c
 
 # Wheels for Linux in dist/, of x86_64 and of aarch64, whose kernels are then tested as they lie in an arm64 Python that
 # has installed the wheel. They need the glibc of this machine; cibuildwheel makes those for older systems. Needs what
-# `make arm` needs, and ARM_ROOT from `debootstrap --download-only --arch=arm64 --variant=minbase
-# --include=python3.11-dev,libstdc++6 bookworm ROOT` and `dpkg-deb -x EACH ROOT` of what lies in ROOT/var/cache/apt/archives.
+# `make arm` needs.
 ARM_PYTHON = PYTHONHOME=$(abspath $(ARM_ROOT))/usr qemu-aarch64-static -L $(abspath $(ARM_ROOT)) $(abspath $(ARM_ROOT))/usr/bin/python3.11
 ARM_SITE := build/arm/site
 CROSS = CC=$(ARM_CXX) CXX=$(ARM_CXX) LDSHARED="$(ARM_CXX) -shared" LDCXXSHARED="$(ARM_CXX) -shared" \
@@ -152,7 +151,7 @@ build/wheels/m7b.tar.gz: $(VENV)/.installed-wheel setup.py pyproject.toml $(shel
 	rm -rf build/wheels && $(BIN)/python -m build --quiet --sdist --outdir build/wheels/sdist .
 	mv build/wheels/sdist/m7b-*.tar.gz $@
 
-build/wheels/%.built: build/wheels/m7b.tar.gz
+build/wheels/%.built: build/wheels/m7b.tar.gz | $(ARM_ROOT)
 	M7B_REQUIRE_KERNELS=1 $(if $(filter aarch64,$*),$(CROSS)) \
 		$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheels/$* $<
 	touch $@
