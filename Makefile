@@ -137,7 +137,7 @@ CROSS = CC=$(ARM_CXX) CXX=$(ARM_CXX) LDSHARED="$(ARM_CXX) -shared" LDCXXSHARED="
 	CPPFLAGS="-w -I$(abspath $(ARM_ROOT))/usr/include -I$(abspath $(ARM_ROOT))/usr/include/python3.11"
 
 wheel: build/wheels/x86_64.built build/wheels/aarch64.built
-	rm -rf dist && $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*/m7b-*.whl
+	rm -rf dist && PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*/m7b-*.whl
 	$(BIN)/abi3audit --strict --report dist/*.whl > build/wheels/abi3.json
 	rm -rf $(ARM_SITE) && $(BIN)/pip download --quiet --no-deps --dest build/wheels pip
 	$(ARM_PYTHON) $$(echo build/wheels/pip-*.whl)/pip install --quiet --no-deps --no-compile --target $(ARM_SITE) dist/m7b-*aarch64.whl
