@@ -12,6 +12,8 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from m7b.generation import KvType
 from m7b.runtime import kernels
@@ -165,6 +167,24 @@ def test_linear_equals_float64_up_to_the_rounding_of_activations(type, n_out, n_
     assert packed.panels.nbytes == kernels.count_packed_bytes(type, n_out, n_in)
     # One activation in a thousand lies so near the middle of two integers that it may round either way.
     assert relative_error(y, expected) < 1e-3
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n_out=st.integers(1, 70),
+    n_blocks=st.integers(1, 5),
+    T=st.integers(1, 40),
+    size=st.sampled_from([1e-6, 1.0, 1e4]),
+    draw=st.integers(0, 1 << 31),
+)
+def test_linear_equals_float64_for_any_shape(type, n_out, n_blocks, T, size, draw):
+    torch.manual_seed(draw)
+    n_in = n_blocks * type.n_values
+    blocks, x = draw_blocks(type, n_out, n_in), torch.randn(T, n_in) * size
+    expected = rounded_activations(x, type) @ dequantized(type, blocks).T
+    # Here a single activation that rounds the other way is a larger part of the whole.
+    assert relative_error(kernels.linear(x, kernels.pack(type, blocks)), expected) < 1e-2
 
 
 @pytest.mark.parametrize("heads", ["from 1e-7 to 1e4", "every other one 0", "all negative"])
