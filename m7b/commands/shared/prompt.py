@@ -48,7 +48,7 @@ def read_file(file: Path) -> str:
     Raises:
         UsageError: it cannot be read.
     """
-    return _read(file)
+    return _read(file, hint="name a file, or - for stdin")
 
 
 def tell_left_out(places: Sequence[str]) -> None:
@@ -69,14 +69,16 @@ def _list_sources(prompt: str | None, files: Sequence[Path]) -> list[Path | str]
     return sources
 
 
-def _read(source: Path | str, *, is_alone: bool = True) -> str:
+def _read(
+    source: Path | str, *, is_alone: bool = True, hint: str = "--file takes a file, or - for stdin"
+) -> str:
     if source == _STDIN:
         return _read_stdin(is_alone=is_alone)
     if isinstance(source, Path):
         try:
             return read_text(source)
         except UsageError as error:
-            raise UsageError(error.message, hint=error.hint or "name a file, or - for stdin") from None
+            raise UsageError(error.message, hint=error.hint or hint) from None
     # Arguments are bytes, which Python has decoded by the locale: go back and take them as UTF-8.
     return decode_text("the prompt", os.fsencode(source))
 
