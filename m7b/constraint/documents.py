@@ -90,6 +90,7 @@ class _Reader:
     parts: dict[str, Part] = field(default_factory=lambda: {TRUE: {}, FALSE: {"enum": []}})
     names: dict[str, str] = field(default_factory=dict)  # absolute addresses, with anchors, to places
     references: list[tuple[str, str, str]] = field(default_factory=list)  # place, as written, absolute
+    doubts: dict[str, str] = field(default_factory=dict)  # places with $id beside $ref, and the base around
 
     def read(self, schema: Any, at: str, scope: _Scope) -> str:
         """Read the schema at the place `at`; returns the place."""
@@ -110,7 +111,12 @@ class _Reader:
         """Replace the references in all parts by places."""
         while self.references:
             at, written, address = self.references.pop()
-            self.parts[at]["$ref"] = self._find(at, written, address)
+            place = self.parts[at]["$ref"] = self._find(at, written, address)
+            if at in self.doubts and self._leads_elsewhere(at, written, place):
+                raise UsageError(
+                    f"the schema's {at} has $id beside $ref, which drafts read in two ways",
+                    hint="name the draft with $schema",
+                )
 
     def _name(self, schema: Mapping[str, Any], at: str, scope: _Scope) -> _Scope:
         """Note the names that `schema` gives itself; returns where the schemas below it stand."""
@@ -118,11 +124,8 @@ class _Reader:
         dialect, is_old, is_told = schema.get("$schema"), scope.is_old, scope.is_told
         if isinstance(dialect, str):
             is_old, is_told = any(draft in dialect for draft in _OLD_DRAFTS), True
-        if not is_told and name is not None and "$ref" in schema and at != "#":
-            raise UsageError(
-                f"the schema's {at} has $id beside $ref, which drafts read in two ways",
-                hint="name the draft with $schema",
-            )
+        if not is_told and name is not None and "$ref" in schema:
+            self.doubts[at] = base
         if at == "#":
             self.names[""] = at
         if isinstance(name, str) and not name.startswith("#") and not (is_old and "$ref" in schema):
@@ -210,6 +213,13 @@ class _Reader:
         if place is None:
             raise UsageError(f"the schema's {at}/$ref is {_shorten(written)}", hint=hint)
         return place
+
+    def _leads_elsewhere(self, at: str, written: str, place: str) -> bool:
+        """Whether $ref leads to another place than `place` in the drafts that pass over an $id beside it."""
+        try:
+            return self._find(at, written, _join(self.doubts[at], written)) != place
+        except UsageError:
+            return False
 
     def _read_place(self, place: str, base: str) -> bool:
         """Read a schema that stands below a keyword that the draft does not know; whether there is one."""

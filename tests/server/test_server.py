@@ -320,7 +320,7 @@ def test_tokens_go_both_ways(served):
         ("chat/completions", {"messages": "Hi"}, "messages"),
         ("chat/completions", {"messages": MESSAGES, "n": 0}, "n"),
         ("chat/completions", {"messages": MESSAGES, "reasoning_effort": "high"}, "reasoning_effort"),
-        ("completions", {"prompt": [[1, -1]]}, None),
+        ("completions", {"prompt": [[1, -1]]}, "prompt"),
         ("completions", {"prompt": []}, "prompt"),
         ("completions", {"prompt": "x", "suffix": "y"}, "suffix"),
         ("responses", {"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),

@@ -34,11 +34,10 @@ def choose_together(logits: Tensor, wishes: Sequence[Wish]) -> list[Chosen | M7b
     filtered = _filter_before_temperature(logits, wishes)
     is_possible = filtered.amax(-1) > -math.inf
     tokens = filtered.argmax(-1)  # the lowest id on a tie
-    if any(wish.uniform is not None for wish in wishes):
-        is_drawn = _send([wish.uniform is not None for wish in wishes], logits.device)
-        uniforms = _column(wishes, lambda wish: wish.uniform or 0.0, logits.device)
+    if any(wish.noise is not None for wish in wishes):
+        is_drawn = _send([wish.noise is not None for wish in wishes], logits.device)
         shares = _filter_by_likelihood(filtered.double(), wishes).softmax(-1)
-        tokens = torch.where(is_drawn, draw(shares, uniforms), tokens)
+        tokens = torch.where(is_drawn, draw(shares, _stack_noise(wishes, logits)), tokens)
     tops = [wish.params.logprobs for wish in wishes]
     parts = [tokens[:, None], is_number[:, None], is_possible[:, None]]
     if any(top is not None for top in tops):
@@ -158,6 +157,15 @@ def _unpack_masks(wishes: Sequence[Wish], logits: Tensor) -> Tensor:
     places = torch.arange(8, dtype=torch.uint8, device=logits.device)
     bits_of = (_send(packed, logits.device)[..., None] >> places) & 1  # (B, bytes, 8)
     return bits_of.flatten(-2)[:, : logits.shape[-1]].bool()
+
+
+def _stack_noise(wishes: Sequence[Wish], logits: Tensor) -> Tensor:
+    """The noise of each wish, (B, V) float64, and ones where there is none."""
+    rows = np.ones((len(wishes), logits.shape[-1]))
+    for row, wish in zip(rows, wishes, strict=True):
+        if wish.noise is not None:
+            row[:] = wish.noise.numpy()
+    return _send(rows, logits.device)
 
 
 def _column(wishes: Sequence[Wish], value: Callable[[Wish], float], device: torch.device) -> Tensor:

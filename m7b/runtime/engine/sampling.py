@@ -80,16 +80,13 @@ def argmax(logits: Tensor) -> int:
     return int(np.argmax(logits.numpy()))
 
 
-def draw(shares: Tensor, uniforms: Tensor) -> Tensor:
-    """The ids (…) that numbers from 0 to 1, `uniforms` (…, 1), draw from probabilities (…, V) in float64.
+def draw(shares: Tensor, noise: Tensor) -> Tensor:
+    """The ids (…) that exponentially distributed `noise` (…, V) draws from probabilities of that shape.
 
-    It is the first whose sum with all before it is more than that number. Of no probability is none drawn,
-    though sums in parallel may not grow strictly.
+    It is how torch.multinomial draws one, so that noise from elsewhere draws the same. Of no probability is
+    none drawn.
     """
-    sums = shares.cumsum(-1).masked_fill(shares == 0, -math.inf)
-    total = sums.amax(-1, keepdim=True)
-    limit = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
-    return (sums > limit).byte().argmax(-1)
+    return (shares / noise).argmax(-1)
 
 
 def describe_damage() -> DamagedCheckpoint:
@@ -110,13 +107,13 @@ class Wish:
     """What the next token of a sequence is to be chosen by, where others are chosen at the same time.
 
     `history` holds the ids that penalties look back on, none without penalties. `allowed` has the bits of a
-    grammar. `uniform` is the number from 0 to 1 that draws, None for the likeliest token.
+    grammar. `noise` (V,) draws, None for the likeliest token.
     """
 
     params: SamplingParams
     history: Sequence[int]
     allowed: bytes | None
-    uniform: float | None
+    noise: Tensor | None
 
 
 class Sampler:
@@ -132,14 +129,14 @@ class Sampler:
     """
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int) -> None:
-        self._params = params
+        self._params, self._vocab_size = params, vocab_size
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(params.seed)
         self._history = list(prompt)
-        self._uniform: float | None = None
+        self._noise: Tensor | None = None
         self._penalizes = (
             params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
         ) and params.repeat_last_n != 0
@@ -166,13 +163,13 @@ class Sampler:
 
     def make_wish(self, allowed: bytes | None = None) -> Wish:
         """What `choose` would choose by; asked again before the next `observe`, it is the same."""
-        uniform = None if self._params.temperature == 0 else self._find_uniform()
-        return Wish(self._params, self._look_back() if self._penalizes else (), allowed, uniform)
+        noise = None if self._params.temperature == 0 else self._find_noise()
+        return Wish(self._params, self._look_back() if self._penalizes else (), allowed, noise)
 
     def observe(self, token: int) -> None:
         """Look back on `token` from now on, whoever chose it."""
         self._history.append(token)
-        self._uniform = None
+        self._noise = None
 
     def filter_logits(self, logits: Tensor, allowed: bytes | None = None) -> Tensor:
         """The logits after every filter: what `choose` draws from."""
@@ -217,18 +214,19 @@ class Sampler:
     def _draw(self, logits: Tensor) -> int:
         if self._params.temperature == 0:
             return argmax(logits)
-        return int(draw(logits.softmax(-1), torch.tensor([self._find_uniform()], dtype=torch.float64)))
+        return int(draw(logits.softmax(-1), self._find_noise()))
 
     def _look_back(self) -> list[int]:
         """The ids that penalties are for."""
         last_n = self._params.repeat_last_n
         return self._history[-(len(self._history) if last_n < 0 else last_n) :]
 
-    def _find_uniform(self) -> float:
-        """The number that draws the next token."""
-        if self._uniform is None:
-            self._uniform = float(torch.rand((), dtype=torch.float64, generator=self._generator))
-        return self._uniform
+    def _find_noise(self) -> Tensor:
+        """The noise that draws the next token."""
+        if self._noise is None:
+            empty = torch.empty(self._vocab_size, dtype=torch.float64)
+            self._noise = empty.exponential_(generator=self._generator)
+        return self._noise
 
 
 def _unpack_bits(allowed: bytes, vocab_size: int) -> Tensor:
