@@ -29,32 +29,34 @@ def make_fingerprint(
     A file counts by its name, its size and when it was written: weights are too long to be read for this.
     """
     tensors = checkpoint.tensors.values()
-    files = _list_states(tensor.file for tensor in tensors)
+    files = list_states(tensor.file for tensor in tensors)
     return {
         "version of m7b": __version__,
-        "checkpoint": f"{checkpoint.path.name} {_digest(repr(checkpoint.config), files)}",
+        "checkpoint": f"{checkpoint.path.name} {digest([repr(checkpoint.config), files])}",
         "quantization": quant or "as stored",
-        **describe_adapters(adapters),
-        "chat template": _digest(template.description, template.source) if template else "none",
+        **fingerprint_adapters(adapters),
+        "chat template": digest([template.description, template.source]) if template else "none",
         **engine.numerics,
     }
 
 
-def describe_adapters(adapters: Sequence[OpenAdapter]) -> dict[str, str]:
+def fingerprint_adapters(adapters: Sequence[OpenAdapter]) -> dict[str, str]:
     """The label that tells models with other adapters apart."""
     return {"adapter": ", ".join(map(_describe, adapters)) or "none"}
 
 
 def _describe(adapter: OpenAdapter) -> str:
     parts = adapter.adapter.parts.values()
-    return f"{adapter.label} {_digest(_list_states(part.up.file for part in parts))}"
+    return f"{adapter.label} {digest(list_states(part.up.file for part in parts))}"
 
 
-def _list_states(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+def list_states(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """The name of each file, its size, and when it was written in nanoseconds; sorted by their paths."""
     states = ((file.name, file.stat()) for file in sorted(set(files)))
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
-def _digest(*values: object) -> str:
-    text = json.dumps(values, sort_keys=True, default=dict)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_N_DIGITS]
+def digest(value: object) -> str:
+    """16 digits that stand for what JSON writes of `value`, other objects as texts."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:_N_DIGITS]

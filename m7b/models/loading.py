@@ -9,7 +9,7 @@ from m7b.generation import AdapterChoice, EngineOptions, read_adapters
 from m7b.models.adapters import OpenAdapter, check_names, mix_adapters, open_adapters
 from m7b.models.choice import ModelChoice
 from m7b.models.files import ModelFiles, open_model
-from m7b.models.fingerprint import describe_adapters, make_fingerprint
+from m7b.models.fingerprint import fingerprint_adapters, make_fingerprint
 from m7b.models.model import Model
 from m7b.models.text import find_stop_ids, load_texts
 from m7b.progress import run_with_progress
@@ -125,7 +125,7 @@ def _make_others(model: Model, adapters: Sequence[OpenAdapter]) -> tuple[Model, 
             model,
             name=each.name,
             engine=model.engine.with_adapter(number),
-            fingerprint=dict(model.fingerprint) | describe_adapters([each]),
+            fingerprint=dict(model.fingerprint) | fingerprint_adapters([each]),
             about=dict(model.about) | {"model": each.name} | _describe_adapters([each]),
         )
         for number, each in enumerate(adapters, 1)

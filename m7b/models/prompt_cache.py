@@ -1,7 +1,5 @@
 """What was read of a prompt, kept in files between processes: which file, and when it is worth one."""
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m7b.errors import M7bError, OutOfResources, UsageError
+from m7b.models.fingerprint import digest
 from m7b.models.model import Model
 from m7b.paths import prompts_folder
 
@@ -22,7 +21,6 @@ LIMIT_BYTES = 8 << 30
 """What all files of the folder may take together; the longest unused go first."""
 
 _SUFFIX = ".safetensors"
-_N_DIGITS = 16
 _WORTH_LOOKING = 32  # tokens left to read, from which it is worth looking for a file
 _WORTH_MORE = 32  # tokens read, from which a file is written again with them at its end
 _WORTH_ANOTHER = 256  # tokens read, and an eighth of them all, from which they are worth a file of their own
@@ -45,10 +43,10 @@ class PromptCache:
         self._file = None if place == AUTO else Path(place).expanduser()
         self._report, self._keeps = report, keeps
         self._last: tuple[Model, Sequence[int]] | None = None
-        if self._file and not self._file.exists() and not self._file.absolute().parent.is_dir():
-            raise UsageError(f"there is no folder {self._file.absolute().parent}", hint="make it first")
         if self._file and self._file.exists():
             _open(self._file)
+        elif self._file and not (folder := self._file.absolute().parent).is_dir():
+            raise UsageError(f"there is no folder {folder}", hint="make it first")
 
     def check(self, model: Model) -> None:
         """See that the file was written by `model`.
@@ -139,7 +137,7 @@ class PromptCache:
     def _list_files(self, model: Model) -> list[Path]:
         if self._file:
             return [self._file] if self._file.exists() else []
-        return sorted(prompts_folder().glob(f"{_digest(model.fingerprint)}-*{_SUFFIX}"))
+        return sorted(prompts_folder().glob(f"{digest(model.fingerprint)}-*{_SUFFIX}"))
 
     def _make_room(self, model: Model, ids: Sequence[int]) -> Path:
         """A file of the folder for `ids`; those that were not used for longest make room for it.
@@ -158,7 +156,7 @@ class PromptCache:
             left -= prompt.n_bytes
             if left < 0:
                 prompt.file.unlink(missing_ok=True)
-        return folder / f"{_digest(model.fingerprint)}-{_digest(list(ids))}{_SUFFIX}"
+        return folder / f"{digest(model.fingerprint)}-{digest(list(ids))}{_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +190,3 @@ def _open(file: Path) -> "SavedRow":
     from m7b.runtime.saved_rows import open_row
 
     return open_row(file)
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:_N_DIGITS]

@@ -2,19 +2,16 @@
 
 import glob
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from m7b.generation import EngineOptions
 from m7b.models.choice import ModelChoice
+from m7b.models.fingerprint import digest, list_states
 from m7b.version import __version__
-
-_N_DIGITS = 16
 
 
 def identify(choice: ModelChoice, options: EngineOptions, chat_template: str | None) -> str:
@@ -24,30 +21,25 @@ def identify(choice: ModelChoice, options: EngineOptions, chat_template: str | N
         CheckpointNotFound: it was not downloaded.
     """
     name, path = choice.locate()
+    place = Path(os.path.realpath(path))
     told: dict[str, Any] = {
         "version": __version__,
         "kernels": os.environ.get("M7B_KERNELS", ""),
         "name": name,
         "release": choice.release,
-        "files": list(_list_files(Path(os.path.realpath(path)))),
+        "path": str(place),
+        "files": list_states(_list_files(place)),
         "template": chat_template,
         "options": asdict(options),
     }
     if chat_template and os.path.isfile(chat_template):
         told["template"] = hashlib.sha256(Path(chat_template).read_bytes()).hexdigest()
-    text = json.dumps(told, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_N_DIGITS]
+    return digest(told)
 
 
-def _list_files(path: Path) -> Iterator[tuple[str, int, int]]:
-    """The files of a checkpoint, each with its size and when it was written: its folder's, or its parts."""
-    yield str(path), 0, 0
+def _list_files(path: Path) -> list[Path]:
+    """The files of a checkpoint: its folder's, or its parts."""
     if path.is_dir():
-        files = sorted(path.iterdir())
-    else:
-        parts = re.sub(r"-\d+-of-\d+(?=\.)", "-*-of-*", glob.escape(path.name))
-        files = sorted(path.parent.glob(parts))
-    for file in files:
-        if file.is_file():
-            state = file.stat()
-            yield file.name, state.st_size, state.st_mtime_ns
+        return [file for file in path.iterdir() if file.is_file()]
+    parts = re.sub(r"-\d+-of-\d+(?=\.)", "-*-of-*", glob.escape(path.name))
+    return [file for file in path.parent.glob(parts) if file.is_file()]
