@@ -174,8 +174,9 @@ class Completion:
                 calls=self._syntax,
                 controls=self.model.controls,
             )
+            sequence = engine.submit(self.ids, params)  # which looks at the ids
             text = _decode(self.model, request.prompt) if request.echo else ""
-            self._samples.append(_Sample(index, engine.submit(self.ids, params), stream, text))
+            self._samples.append(_Sample(index, sequence, stream, text))
 
     def gather(self) -> Iterator[tuple[int, GenerationEvent]]:
         """The events of all samples since the last call, each with the index of its sample.
@@ -219,19 +220,9 @@ class Completion:
 
 
 def _encode(model: Model, request: CompletionRequest) -> list[int]:
-    """The ids of the prompt; ids stand as they are.
-
-    Raises:
-        UsageError: one of them is not of the model's.
-    """
+    """The ids of the prompt; ids stand as they are."""
     tokenizer, prompt = model.tokenizer, request.prompt
     if isinstance(prompt, tuple):
-        if outside := next((token for token in prompt if not 0 <= token < model.vocab_size), None):
-            raise UsageError(
-                f"the prompt holds token {outside}",
-                hint=f"ids of this model run from 0 to {model.vocab_size - 1}",
-                param="prompt",
-            )
         return list(prompt)
     encode = partial(encode_special, tokenizer) if request.special else tokenizer.encode
     return encode(prompt, bos=tokenizer.adds_bos)

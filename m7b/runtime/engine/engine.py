@@ -287,5 +287,7 @@ class Engine:
         outside = next((token for token in ids if not 0 <= token < vocab_size), None)
         if outside is not None:
             raise UsageError(
-                f"the prompt holds token {outside}", hint=f"ids of this model run from 0 to {vocab_size - 1}"
+                f"the prompt holds token {outside}",
+                hint=f"ids of this model run from 0 to {vocab_size - 1}",
+                param="prompt",
             )
