@@ -39,8 +39,9 @@ class LocalAnswer:
             yield from self._completion.samples()
             return
         self._prompt_cache.restore(self._model, self._completion.ids)
-        for events in self._completion.samples():
-            yield self._keep_prompt(self._prompt_cache, self._completion.ids, events)
+        samples = self._completion.samples()
+        yield self._keep_prompt(self._prompt_cache, self._completion.ids, next(samples))
+        yield from samples  # which have the prompt of the first
 
     def _keep_prompt(
         self, prompt_cache: PromptCache, ids: Sequence[int], events: Iterator[GenerationEvent]
