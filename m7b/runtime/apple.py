@@ -3,11 +3,13 @@
 import platform
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 _NAMES = ("hw", "machdep.cpu", "sysctl.proc_translated")
 
 
+@cache
 def read_facts(root: Path) -> Mapping[str, str]:
     """All that sysctl says below these names, empty on other systems and where it cannot be asked."""
     if platform.system() != "Darwin":
