@@ -57,21 +57,20 @@ class SavedRow:
         try:
             row.restore(self.first, length, self._read())
         except ValueError as error:
-            raise _damaged(self.file, str(error)) from None
+            raise _describe_damage(self.file, str(error)) from None
 
     def _read(self) -> Iterator[Tensor]:
         """Keys and values of each layer in turn, mapped and compared with their checksums."""
         try:
             with safe_open(self.file, framework="pt") as opened:
-                names = [name for name in opened.keys() if name != _CHECKSUMS]  # noqa: SIM118 - it is no dict
-                sums = opened.get_tensor(_CHECKSUMS).tolist()
-                for at in range(len(names)):
+                _, *sums = opened.get_tensor(_CHECKSUMS).tolist()
+                for at, known in enumerate(sums):
                     ring = opened.get_tensor(_name(at))
-                    if _checksum(ring) != sums[at + 1]:
-                        raise _damaged(self.file, f"the checksum of {_name(at)} is another")
+                    if _checksum(ring) != known:
+                        raise _describe_damage(self.file, f"the checksum of {_name(at)} is another")
                     yield ring
-        except (SafetensorError, OSError, IndexError) as error:
-            raise _damaged(self.file, str(error)) from None
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _describe_damage(self.file, str(error)) from None
 
 
 def open_row(file: Path) -> SavedRow:
@@ -97,9 +96,9 @@ def open_row(file: Path) -> SavedRow:
             fields = opened.metadata()
             row = _parse(file, fields)
             if opened.get_tensor(_CHECKSUMS).tolist()[0] != _checksum_fields(fields):
-                raise _damaged(file, "the checksum of its header is another")
+                raise _describe_damage(file, "the checksum of its header is another")
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise _damaged(file, str(error)) from None
+        raise _describe_damage(file, str(error)) from None
     return row
 
 
@@ -198,5 +197,5 @@ def _as_bytes(tensor: Tensor) -> memoryview:
     return data
 
 
-def _damaged(file: Path, why: str) -> DamagedCheckpoint:
+def _describe_damage(file: Path, why: str) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"the prompt cache {file} is damaged: {why}", hint="remove it")

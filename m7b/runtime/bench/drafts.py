@@ -17,6 +17,8 @@ from m7b.runtime.bench.measure import load_runner
 from m7b.runtime.bench.peers import open_peer
 from m7b.runtime.bench.subject import Subject, make_task
 
+_SPARE = 64  # tokens of guesses past the end of a text, which some engines write before they drop them
+
 
 def measure_drafts(
     subject: Subject, texts: Sequence[KnownAnswer], repetitions: int, peer: PeerName | None
@@ -52,9 +54,6 @@ def measure_drafts(
         model=subject.about | {"weights": ours.reads.weights},
         speeds=tuple(speeds),
     )
-
-
-_SPARE = 64  # tokens of guesses past the end of a text, which some engines write before they drop them
 
 
 def _answer_in_turn(
