@@ -57,3 +57,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("m7b.library"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__  # what a prompt completes, before any of it is asked for

@@ -40,6 +40,13 @@ def test_every_name_it_lists_is_there():
         m7b.nothing_of_the_kind  # noqa: B018
 
 
+def test_a_prompt_completes_names_that_were_not_asked_for_yet():
+    """A fresh `m7b.` and Tab, in Python or a notebook, listed modules and none of the names."""
+    code = 'import rlcompleter, m7b; print(rlcompleter.Completer({"m7b": m7b}).complete("m7b.lo", 0))'
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("m7b.load"), done.stdout + done.stderr
+
+
 def test_a_path_is_loaded_as_text_or_as_a_path(tiny):
     for name in (tiny, str(tiny)):
         model = m7b.load(name, ctx_size=100, window=0)
