@@ -133,7 +133,7 @@ def check_template(template: Template) -> None:
     if not shows_tools(template):
         raise UsageError(
             "the chat template of this model has no place for tools",
-            hint="use instruct-v0.3, or a fine-tune whose template has one",
+            hint="use instruct-v0.3, a fine-tune whose template has one, or another --chat-template",
         )
 
 

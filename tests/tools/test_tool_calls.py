@@ -662,7 +662,7 @@ def test_a_model_without_a_place_for_tools_is_refused(demo_file, tool_file):
     for command in ("complete", "chat"):
         options = ("--chat",) if command == "complete" else ("--no-save",)
         ran = call(command, *options, "--model", demo_file, "Hi", "--tools", tool_file, "-n", 5)
-        assert_refused(ran, 2, "no place for tools", "instruct-v0.3")
+        assert_refused(ran, 2, "no place for tools", "instruct-v0.3", "--chat-template")
 
 
 REFUSED = [
