@@ -217,6 +217,18 @@ def test_tasks_that_cannot_be_done_are_told_before_anything_is_written(exam, wor
     assert not out.exists()
 
 
+def test_a_split_that_is_missing_is_no_bug_of_ours(questions, home, tmp_path, capsys):
+    """A folder with the split that is asked, and no other, ended in `KeyError: 'train'` and a traceback."""
+    original = next(questions.glob("**/piqa"))
+    folder = tmp_path / original.relative_to(questions)
+    folder.mkdir(parents=True)
+    (folder / "validation.jsonl").write_text((original / "validation.jsonl").read_text())
+    assert main(["eval", "piqa", "--data", str(tmp_path)]) == ExitCode.SOME_FAILED
+    err = capsys.readouterr().err
+    assert "no split train" in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
