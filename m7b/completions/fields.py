@@ -153,7 +153,10 @@ def read_logit_bias(value: Any) -> dict[int, float]:
 def read_tools(fields: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Read `tools`, or the `functions` of before tools; None where there are none."""
     if "functions" not in fields:
-        return fields.get("tools") or None
+        tools = fields.get("tools", [])
+        if not isinstance(tools, list):
+            raise UsageError("tools must be a list of objects", param="tools")
+        return tools or None
     if "tools" in fields:
         raise UsageError("tools and functions are both given", hint="give tools alone", param="functions")
     functions = fields["functions"]
@@ -213,9 +216,11 @@ def check_choice(choice: str, allowed: frozenset[str] | None, tools: Any) -> Non
             f"tool_choice is {choice!r} and there are no tools", hint="give tools", param="tool_choice"
         )
     names = {
-        function.get("name")
+        name
         for tool in tools or ()
-        if isinstance(tool, dict) and isinstance(function := tool.get("function"), dict)
+        if isinstance(tool, dict)
+        and isinstance(function := tool.get("function"), dict)
+        and isinstance(name := function.get("name"), str)
     }
     if missing := sorted((allowed or set()) - names):
         raise UsageError(

@@ -1,8 +1,11 @@
 """What OpenAI's clients may send: each field is honoured, changes nothing, or is refused by its name."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from m7b.completions import CompletionRequest, parse_request
 from m7b.constraint import AnyJson, JsonSchema
@@ -32,7 +35,7 @@ REFUSED = {
     "moderation": {"model": "m"}, "top_logprobs": 2, "mood": "good", "logit_bias": [1], "n": 0, "seed": "1",
     "top_p": 2, "temperature": -1, "presence_penalty": "1", "max_tokens": -1, "max_completion_tokens": 1.5,
     "parallel_tool_calls": "no", "tool_choice": "required", "response_format": "json", "stop": 5,
-    "logprobs": "a", "functions": {}, "function_call": 5, "echo": True,
+    "logprobs": "a", "functions": {}, "function_call": 5, "echo": True, "tools": -1,
 }  # fmt: skip
 
 
@@ -45,6 +48,27 @@ def test_field_that_changes_no_token_is_accepted(name):
     """`store`, `service_tier` and more ended the request."""
     wanted = replace(parse(), tool_choice="none") if name == "function_call" else parse()
     assert parse(**{name: HARMLESS[name]}) == wanted
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["auto", "f", "type"])
+KEYS = st.sampled_from(
+    ["type", "function", "name", "allowed_tools", "mode", "tools", "json_schema", "schema"]
+)
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
+)
+ODD_TOOL = {"type": "function", "function": {"name": ["f"]}}
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.dictionaries(st.sampled_from([*HARMLESS, *REFUSED, "messages"]), VALUES, min_size=1, max_size=3))
+@example({"tools": -1, "tool_choice": "auto"})
+@example({"tools": [ODD_TOOL], "tool_choice": "auto"})
+def test_whatever_the_fields_hold_it_is_read_or_refused(fields):
+    """`tools: -1` beside a `tool_choice` was a fault of the server's."""
+    for is_chat in (True, False):
+        with suppress(UsageError):
+            parse_request(fields, DEFAULTS, is_chat=is_chat)
 
 
 @pytest.mark.parametrize("name", [*HARMLESS, *REFUSED])
