@@ -54,23 +54,9 @@ def _load_from(folder: Path | None, load: Callable[..., Any]) -> Callable[..., A
             place = "/".join(filter(None, (path, name)))
             raise UsageError(f"{folder} holds no {place}", hint=f"put it there as {place}/SPLIT.jsonl")
         reader = _READERS[Path(next(iter(files.values()))).suffix]
-        return _name_missing_splits(_translate(path, name, lambda: load(reader, data_files=files)), path)
+        return _translate(path, name, lambda: load(reader, data_files=files))
 
     return load_dataset
-
-
-def _name_missing_splits(found: Any, path: str) -> Any:
-    """The splits that were found; one that a task asks for beside them is an error of the user's."""
-    import datasets
-
-    class Splits(datasets.DatasetDict):  # type: ignore[misc]
-        def __missing__(self, split: str) -> Any:
-            raise UsageError(
-                f"{path} has no split {split}",
-                hint=f"put {split}.jsonl beside {', '.join(sorted(self))}; it is read without examples too",
-            )
-
-    return Splits(found)
 
 
 def _translate(path: str, name: str | None, load: Callable[[], Any]) -> Any:

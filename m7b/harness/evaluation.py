@@ -127,11 +127,21 @@ def load_task(manager: Any, name: str, data: Path | None) -> Any:
     """A row of the paper, a task of lm-eval, or one in a file, with its questions.
 
     Raises:
-        UsageError: its questions are not there.
+        UsageError: its questions are not there, or those in `data` are not what the task reads.
     """
     row = BY_NAME.get(name)
     with _quiet(), local_data(data):
-        return manager.load(row.list_specs(manager.task_index) if row else [name])
+        try:
+            return manager.load(row.list_specs(manager.task_index) if row else [name])
+        except M7bError:
+            raise
+        except Exception as error:
+            if data is None:
+                raise
+            raise UsageError(
+                f"{data} does not hold what {name} reads: {type(error).__name__}: {error}",
+                hint="it takes the hub's columns, and every split that the task names",
+            ) from None
 
 
 def run_task(

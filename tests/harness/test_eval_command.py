@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,16 +218,22 @@ def test_tasks_that_cannot_be_done_are_told_before_anything_is_written(exam, wor
     assert not out.exists()
 
 
-def test_a_split_that_is_missing_is_no_bug_of_ours(questions, home, tmp_path, capsys):
-    """A folder with the split that is asked, and no other, ended in `KeyError: 'train'` and a traceback."""
+def test_questions_of_another_shape_are_no_bug_of_ours(questions, home, tmp_path, capsys):
+    """A folder without a split or a column that the task reads ended in a traceback."""
     original = next(questions.glob("**/piqa"))
     folder = tmp_path / original.relative_to(questions)
-    folder.mkdir(parents=True)
-    (folder / "validation.jsonl").write_text((original / "validation.jsonl").read_text())
-    assert main(["eval", "piqa", "--data", str(tmp_path)]) == ExitCode.SOME_FAILED
-    err = capsys.readouterr().err
-    assert "no split train" in err
-    assert "Traceback" not in err
+    shutil.copytree(original, folder)
+    (folder / "train.jsonl").unlink()
+    odd = tmp_path / "odd" / original.relative_to(questions)
+    odd.mkdir(parents=True)
+    for file in original.glob("*.jsonl"):
+        (odd / file.name).write_text('{"question": "Why?"}\n')
+    for data, word in ((tmp_path, "train"), (tmp_path / "odd", "piqa")):
+        assert main(["eval", "piqa", "--data", str(data)]) == ExitCode.SOME_FAILED
+        err = capsys.readouterr().err
+        assert f"{data} does not hold what piqa reads" in err
+        assert word in err
+        assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
