@@ -1,4 +1,4 @@
-"""Tiny folders in the four-bit formats of other programs, each packed by loops from its format's description.
+"""Tiny folders in the four-bit formats of other programs, each packed from its format's description.
 
 What is written is known: `Folder.values` has every weight as the format means it.
 """
@@ -35,13 +35,9 @@ class Weight:
     columns: np.ndarray
 
     def values(self) -> np.ndarray:
-        """(quant - zero) * scale, one by one."""
-        values = np.empty(self.quants.shape)
-        for o in range(len(values)):
-            for i, group in enumerate(self.columns):
-                quant, zero = int(self.quants[o, i]), float(self.zeros[o, group])
-                values[o, i] = (quant - zero) * float(self.scales[o, group])
-        return values
+        """(quant - zero) * scale."""
+        scales, zeros = (part.astype(np.float64)[:, self.columns] for part in (self.scales, self.zeros))
+        return (self.quants - zeros) * scales
 
 
 def round_weight(weight: np.ndarray, group: int, *, symmetric: bool, shuffled: bool) -> Weight:
@@ -53,34 +49,30 @@ def round_weight(weight: np.ndarray, group: int, *, symmetric: bool, shuffled: b
     scales = np.empty((n_out, columns.max() + 1), np.float16)
     zeros = np.full(scales.shape, 8, np.int64)
     quants = np.empty(weight.shape, np.int64)
-    for o in range(n_out):
-        for g in range(scales.shape[1]):
-            part = weight[o, columns == g]
-            low, high = min(part.min(), 0), max(part.max(), 0)
-            scales[o, g] = np.abs(part).max() / 7 if symmetric else (high - low) / 15
-            if not symmetric:
-                zeros[o, g] = np.clip(np.round(-low / np.float64(scales[o, g])), 0, 15)
-            levels = np.round(part / np.float64(scales[o, g])) + zeros[o, g]
-            quants[o, columns == g] = np.clip(levels, 0, 15)
+    for g in range(scales.shape[1]):
+        part = weight[:, columns == g]
+        low, high = part.min(1).clip(max=0), part.max(1).clip(min=0)
+        scales[:, g] = np.abs(part).max(1) / 7 if symmetric else (high - low) / 15
+        step = scales[:, g].astype(np.float64)
+        if not symmetric:
+            zeros[:, g] = np.clip(np.round(-low / step), 0, 15)
+        quants[:, columns == g] = np.clip(np.round(part / step[:, None]) + zeros[:, g, None], 0, 15)
     return Weight(quants, scales, zeros, columns)
 
 
 def pack_down(values: np.ndarray) -> torch.Tensor:
     """Eight values of a column to a word, the first in the lowest bits: (8 n, m) to (n, m) int32."""
     words = np.zeros((values.shape[0] // 8, values.shape[1]), np.uint32)
-    for row in range(values.shape[0]):
-        for column in range(values.shape[1]):
-            words[row // 8, column] |= np.uint32(int(values[row, column]) << 4 * (row % 8))
+    for place in range(8):
+        words |= values[place::8].astype(np.uint32) << np.uint32(4 * place)
     return torch.from_numpy(words.view(np.int32))
 
 
 def pack_along(values: np.ndarray, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
     """Eight values of a row to a word, place p having that of `order[p]`: (n, 8 m) to (n, m) int32."""
     words = np.zeros((values.shape[0], values.shape[1] // 8), np.uint32)
-    for row in range(values.shape[0]):
-        for word in range(words.shape[1]):
-            for place, column in enumerate(order):
-                words[row, word] |= np.uint32(int(values[row, 8 * word + column]) << 4 * place)
+    for place, column in enumerate(order):
+        words |= values[:, column::8].astype(np.uint32) << np.uint32(4 * place)
     return torch.from_numpy(words.view(np.int32))
 
 
