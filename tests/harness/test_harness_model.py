@@ -1,9 +1,8 @@
 """Our engine in lm-eval, against lm-eval's own `hf` over transformers, in float32."""
 
 import pytest
-import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 pytest.importorskip("lm_eval")
 
@@ -16,6 +15,7 @@ from m7b.errors import UsageError
 from m7b.harness.answers import Answers
 from m7b.harness.evaluation import load_task, open_tasks
 from m7b.harness.model import HarnessModel
+from tests.support.checkpoints import transformers_model
 from tests.support.eval_tasks import make_tasks, write_exam
 from tests.support.served import Served
 
@@ -24,14 +24,11 @@ KINDS = ("choices", "letters", "pairs", "rolling", "generation", "voting")
 
 @pytest.fixture(scope="module")
 def theirs(demo_file):
-    model = AutoModelForCausalLM.from_pretrained(
-        demo_file.parent, gguf_file=demo_file.name, dtype=torch.float32
-    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(demo_file.parent, gguf_file=demo_file.name)
     # Reading GGUF, transformers misses that this vocabulary's merges stay within a digit.
     digits, letters = Digits(individual_digits=True), ByteLevel(add_prefix_space=False)
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence([digits, letters])
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=512)
+    return HFLM(pretrained=transformers_model(demo_file), tokenizer=tokenizer, batch_size=4, max_length=512)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from m7b.generation import SamplingParams, Step
 from m7b.runtime import kernels
@@ -22,6 +21,7 @@ from tests.support.checkpoints import (
     logits,
     mistral,
     oracle_logits,
+    transformers_model,
     write_gguf,
     write_hf,
     write_native,
@@ -152,10 +152,8 @@ def test_logits_equal_those_of_peft(tmp_path, base, config, is_merged):
 def test_logits_of_the_demo_equal_those_of_peft(tmp_path, demo_file):
     """The demo's own weights in float32, with the adapter beside them and merged."""
     peft = pytest.importorskip("peft")
-    model = AutoModelForCausalLM.from_pretrained(
-        demo_file.parent, gguf_file=demo_file.name, dtype=torch.float32, attn_implementation="eager"
-    )
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=list(LINEARS)))
+    config = peft.LoraConfig(r=16, lora_alpha=32, target_modules=list(LINEARS))
+    wrapped = peft.get_peft_model(transformers_model(demo_file), config)
     torch.manual_seed(3)
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:

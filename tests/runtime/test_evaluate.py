@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
 from m7b.cli import main
 from m7b.errors import ExitCode
@@ -20,7 +19,7 @@ from m7b.runtime.quantize import Settings, quantize
 from m7b.runtime.quantize.importance import column_importance
 from m7b.texts import english_text
 from m7b.tokenizer import load_tokenizer
-from tests.support.checkpoints import engine, mistral, write_hf, write_v3
+from tests.support.checkpoints import engine, mistral, transformers_model, write_hf, write_v3
 
 TEXT = english_text()[:1300]
 CTX_SIZE, STRIDE = 256, 128
@@ -52,10 +51,9 @@ def files(demo_file, tmp_path_factory):
     return folder
 
 
-def theirs(folder, name, ids):
+def theirs(file, ids):
     """transformers' log-probabilities (T, V) of every id but the first, in float32, in the usual windows."""
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
-    rows, judged = [], 1
+    model, rows, judged = transformers_model(file), [], 1
     with torch.inference_mode():
         for start in range(0, len(ids), STRIDE):
             end = min(start + CTX_SIZE, len(ids))
@@ -69,7 +67,7 @@ def theirs(folder, name, ids):
 
 @pytest.fixture(scope="module")
 def their_original(files, ids):
-    return theirs(files, "bf16.gguf", ids)
+    return theirs(files / "bf16.gguf", ids)
 
 
 def their_losses(log_probs, ids):
@@ -102,7 +100,7 @@ def test_perplexity_agrees_with_transformers_to_four_digits(files, ids, their_or
 
 def test_the_distance_is_that_which_transformers_computes(files, ids, their_original, tmp_path):
     """Both models in float32 and without rounded activations, so that the arithmetic is the same."""
-    original, quantized = their_original, theirs(files, "q4_0.gguf", ids)
+    original, quantized = their_original, theirs(files / "q4_0.gguf", ids)
     kl = (original.exp() * (original - quantized)).sum(-1)
     record = Record(tmp_path / "record")
     plain = {"ctx_size": CTX_SIZE, "quant": "none", "prefill_chunk": 512}

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from gguf import GGUFReader, quants
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from m7b.runtime.cache import CacheRow
 from m7b.runtime.checkpoints import open_checkpoint
@@ -67,20 +68,6 @@ def write_v3(folder: Path, model: MistralForCausalLM | None = None, **changes: A
 def native_tensors(model: MistralForCausalLM) -> dict[str, torch.Tensor]:
     """The weights under Mistral's own names, q and k rows in interleaved order."""
     config = model.config
-    names = {
-        "self_attn.q_proj": "attention.wq",
-        "self_attn.k_proj": "attention.wk",
-        "self_attn.v_proj": "attention.wv",
-        "self_attn.o_proj": "attention.wo",
-        "mlp.gate_proj": "feed_forward.w1",
-        "mlp.down_proj": "feed_forward.w2",
-        "mlp.up_proj": "feed_forward.w3",
-        "input_layernorm": "attention_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "model.embed_tokens": "tok_embeddings",
-        "model.norm": "norm",
-        "lm_head": "output",
-    }
     tensors = {}
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -95,9 +82,7 @@ def native_tensors(model: MistralForCausalLM) -> dict[str, torch.Tensor]:
                 for part in (0, 1)
             ]
             weight = weight[rows]
-        for source, target in names.items():
-            name = name.replace(source, target)
-        tensors[name.removeprefix("model.")] = weight.contiguous()
+        tensors[_native_name(name)] = weight.contiguous()
     return tensors
 
 
@@ -176,6 +161,34 @@ def write_gguf(
     return file
 
 
+def transformers_model(file: Path) -> LlamaForCausalLM:
+    """The Llama model of a GGUF file in transformers, in float32; the gguf package reads the file."""
+    reader = GGUFReader(file)
+    config = LlamaConfig(
+        hidden_size=_metadata(reader, "embedding_length"),
+        num_hidden_layers=_metadata(reader, "block_count"),
+        num_attention_heads=_metadata(reader, "attention.head_count"),
+        num_key_value_heads=_metadata(reader, "attention.head_count_kv"),
+        intermediate_size=_metadata(reader, "feed_forward_length"),
+        vocab_size=_metadata(reader, "vocab_size"),
+        rms_norm_eps=_metadata(reader, "attention.layer_norm_rms_epsilon"),
+        max_position_embeddings=_metadata(reader, "context_length"),
+        rope_parameters={"rope_type": "default", "rope_theta": _metadata(reader, "rope.freq_base")},
+        tie_word_embeddings=all(tensor.name != "output.weight" for tensor in reader.tensors),
+        attn_implementation="eager",
+    )
+    with torch.device("meta"):
+        names = {_gguf_name(_native_name(name)): name for name in LlamaForCausalLM(config).state_dict()}
+    weights = {}
+    for tensor in reader.tensors:
+        weight = torch.from_numpy(quants.dequantize(tensor.data, tensor.tensor_type).copy())
+        if "attn_q" in tensor.name or "attn_k" in tensor.name:
+            half = config.head_dim // 2
+            weight = weight.unflatten(0, (-1, half, 2)).transpose(1, 2).flatten(0, 2)
+        weights[names[tensor.name]] = weight
+    return LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights).eval()
+
+
 def engine(path: Path, **options: Any) -> Engine:
     """The production loader's engine for `path`, in float32 unless told otherwise."""
     settings = {"dtype": "float32", "prefill_chunk": 16, "is_static": None} | options
@@ -238,6 +251,30 @@ def llama_cpp_logits(file: Path, ids: list[int], adapters: Sequence[tuple[Path, 
 def oracle_logits(model: MistralForCausalLM, ids: list[int]) -> torch.Tensor:
     """Logits (T, V) of transformers in one shot, without a cache."""
     return model(torch.tensor([ids]), use_cache=False).logits[0].float()
+
+
+def _metadata(reader: GGUFReader, key: str) -> Any:
+    return reader.fields[f"llama.{key}"].contents()
+
+
+def _native_name(name: str) -> str:
+    names = {
+        "self_attn.q_proj": "attention.wq",
+        "self_attn.k_proj": "attention.wk",
+        "self_attn.v_proj": "attention.wv",
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.down_proj": "feed_forward.w2",
+        "mlp.up_proj": "feed_forward.w3",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "model.embed_tokens": "tok_embeddings",
+        "model.norm": "norm",
+        "lm_head": "output",
+    }
+    for source, target in names.items():
+        name = name.replace(source, target)
+    return name.removeprefix("model.")
 
 
 def _gguf_name(name: str) -> str:
