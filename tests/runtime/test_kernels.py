@@ -1,5 +1,6 @@
 """The native kernels against float64, on every instruction set that this processor has."""
 
+import functools
 import itertools
 import os
 import subprocess
@@ -296,6 +297,7 @@ def attend(q, k, v, spans, rings, *, is_prompt):
     return kernels.attend(q, k, v, RingSpans(described), 0)
 
 
+@functools.cache
 def visible_slots(capacity, first, n, window):
     """Which slots (n, capacity) each token sees, position by position as the definition has it."""
     slots = torch.zeros(n, capacity, dtype=torch.bool)
