@@ -5,7 +5,7 @@ Knows texts alone; nothing about templates, tokens or grammars.
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
@@ -26,16 +26,53 @@ Fixed = tuple[str | Hole, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Around:
+    """The texts around a value, and of which JSON types (`integer` is a `number`) the values are."""
+
+    kinds: frozenset[str]
+    before: Fixed
+    behind: Fixed
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Arguments one by one: before KEY around[VALUE] (separator before KEY around[VALUE])*, or none.
+
+    A string stands as it is, or with `is_quoted` as JSON; other values are JSON, but for `words`.
+
+    Attributes:
+        around: by the types of values; of a type that stands in none, a value cannot be written.
+        words: how true, false and null are written.
+        kinds: the types of each tool's arguments by their names, where they are known; they tell a number
+            from a string of digits. The name "" stands for all others.
+    """
+
+    before: Fixed
+    separator: Fixed
+    around: tuple[Around, ...]
+    words: tuple[str, str, str] = ("true", "false", "null")
+    is_quoted: bool = False
+    kinds: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict, compare=False)
+
+    @property
+    def parts(self) -> tuple[Fixed, ...]:
+        """All fixed texts."""
+        return (self.before, self.separator, *(text for a in self.around for text in (a.before, a.behind)))
+
+
+@dataclass(frozen=True, slots=True)
 class CallFormat:
     """How a model writes calls. An answer of calls is
 
         opening NAME middle ARGUMENTS tail (separator NAME middle ARGUMENTS tail)* closing
 
-    where ARGUMENTS is a JSON object. A vocabulary may have tokens of their own for parts of the fixed texts.
+    where ARGUMENTS is a JSON object, or `pairs`. A vocabulary may have tokens of their own for parts of the
+    fixed texts.
 
     Attributes:
         separator: None where an answer holds one call only.
         follows_text: whether text may stand in front of the calls.
+        pairs: how arguments are written one by one; None where they are a JSON object.
     """
 
     opening: Fixed
@@ -44,11 +81,13 @@ class CallFormat:
     separator: Fixed | None
     closing: Fixed
     follows_text: bool = False
+    pairs: Pairs | None = None
 
     @property
     def parts(self) -> tuple[Fixed, ...]:
         """All fixed texts."""
-        return (self.opening, self.middle, self.tail, self.separator or (), self.closing)
+        of_pairs = self.pairs.parts if self.pairs else ()
+        return (self.opening, self.middle, self.tail, self.separator or (), self.closing, *of_pairs)
 
     def end_at(self, ends: Collection[str]) -> "CallFormat | None":
         """The same format for a model that stops at `ends`; None where it stops within a call."""
@@ -61,8 +100,11 @@ class CallFormat:
         tail = _cut(cut.tail, ends)
         if tail != cut.tail:
             cut, closing = replace(cut, tail=tail, separator=None), ()
-        if _holds(cut.opening, ends) or _holds(cut.middle, ends):
+        inner = (cut.opening, cut.middle, *(cut.pairs.parts if cut.pairs else ()))
+        if any(_holds(fixed, ends) for fixed in inner):
             return None
+        if cut.pairs and not spell_fixed(tail).strip():
+            return None  # nothing would tell that there are no more arguments
         return replace(cut, closing=closing)
 
 
@@ -110,6 +152,11 @@ def split_controls(fixed: Fixed, controls: Mapping[str, int]) -> list[Part]:
         else:
             parts += [controls.get(piece, piece) for piece in pattern.split(part) if piece]
     return parts
+
+
+def spell_fixed(fixed: Fixed) -> str:
+    """Spell a fixed text that has no holes."""
+    return "".join(part for part in fixed if not isinstance(part, Hole))
 
 
 def _holds(fixed: Fixed, ends: Collection[str]) -> bool:

@@ -14,7 +14,17 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from m7b.call_format import MISTRAL, TAG, CallFormat, Fixed, Hole, find_trigger
+from m7b.call_format import (
+    MISTRAL,
+    TAG,
+    Around,
+    CallFormat,
+    Fixed,
+    Hole,
+    Pairs,
+    find_trigger,
+    spell_fixed,
+)
 from m7b.generation import CallPart, ToolCall
 
 _NAME = re.compile(r"[\w-]+")
@@ -37,13 +47,14 @@ def split_calls(
 ) -> tuple[tuple[ToolCall, ...], str]:
     """Parse the calls in `text`, and what stands behind them. The ids of calls are new.
 
-    What stands around them is that of `form`, with any spaces. Where it is not, calls are JSON objects or
+    What stands around them is that of `form`, with any spaces; those of strings that stand as they are count.
+    Where it is not, calls are JSON objects or
     lists of them: a marker, a fence or prose before the first is skipped, and so is prose behind it; a marker
     behind it begins more. `arguments` may be called `parameters`, and be JSON in a string, or null. With
     `lenient` it reads Python's quotes as well. NaN, 1e400 and lone surrogates are no strict JSON, and so no
     call; of keys that come twice the last counts.
     """
-    found, end = _parse_format(text, _compile(form))
+    found, end = _parse_format(text, form)
     if found:
         return found, text[end:]
     markers = {marker[0] for fixed in form.parts for part in fixed for marker in TAG.finditer(part)}
@@ -60,6 +71,9 @@ class _Patterns:
     tail: re.Pattern[str]
     separator: re.Pattern[str]
     closing: re.Pattern[str]
+    lead: re.Pattern[str]  # in front of a first key
+    joint: re.Pattern[str]  # in front of other keys
+    end: re.Pattern[str]  # what may follow a value, behind which nothing stands
 
 
 @lru_cache(maxsize=8)
@@ -70,7 +84,11 @@ def _compile(form: CallFormat) -> _Patterns:
     start = f"(?:{_write_pattern(opening[:1])})?{_write_pattern(opening[1:])}"
     separator = "(?!)" if form.separator is None else _write_pattern(form.separator)
     middle, tail, closing = map(_write_pattern, (form.middle, form.tail, form.closing))
-    return _Patterns(str(trigger), *map(re.compile, (start, middle, tail, separator, closing)))
+    before, between = (form.pairs.before, form.pairs.separator) if form.pairs else ((), ())
+    lead, joint = map(_write_pattern, (before, between))
+    end = rf"{joint if between else '(?!)'}|\s*{re.escape(spell_fixed(form.tail).strip()[:1])}"
+    texts = (start, middle, tail, separator, closing, lead, joint + lead, end)
+    return _Patterns(str(trigger), *map(re.compile, texts))
 
 
 class CallReader:
@@ -84,12 +102,18 @@ class CallReader:
         patterns = _compile(form)
         opening, separator = patterns.opening.pattern, patterns.separator.pattern
         again = f"{patterns.closing.pattern}(?={re.escape(patterns.trigger)}){opening}"
-        name = rf"(?P<name>{_NAME.pattern}){patterns.middle.pattern}(?=\{{)"
+        self._pairs = form.pairs
+        begins = r"\{"
+        if form.pairs:
+            before = form.pairs.before
+            begins = f"{_write_pattern(before)}|{patterns.tail.pattern}" if before else ""
+        name = rf"(?P<name>{_NAME.pattern}){patterns.middle.pattern}(?={begins})"
         self._first = re.compile(opening + name)
         self._next = re.compile(f"{patterns.tail.pattern}(?:{separator}|{again}){name}")
         self._text = ""  # what is not told
         self._depth = 0  # of brackets in the arguments
         self._is_string = False
+        self._patterns = patterns
         self.calls: list[ToolCall] = []
 
     def push(self, text: str) -> tuple[CallPart, ...]:
@@ -104,13 +128,34 @@ class CallReader:
                 self._text = self._text[head.end() :]
                 self.calls.append(ToolCall(head["name"], "", _make_id()))
                 parts.append(CallPart(len(self.calls) - 1, self.calls[-1].id, head["name"]))
+                self._depth = 1 if self._pairs else 0  # until its pairs are over
             call = self.calls[-1]
-            piece = self._take_arguments()
+            piece = self._take_pairs(self._pairs, call) if self._pairs else self._take_arguments()
             if not piece:
                 break
             parts.append(CallPart(len(self.calls) - 1, call.id, arguments=piece))
             self.calls[-1] = replace(call, arguments=call.arguments + piece)
         return tuple(parts)
+
+    def _take_pairs(self, pairs: Pairs, call: ToolCall) -> str:
+        """Take the pairs that are whole, and the end of the arguments, as `split_calls` writes them."""
+        patterns = self._patterns
+        taken = ""
+        while True:
+            is_first = not call.arguments + taken
+            lead, fixed = (patterns.lead, ()) if is_first else (patterns.joint, pairs.separator)
+            if spell_fixed((*fixed, *pairs.before)).lstrip().startswith(self._text.lstrip()):
+                return taken
+            begun = lead.match(self._text)
+            if begun is None or (is_first and not pairs.before and patterns.tail.match(self._text)):
+                self._depth = 0
+                return taken + ("{}" if is_first else "}")
+            pair = _parse_pair(self._text, begun.end(), patterns, pairs, call.name)
+            if pair is None:
+                return taken
+            key, value, end = pair
+            taken += ("{" if is_first else ", ") + json.dumps({key: value}, ensure_ascii=False)[1:-1]
+            self._text = self._text[end:]
 
     def _take_arguments(self) -> str:
         """Take what is sure of the arguments of the call that has begun, as `split_calls` writes them."""
@@ -143,29 +188,106 @@ def _write_pattern(fixed: Fixed) -> str:
     return before + r"\s*".join(pieces) + after
 
 
-def _parse_format(text: str, form: _Patterns) -> tuple[tuple[ToolCall, ...], int]:
+def _parse_format(text: str, form: CallFormat) -> tuple[tuple[ToolCall, ...], int]:
     """Parse calls that are written as the format has them; returns where they end, too."""
-    begun = form.opening.match(text) or form.opening.match(text, max(0, text.find(form.trigger)))
+    patterns = _compile(form)
+    begun = patterns.opening.match(text) or patterns.opening.match(text, max(0, text.find(patterns.trigger)))
     calls: list[ToolCall] = []
     at = begun.end() if begun else -1
     while at >= 0:
         name = _NAME.match(text, at)
-        middle = form.middle.match(text, name.end()) if name else None
+        middle = patterns.middle.match(text, name.end()) if name else None
         if name is None or middle is None:
             return (), 0
-        value, end = _parse_value(text, middle.end(), lenient=False)
-        tail = form.tail.match(text, end)
+        value: Any
+        if form.pairs:
+            value, end = _parse_pairs(text, middle.end(), patterns, form.pairs, name[0])
+        else:
+            value, end = _parse_value(text, middle.end(), lenient=False)
+        tail = patterns.tail.match(text, end)
         call = _parse_call({"name": name[0], "arguments": value}) if isinstance(value, dict) else None
         if call is None or tail is None:
             return (), 0
         calls.append(call)
-        more, closing = form.separator.match(text, tail.end()), form.closing.match(text, tail.end())
-        if more is None and closing and text.startswith(form.trigger, closing.end()):
-            more = form.opening.match(text, closing.end())
+        more, closing = patterns.separator.match(text, tail.end()), patterns.closing.match(text, tail.end())
+        if more is None and closing and text.startswith(patterns.trigger, closing.end()):
+            more = patterns.opening.match(text, closing.end())
         if more is None:
             return (tuple(calls), closing.end()) if closing else ((), 0)
         at = more.end()
     return (), 0
+
+
+def _parse_pairs(
+    text: str, at: int, patterns: _Patterns, pairs: Pairs, name: str
+) -> tuple[dict[str, Any], int]:
+    """Parse arguments that stand one by one; returns where they end, too."""
+    found: dict[str, Any] = {}
+    if not pairs.before and patterns.tail.match(text, at):
+        return found, at
+    while lead := (patterns.joint if found else patterns.lead).match(text, at):
+        pair = _parse_pair(text, lead.end(), patterns, pairs, name)
+        if pair is None:
+            break
+        key, value, at = pair
+        found[key] = value
+    return found, at
+
+
+def _parse_pair(
+    text: str, at: int, patterns: _Patterns, pairs: Pairs, name: str
+) -> tuple[str, Any, int] | None:
+    """Parse a key, its value, and where that ends, of the tool `name`; None where they are not whole."""
+    places = []
+    for around in pairs.around:
+        before = spell_fixed(around.before)
+        place = text.find(before.rstrip(), at)
+        if place > at:
+            start = place + len(before if text.startswith(before, place) else before.rstrip())
+            places.append((place, -len(before), start, around))
+    if not places:
+        return None
+    place, _, start, around = min(places, key=lambda entry: entry[:2])
+    key, behind = text[at:place], spell_fixed(around.behind)
+    kinds = pairs.kinds.get(name, {})
+    possible = kinds.get(key, kinds.get("", around.kinds))
+    if behind:
+        end = text.find(behind.lstrip(), start)
+        raw = text[start:end].removesuffix(behind[: len(behind) - len(behind.lstrip())])
+        return (
+            (key, _read_value(raw, around, pairs, possible), end + len(behind.lstrip())) if end >= 0 else None
+        )
+    word = re.compile("|".join(map(re.escape, pairs.words))).match(text, start)
+    value, end = (
+        (_read_value(word[0], around, pairs, possible), word.end())
+        if word
+        else _parse_value(text, start, lenient=True)
+    )
+    return (key, value, end) if patterns.end.match(text, end) else None
+
+
+def _read_value(raw: str, around: Around, pairs: Pairs, kinds: Collection[str]) -> Any:
+    """Read a value, which is of one of `kinds`: a string as it is, or what other values write."""
+    possible = around.kinds & frozenset(kinds)
+    if around.kinds <= {"string"} or possible == {"string"}:
+        return _decode(raw) if pairs.is_quoted else raw
+    constants = dict(zip(pairs.words, (True, False, None), strict=True))
+    value = constants[raw] if raw in constants else _decode(raw)
+    if isinstance(value, str):
+        return value if pairs.is_quoted else raw
+    return raw if possible and "string" in around.kinds and _find_kind(value) not in possible else value
+
+
+def _decode(raw: str) -> Any:
+    """Decode JSON, or a list or an object as Python writes it; anything else is text."""
+    value, end = _parse_value(raw, 0, lenient=raw[:1] in ("[", "{"))
+    return value if end == len(raw) and (value is not None or raw == "null") else raw
+
+
+def _find_kind(value: Any) -> str:
+    """The JSON type of a value."""
+    kinds = {bool: "boolean", int: "number", float: "number", str: "string", dict: "object", list: "array"}
+    return kinds.get(type(value), "null")
 
 
 def _parse_entries(text: str, markers: Collection[str], *, lenient: bool) -> tuple[tuple[ToolCall, ...], str]:

@@ -3,10 +3,11 @@
 Knows templates, tokenizers and grammars; nothing about what tools do, nor who runs them.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from m7b.call_format import MISTRAL, PLAIN, CallFormat, find_trigger, split_controls
-from m7b.constraint import Calls, Place, compile_constraint
+from m7b.constraint import Calls, Place, compile_constraint, find_kinds
 from m7b.errors import UsageError
 from m7b.generation import Constraint, Matcher
 from m7b.stream import CallSyntax
@@ -52,6 +53,8 @@ class Offer:
         if self.choice == NONE:
             return None
         form = self._choose_form(tokenizer)
+        if form.pairs:
+            form = replace(form, pairs=replace(form.pairs, kinds=self._find_kinds()))
         trigger, _ = find_trigger(form, tokenizer.controls)
         call_id = trigger if isinstance(trigger, int) else None
         in_text = call_id is None or not self.is_constrained
@@ -91,6 +94,14 @@ class Offer:
             return self.form
         trigger, _ = find_trigger(MISTRAL, tokenizer.controls)
         return MISTRAL if isinstance(trigger, int) else PLAIN
+
+    def _find_kinds(self) -> dict[str, dict[str, frozenset[str]]]:
+        """The JSON types of each tool's arguments, as far as schemas tell them."""
+        found = {}
+        for tool in self.tools:
+            with suppress(UsageError):  # its calls are not kept valid
+                found[tool["function"]["name"]] = find_kinds(tool["function"]["parameters"])
+        return found
 
     def _choose_place(self, trigger: str | int, tokenizer: Tokenizer) -> Place:
         if self.choice == NONE:

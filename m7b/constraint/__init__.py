@@ -5,7 +5,7 @@ Knows grammars, tokenizers and llguidance, which does the work; knows nothing ab
 
 from m7b.constraint.calls import Calls, Place
 from m7b.constraint.compiled import GrammarConstraint, GrammarMatcher, compile_constraint
-from m7b.constraint.grammar import AnyJson, Grammar, JsonSchema, Lark, Regex, check_schema
+from m7b.constraint.grammar import AnyJson, Grammar, JsonSchema, Lark, Regex, check_schema, find_kinds
 
 __all__ = [
     "AnyJson",
@@ -19,4 +19,5 @@ __all__ = [
     "Regex",
     "check_schema",
     "compile_constraint",
+    "find_kinds",
 ]

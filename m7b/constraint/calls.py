@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, assert_never
 
-from m7b.call_format import CallFormat, Hole, Part, find_trigger, split_controls
+from m7b.call_format import CallFormat, Fixed, Hole, Pairs, Part, find_trigger, spell_fixed, split_controls
 
 _HOLES = {Hole.ID: "/[a-zA-Z0-9]{9}/", Hole.NUMBER: "/[0-9]{1,4}/"}
 _ANY = "(.|\\n)*"
@@ -44,6 +44,31 @@ class Calls:
         return frozenset(part for part in parts if isinstance(part, int))
 
 
+@dataclass(frozen=True, slots=True)
+class ValueTexts:
+    """What stands around values of some JSON types, as Lark: `stop` is a text, `behind` follows that.
+
+    `forbidden` is what a string that stands as it is cannot hold.
+    """
+
+    kinds: frozenset[str]
+    before: str
+    stop: str
+    behind: str
+    forbidden: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairTexts:
+    """What stands around keys, values and pairs, as Lark; see `Pairs`."""
+
+    before: str
+    separator: str
+    values: tuple[ValueTexts, ...]
+    words: tuple[str, str, str]
+    is_quoted: bool
+
+
 def write_calls(calls: Calls) -> str:
     """Write the calls in llguidance's variant of Lark; what tool n takes is the grammar `arguments_n`."""
     form, controls = calls.format, calls.controls
@@ -69,6 +94,23 @@ def write_calls(calls: Calls) -> str:
         head = _write([name, *split_controls(form.middle, controls)])
         rules.append(f"call_{n}: {head} @arguments_{n} {tail}")
     return "\n".join(rules)
+
+
+def write_pair_texts(pairs: Pairs, controls: Mapping[str, int]) -> PairTexts:
+    """Write the texts around arguments that stand one by one."""
+
+    def write(fixed: Fixed) -> str:
+        return _write(split_controls(fixed, controls))
+
+    values = []
+    for around in pairs.around:
+        first, *rest = split_controls(around.behind, controls) or [""]
+        stop, behind = ("", [first, *rest]) if isinstance(first, int) else (first, rest)
+        forbidden = spell_fixed(around.behind).strip()
+        values.append(
+            ValueTexts(around.kinds, write(around.before), _quote(str(stop)), _write(behind), forbidden)
+        )
+    return PairTexts(write(pairs.before), write(pairs.separator), tuple(values), pairs.words, pairs.is_quoted)
 
 
 def _write(parts: Sequence[Part]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from m7b.constraint.calls import Calls, Place, write_calls
+from m7b.constraint.calls import Calls, PairTexts, Place, write_calls, write_pair_texts
 from m7b.errors import UsageError
 from m7b.tokenizer.base import check_unicode
 
@@ -78,9 +78,11 @@ def check_schema(schema: object) -> None:
 def _build_arguments(calls: Calls) -> list[dict[str, Any]]:
     """Build the grammar of what each tool takes, by the names that `write_calls` gives them."""
     grammars = []
+    pairs = write_pair_texts(calls.format.pairs, calls.controls) if calls.format.pairs else None
     for n, (name, schema) in enumerate(calls.tools.items()):
         try:
-            grammars.append({"name": f"arguments_{n}"} | _build_body(JsonSchema(schema)))
+            rules = f"start: json\n{_write_rules(schema, pairs)}"
+            grammars.append({"name": f"arguments_{n}", "lark_grammar": rules})
         except UsageError as error:
             raise UsageError(f"the tool {name}: {error.message}", hint=error.hint) from None
     return grammars
@@ -106,10 +108,21 @@ def _build_body(grammar: Grammar) -> dict[str, Any]:
             assert_never(grammar)
 
 
-def _write_rules(schema: object) -> str:
+def find_kinds(schema: object) -> dict[str, frozenset[str]]:
+    """Find the JSON types of an object's properties by their names; "" stands for those that have none.
+
+    Raises:
+        UsageError: answers cannot be kept to the schema.
+    """
+    from m7b.constraint import rules
+
+    return rules.find_kinds(schema)
+
+
+def _write_rules(schema: object, pairs: PairTexts | None = None) -> str:
     from m7b.constraint.rules import write_schema_rules  # which only schemas need
 
-    return write_schema_rules(schema)
+    return write_schema_rules(schema, pairs)
 
 
 def _escape_slashes(pattern: str) -> str:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar, assert_never
 
+from m7b.constraint.calls import PairTexts
 from m7b.constraint.cases import NOTHING, Need, Numbers, Values
 from m7b.constraint.documents import read_document
 from m7b.constraint.expand import Expander
 from m7b.constraint.numbers import write_numbers
+from m7b.constraint.pairs import list_kinds, write_scalars
 from m7b.constraint.plans import (
     Extra,
     ListPlan,
@@ -40,15 +42,38 @@ MAX_NEEDS, MAX_RULES = 3_000, 20_000
 """Parts of a schema and rules of its grammar; more would take seconds to compile."""
 S = TypeVar("S")
 _ROOT: Need = frozenset({("#", True)})
+_WORD = "^[A-Za-z_][A-Za-z0-9_.-]*$"  # other names of pairs might hold what follows them
 _LETTERS = [f"[{letter}{letter.upper()}]" for letter in "abcdefghijklmnopqrstuvwxyz"] + ["[^a-zA-Z]"]
 
 
-def write_schema_rules(schema: object) -> str:
-    """Write a grammar whose rule `json` is valid against `schema`.
+def write_schema_rules(schema: object, pairs: PairTexts | None = None) -> str:
+    """Write a grammar whose rule `json` is valid against `schema`; as an object's `pairs`, where given.
 
     Raises:
         UsageError: `schema` is none, asks for what cannot be enforced, or nothing satisfies it.
     """
+    return _Writer(*_plan_schema(schema), pairs).write()
+
+
+def find_kinds(schema: object) -> dict[str, frozenset[str]]:
+    """Find the JSON types of an object's properties by their names; "" stands for those that have none.
+
+    Raises:
+        UsageError: as `write_schema_rules` does.
+    """
+    plans, satisfied = _plan_schema(schema)
+    found: dict[str, frozenset[str]] = {}
+    for plan in plans[_ROOT]:
+        if isinstance(plan, ObjectPlan):
+            named = [(part.name, part.need) for part in plan.properties]
+            for name, need in [*named, *(("", extra.need) for extra in plan.extras)]:
+                kinds = [kind for below in plans.get(need, []) for kind in list_kinds(below)]
+                found[name] = found.get(name, frozenset()).union(kinds if need in satisfied else [])
+    return found
+
+
+def _plan_schema(schema: object) -> tuple[dict[Need, list[Plan]], set[Need]]:
+    """Plan all needs of a schema; returns the plans, and the needs that a finite value satisfies."""
     try:
         plans = _plan_all(Expander(read_document(schema)))
     except RecursionError:
@@ -58,7 +83,7 @@ def write_schema_rules(schema: object) -> str:
     satisfied = _find_satisfied(plans)
     if _ROOT not in satisfied:
         raise UsageError("nothing satisfies the schema: it contradicts or needs itself")
-    return _Writer(plans, satisfied).write()
+    return plans, satisfied
 
 
 def _plan_all(expander: Expander) -> dict[Need, list[Plan]]:
@@ -92,9 +117,13 @@ def _find_satisfied(plans: dict[Need, list[Plan]]) -> set[Need]:
 class _Writer:
     """Writes rules; each need becomes one."""
 
-    def __init__(self, plans: dict[Need, list[Plan]], satisfied: set[Need]) -> None:
+    def __init__(
+        self, plans: dict[Need, list[Plan]], satisfied: set[Need], pairs: PairTexts | None = None
+    ) -> None:
         self._plans = plans
         self._satisfied = satisfied
+        self._pairs = pairs
+        self._values: dict[Need, str] = {}
         self._names = {need: f"r{number}" for number, need in enumerate(plans)}
         self._terminals: dict[str, str] = {}
         self._lines: list[str] = []
@@ -102,7 +131,7 @@ class _Writer:
 
     def write(self) -> str:
         """Write the whole grammar."""
-        self._lines.append(f"json: {self._names[_ROOT]}")
+        self._lines.append(f"json: {self._write_pairs(self._pairs) if self._pairs else self._names[_ROOT]}")
         for need, options in self._plans.items():
             if need in self._satisfied:
                 usable = [plan for plan in options if can_end(plan, self._satisfied)]
@@ -137,15 +166,71 @@ class _Writer:
             self.add_line(f"{names[-1]}: {right}")
         return f"({' | '.join(names)})"
 
-    def _write_object(self, plan: ObjectPlan) -> str:
-        """Write an object property by property; a state knows how many there were, as far as that matters."""
-        usable = [p for p in plan.properties if p.need in self._satisfied]
-        extras = [extra for extra in plan.extras if extra.need in self._satisfied]
+    def _write_pairs(self, pairs: PairTexts) -> str:
+        """Write the objects that may be the whole, as pairs, of the values that these can write."""
+        usable = {need for need in self._satisfied if self._list_values(need, pairs)}
+        options = [
+            self._write_object(plan, pairs, usable)
+            for plan in self._plans[_ROOT]
+            if isinstance(plan, ObjectPlan) and can_end(plan, usable)
+        ]
+        if not options:
+            raise UsageError(
+                "it needs arguments of a type that the chat template writes in no form that m7b knows",
+                hint="leave it out",
+            )
+        return " | ".join(options)
+
+    def _list_values(self, need: Need, pairs: PairTexts) -> list[str]:
+        """List what may stand between a key and the next pair, for all types that `pairs` can write."""
+        plans = [plan for plan in self._plans.get(need, []) if can_end(plan, self._satisfied)]
+        found = []
+        for texts in pairs.values:
+            if scalars := write_scalars(plans, texts, pairs):
+                terminal = self._name_terminal(f"({scalars}) {texts.stop}".rstrip())
+                found.append(f"{texts.before} {terminal} {texts.behind}")
+            for plan in plans:
+                if not isinstance(plan, Values | Strings) and list_kinds(plan) <= texts.kinds:
+                    found.append(f"{texts.before} {self._write_plan(plan)} {texts.stop} {texts.behind}")
+        return found
+
+    def _name_value(self, need: Need, pairs: PairTexts) -> str:
+        if need not in self._values:
+            self._values[need] = self.claim_name()
+            self.add_line(f"{self._values[need]}: {' | '.join(self._list_values(need, pairs))}")
+        return self._values[need]
+
+    def write_pair(
+        self, name: str | Strings, need: Need, pairs: PairTexts | None, known: Sequence[str]
+    ) -> str:
+        """Write a property of the name, or of any of the names other than `known`."""
+        if pairs is None:
+            key = quote(write_json(name)) if isinstance(name, str) else self.name_strings(name, known)
+            return f'{key} ": " {self.name_need(need)}'
+        if isinstance(name, str):
+            key = quote(name)
+        else:
+            words = replace(name, patterns=name.patterns | {Pattern(_WORD)})
+            excluded = " | ".join(map(quote, known))
+            key = write_strings(words, is_plain=True) + (f" & ~({excluded})" if excluded else "")
+            key = self._name_terminal(key)
+        return f"{pairs.before} {key} {self._name_value(need, pairs)}"
+
+    def _write_object(
+        self, plan: ObjectPlan, pairs: PairTexts | None = None, satisfied: set[Need] | None = None
+    ) -> str:
+        """Write an object property by property; a state knows how many there were, as far as that matters.
+
+        It is JSON, or as `pairs` say, with values that are `satisfied`.
+        """
+        satisfied = self._satisfied if satisfied is None else satisfied
+        usable = [p for p in plan.properties if p.need in satisfied]
+        extras = [extra for extra in plan.extras if extra.need in satisfied]
         n_required = sum(p.is_required for p in usable)
         fewest = plan.fewest if plan.fewest > n_required else 0
         most = plan.most if plan.most is not None and (extras or plan.most < len(usable)) else None
         top = fewest if most is None else most
-        ends = _Ends(self, extras, plan.known, fewest, most)
+        ends = _Ends(self, extras, plan.known, fewest, most, pairs)
 
         def list_steps(state: tuple[int, int, bool]) -> Iterator[tuple[str, tuple[int, int, bool] | None]]:
             index, count, is_first = state
@@ -154,13 +239,13 @@ class _Writer:
                 return
             part = usable[index]
             if most is None or count < most:
-                comma = "" if is_first else '", " '
-                text = f'{comma}{quote(write_json(part.name))} ": " {self.name_need(part.need)}'
+                comma = "" if is_first else f"{ends.comma} "
+                text = f"{comma}{self.write_pair(part.name, part.need, pairs, ())}"
                 yield text, (index + 1, min(count + 1, top), False)
             if not part.is_required:
                 yield "", (index + 1, count, is_first)
 
-        return f'"{{" {self._write_states((0, 0, True), list_steps)}'
+        return ("" if pairs else '"{" ') + self._write_states((0, 0, True), list_steps)
 
     def _write_list(self, plan: ListPlan) -> str:
         n_first = len(plan.first)
@@ -264,9 +349,18 @@ class _Ends:
     """
 
     def __init__(
-        self, writer: _Writer, extras: Sequence[Extra], known: Sequence[str], fewest: int, most: int | None
+        self,
+        writer: _Writer,
+        extras: Sequence[Extra],
+        known: Sequence[str],
+        fewest: int,
+        most: int | None,
+        pairs: PairTexts | None,
     ) -> None:
         self._writer = writer
+        self._pairs = pairs
+        self.comma = pairs.separator if pairs else '", "'
+        self._brace = "" if pairs else ' "}"'
         self._extras = extras
         self._known = known
         self._fewest = fewest
@@ -278,7 +372,8 @@ class _Ends:
         least = max(0, self._fewest - count)
         most = None if self._most is None else self._most - count
         if least < 2 or self._name is None:
-            return [f'{text} "}}"' for text in _repeat(self._name, least, most, is_first=is_first)]
+            texts = _repeat(self._name, least, most, is_first=is_first, comma=self.comma)
+            return [text + self._brace for text in texts]
         if most is not None and most < least:
             return []
         return [self._write_different(least, most, is_first=is_first)]
@@ -290,8 +385,7 @@ class _Ends:
             names = extra.names
             if start:
                 names = replace(names, patterns=names.patterns | {Pattern(f"^{start}")})
-            terminal = self._writer.name_strings(names, self._known)
-            options.append(f'{terminal} ": " {self._writer.name_need(extra.need)}')
+            options.append(self._writer.write_pair(names, extra.need, self._pairs, self._known))
         name = self._writer.claim_name()
         self._writer.add_line(f"{name}: {' | '.join(options)}")
         return name
@@ -307,28 +401,30 @@ class _Ends:
         pairs = [self._write_extra(letters) for letters in _LETTERS]
         has_more = f"bit_count_lt({bits}, {least})"
         options = [
-            f'", " {pair} {later}::set_bit({bit}) %if and(bit_clear({bit}), {has_more})'
+            f"{self.comma} {pair} {later}::set_bit({bit}) %if and(bit_clear({bit}), {has_more})"
             for bit, pair in enumerate(pairs)
         ]
-        (tail,) = _repeat(self._name, 0, None if most is None else most - least, is_first=False)
-        self._writer.add_line(
-            f'{later}::_ : {" | ".join(options)} | {tail} "}}" %if bit_count_eq({bits}, {least})'
-        )
+        most_more = None if most is None else most - least
+        (tail,) = _repeat(self._name, 0, most_more, is_first=False, comma=self.comma)
+        end = f"{tail}{self._brace} %if bit_count_eq({bits}, {least})"
+        self._writer.add_line(f"{later}::_ : {' | '.join(options)} | {end}")
         starts = [f"{pair} {later}::set_bit({bit})" for bit, pair in enumerate(pairs)]
         self._writer.add_line(f"{first}::_ : {' | '.join(starts)}")
         return f"{first}::0" if is_first else f"{later}::0"
 
 
-def _repeat(item: str | None, least: int, most: int | None, *, is_first: bool) -> list[str]:
+def _repeat(
+    item: str | None, least: int, most: int | None, *, is_first: bool, comma: str = '", "'
+) -> list[str]:
     """Write `least` to `most` items with commas between, and in front unless they come first."""
     if most is not None and most < least:
         return []
     if item is None or most == 0:
         return [""] if least == 0 else []
     if not is_first:
-        return [f'(", " {item}){{{least},{"" if most is None else most}}}']
+        return [f"({comma} {item}){{{least},{'' if most is None else most}}}"]
     more = (
-        f'{item} (", " {item}){{{max(0, least - 1)},{"" if most is None else most - 1}}}'
+        f"{item} ({comma} {item}){{{max(0, least - 1)},{'' if most is None else most - 1}}}"
         if most != 1
         else item
     )

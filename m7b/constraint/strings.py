@@ -1,7 +1,8 @@
 """Strings as terminals of a Lark grammar: lengths, and patterns with look-aheads and negations.
 
 A pattern describes the text of a string, a terminal its JSON: `"` is `\\"` there, a line end `\\n`. Each
-character has one spelling, so what a pattern rules out cannot be written in another way.
+character has one spelling, so what a pattern rules out cannot be written in another way. A plain terminal
+describes the text itself.
 """
 
 import json
@@ -28,12 +29,15 @@ TERMINALS = r"""
 CHARACTER: /[^"\\\x00-\x1F\x7F]|\\["\\nrtbf]/
 ANY: /(?:[^"\\\x00-\x1F\x7F]|\\["\\nrtbf])*/
 STRING: /"(?:[^"\\\x00-\x1F\x7F]|\\["\\nrtbf])*"/
+PLAIN_CHARACTER: /[^\x00-\x08\x0B\x0C\x0E-\x1F\x7F]/
+PLAIN: /[^\x00-\x08\x0B\x0C\x0E-\x1F\x7F]*/
 """.strip()
 """Terminals that the expressions here refer to."""
 
 _CHARACTER = r'(?:[^"\\\x00-\x1F\x7F]|\\["\\nrtbf])'
 _ESCAPES = {'"': '"', "\\": "\\", "\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}
 _RAW: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0xD7FF), (0xE000, 0x10FFFF))
+_TEXT: Ranges = ((0x9, 0xA), (0xD, 0xD), (0x20, 0x7E), (0x80, 0xD7FF), (0xE000, 0x10FFFF))
 _EMPTY = '""'
 _MAX_LENGTH = 60_000  # of an expression; look-aheads double what follows them
 
@@ -55,23 +59,43 @@ class Strings:
     patterns: frozenset[Pattern] = frozenset()
 
 
-def write_strings(strings: Strings) -> str:
-    """Write the terminal of strings.
+@dataclass(frozen=True, slots=True)
+class _Spelling:
+    """How strings are written: their terminals, one character, and what stands around them."""
+
+    whole: str
+    any: str
+    character: str
+    pattern: str
+    quote: str
+    end: str
+    is_json: bool
+
+
+_AS_JSON = _Spelling("STRING", "ANY", "CHARACTER", _CHARACTER, '"', r'"\""', is_json=True)
+_AS_TEXT = _Spelling(
+    "PLAIN", "PLAIN", "PLAIN_CHARACTER", r"[^\x00-\x08\x0B\x0C\x0E-\x1F\x7F]", "", "", is_json=False
+)
+
+
+def write_strings(strings: Strings, *, is_plain: bool = False) -> str:
+    """Write the terminal of strings as JSON, or with `is_plain` as they are.
 
     Raises:
         UsageError: a pattern cannot be enforced.
     """
+    form = _AS_TEXT if is_plain else _AS_JSON
     parts = []
     if strings.shortest or strings.longest is not None:
         longest = "" if strings.longest is None else strings.longest
-        parts.append(f'/"{_CHARACTER}{{{strings.shortest},{longest}}}"/')
+        parts.append(f"/{form.quote}{form.pattern}{{{strings.shortest},{longest}}}{form.quote}/")
     for pattern in sorted(strings.patterns, key=lambda pattern: (pattern.is_negated, pattern.regex)):
-        expression = _write_search(parse_regex(pattern.regex))
+        expression = _write_search(parse_regex(pattern.regex), form)
         if expression is None:
             parts += [] if pattern.is_negated else ["(/a/ & /b/)"]
         else:
-            parts.append(f'({"~" if pattern.is_negated else ""}("\\"" {expression} "\\""))')
-    return " & ".join(["STRING", *parts])
+            parts.append(f"({'~' if pattern.is_negated else ''}({form.end} {expression} {form.end}))")
+    return " & ".join([form.whole, *parts])
 
 
 def exclude_strings(terminal: str, texts: Iterable[str]) -> str:
@@ -99,17 +123,18 @@ def _escape(character: str) -> str:
     return character if character.isalnum() else f"\\u{{{ord(character):x}}}"
 
 
-def _write_search(node: Node) -> str | None:
+def _write_search(node: Node, form: _Spelling) -> str | None:
     """Write the JSON text of strings in which `node` matches somewhere; None where there are none."""
     options = node.options if isinstance(node, Choice) else (node,)
     found = []
     for option in options:
         if _has_start(option):
-            found.append(_follow(option, "ANY", is_start=True))
-            later = _follow(option, "ANY", is_start=False)
-            found.append(later and f"CHARACTER ANY {later}")
+            found.append(_follow(option, form.any, form, is_start=True))
+            later = _follow(option, form.any, form, is_start=False)
+            found.append(later and f"{form.character} {form.any} {later}")
         else:
-            found.append(f"ANY {_follow(option, 'ANY', is_start=False) or '(/a/ & /b/)'}")
+            written = _follow(option, form.any, form, is_start=False)
+            found.append(f"{form.any} {written or '(/a/ & /b/)'}")
     return _join(found)
 
 
@@ -121,37 +146,37 @@ def _join(options: Iterable[str | None]) -> str | None:
     return text
 
 
-def _follow(node: Node, rest: str, *, is_start: bool) -> str | None:
+def _follow(node: Node, rest: str, form: _Spelling, *, is_start: bool) -> str | None:
     """Write what begins with `node` and goes on with `rest`; None where nothing does."""
     if not _has_assertion(node):
-        return f"/{_write_plain(node)}/ {rest}"
+        return f"/{_write_plain(node, form)}/ {rest}"
     match node:
         case Sequence(items):
-            return _follow_all(items, rest, is_start=is_start)
+            return _follow_all(items, rest, form, is_start=is_start)
         case Choice(options):
-            return _join(_follow(option, rest, is_start=is_start) for option in options)
+            return _join(_follow(option, rest, form, is_start=is_start) for option in options)
         case Repeat(item, 0, 1):
-            return _join([_follow(item, rest, is_start=is_start), rest])
+            return _join([_follow(item, rest, form, is_start=is_start), rest])
         case Repeat(item, 1, 1):
-            return _follow(item, rest, is_start=is_start)
+            return _follow(item, rest, form, is_start=is_start)
         case Repeat():
             raise UsageError("a pattern cannot be enforced: it repeats a look-ahead, ^ or $")
         case Look(item, is_negated):
-            ahead = _follow(item, "ANY", is_start=is_start)
+            ahead = _follow(item, form.any, form, is_start=is_start)
             if ahead is None:
                 return rest if is_negated else None
             return f"(({'~' if is_negated else ''}({ahead})) & ({rest}))"
         case Edge(of_start):
             if of_start:
                 return rest if is_start else None
-            return _EMPTY if rest == "ANY" else f"({_EMPTY} & ({rest}))"
+            return _EMPTY if rest == form.any else f"({_EMPTY} & ({rest}))"
         case Chars():
             raise AssertionError("characters are plain")
         case _:
             assert_never(node)
 
 
-def _follow_all(items: tuple[Node, ...], rest: str, *, is_start: bool) -> str | None:
+def _follow_all(items: tuple[Node, ...], rest: str, form: _Spelling, *, is_start: bool) -> str | None:
     """Write what begins with all of `items`, and goes on with `rest`."""
     starts, is_here = [], is_start
     for index, item in enumerate(items):
@@ -166,7 +191,7 @@ def _follow_all(items: tuple[Node, ...], rest: str, *, is_start: bool) -> str | 
             return None
         if len(written) > _MAX_LENGTH:
             raise UsageError("a pattern cannot be enforced: its look-aheads take too much work")
-        written = _follow(plain, written, is_start=here)
+        written = _follow(plain, written, form, is_start=here)
     return written
 
 
@@ -214,25 +239,27 @@ def _may_be_empty(node: Node) -> bool:
             assert_never(node)
 
 
-def _write_plain(node: Node) -> str:
-    """Write a node without look-aheads and edges as a regular expression over JSON text."""
+def _write_plain(node: Node, form: _Spelling) -> str:
+    """Write a node without look-aheads and edges as a regular expression over the written text."""
     match node:
         case Chars():
-            return _write_characters(node)
+            return _write_characters(node, form)
         case Sequence(items):
-            return "".join(_write_plain(item) for item in items) or "(?:)"
+            return "".join(_write_plain(item, form) for item in items) or "(?:)"
         case Choice(options):
-            return f"(?:{'|'.join(_write_plain(option) for option in options)})"
+            return f"(?:{'|'.join(_write_plain(option, form) for option in options)})"
         case Repeat(item, least, most):
             bounds = f"{{{least},{'' if most is None else most}}}"
-            return f"(?:{_write_plain(item)}){bounds}"
+            return f"(?:{_write_plain(item, form)}){bounds}"
         case Look() | Edge():
             raise AssertionError("edges are not plain")
         case _:
             assert_never(node)
 
 
-def _write_characters(chars: Chars) -> str:
+def _write_characters(chars: Chars, form: _Spelling) -> str:
+    if not form.is_json:
+        return _write_text_characters(chars)
     escaped = "".join(letter for character, letter in _ESCAPES.items() if _contains(chars, character))
     if chars.properties:
         inside = _write_ranges(chars.ranges) + "".join(map(_write_property, chars.properties))
@@ -248,6 +275,14 @@ def _write_characters(chars: Chars) -> str:
     if not options:
         return "(?:[a&&b])"  # only control characters, which are not written
     return options[0] if len(options) == 1 else f"(?:{'|'.join(options)})"
+
+
+def _write_text_characters(chars: Chars) -> str:
+    if chars.properties:
+        inside = _write_ranges(chars.ranges) + "".join(map(_write_property, chars.properties))
+        return f"[[{'^' if chars.is_negated else ''}{inside}]&&{_AS_TEXT.pattern}]"
+    inside = _write_ranges(_intersect(chars.ranges, _TEXT))
+    return f"[{inside}]" if inside else "(?:[a&&b])"
 
 
 def _contains(chars: Chars, character: str) -> bool:

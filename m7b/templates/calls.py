@@ -3,19 +3,34 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
-from m7b.call_format import TAG, CallFormat, Fixed, Hole
+from m7b.call_format import TAG, Around, CallFormat, Fixed, Hole, Pairs, spell_fixed
 from m7b.errors import InvalidConversation
 from m7b.templates.base import Tools
 
 Write = Callable[[Sequence[Mapping[str, Any]], Tools | None, bool], str]
 """Writes the text of messages and tools; the last argument says whether it ends where an answer begins."""
 
+_Find = Callable[[str, Any, int], tuple[int, int] | None]
+"""Finds where arguments begin and end in a text, behind a place."""
+
 _NAMES = ("probe_one", "probe_two", "probe_three")
 _IDS = ("probeIdX1", "probeIdX2", "probeIdX3")  # nine letters and digits, as some templates demand
 _ARGUMENTS: tuple[dict[str, Any], ...] = ({"zq": "vq"}, {"zw": 71}, {"zx": [True]})
+_TEXTS: tuple[dict[str, Any], ...] = ({"zq": "vq"}, {"zw": "vw"}, {"zx": "vx"})
+_VALUES: dict[str, tuple[Any, str]] = {  # of each JSON type, and the forms in which m7b writes it
+    "string": ("vq", "vq"),
+    "number": (71, "71"),
+    "boolean": (True, "[tT]rue"),
+    "null": (None, "null|None"),
+    "array": (["vq"], r"""\[(?:"vq"|'vq')\]"""),
+    "object": ({"zk": "vq"}, r"""\{(?:"zk": ?"vq"|'zk': 'vq')\}"""),
+}
+_ODD = "v\"q'\\\n<q"
 _TEXT = "Zq says"
 _USER = {"role": "user", "content": "Q"}
 _TOOLS = tuple(
@@ -40,20 +55,94 @@ _JSON = json.JSONDecoder()
 
 
 def derive_call_format(write: Write) -> CallFormat | None:
-    """Derive how `write` writes the calls of an answer; returns None where it shows none, or not as JSON."""
+    """Derive how `write` writes the calls of an answer; None where it shows none, or in no known form."""
     for as_text in (False, True):  # some templates refuse arguments that are an object
-        text = _try(write, _make_answer(1, as_text=as_text))
-        if text is None:
+        if _try(write, _make_answer(_ARGUMENTS[:1], as_text=as_text)) is None:
             continue
-        plain = _try(write, _make_answer(0, _TEXT)) or ""
-        begun = _try(write, None) or text
-        single = _find_parts(text, plain, begun, 1)
-        if single is None:
-            return None
-        both = _try(write, _make_answer(1, _TEXT, as_text=as_text)) or ""
-        many = _find_parts(_try(write, _make_answer(3, as_text=as_text)) or "", plain, begun, 3)
-        return _join(single, many, follows_text=0 <= both.rfind(_TEXT) < both.rfind(_NAMES[0]))
+        form = _derive(write, _ARGUMENTS, _find_object, as_text=as_text)
+        if form is not None or as_text:
+            return form
+        pairs = _derive_pairs(write)
+        form = _derive(write, _TEXTS, partial(_find_pair, pairs)) if pairs else None
+        return replace(form, pairs=pairs) if form else None
     return None
+
+
+def _derive(
+    write: Write, arguments: Sequence[dict[str, Any]], find: _Find, *, as_text: bool = False
+) -> CallFormat | None:
+    """Derive what stands around names and `arguments`, which `find` finds."""
+    plain, begun = _write_around(write)
+    text = _try(write, _make_answer(arguments[:1], as_text=as_text)) or ""
+    single = _find_parts(_cut_answer(text, plain, begun), arguments[:1], find)
+    if single is None:
+        return None
+    text = _try(write, _make_answer(arguments, as_text=as_text)) or ""
+    many = _find_parts(_cut_answer(text, plain, begun), arguments, find)
+    both = _try(write, _make_answer(arguments[:1], _TEXT, as_text=as_text)) or ""
+    return _join(single, many, follows_text=0 <= both.rfind(_TEXT) < both.rfind(_NAMES[0]))
+
+
+def _derive_pairs(write: Write) -> Pairs | None:
+    """Derive how arguments are written one by one; None where strings are written in no known form."""
+    plain, begun = _write_around(write)
+
+    def split(arguments: dict[str, Any], *values: str) -> list[str] | None:
+        """What stands between the name, the keys, the values and the end, with the values."""
+        text = _cut_answer(_try(write, _make_answer([arguments])) or "", plain, begun)
+        steps = [f"(.*?){key}(.*?)({value})" for key, value in zip(arguments, values, strict=True)]
+        found = re.search(f"{_NAMES[0]}{''.join(steps)}(.*)", text, re.DOTALL)
+        return [*found.groups()] if found else None
+
+    two, one = split({"zq": "vq", "zr": "vr"}, "vq", "vr"), split({"zq": "vq"}, "vq")
+    if two is None or one is None:
+        return None
+    (lead, between, _, end), joint = one, two[3]
+    before = lead[len(lead) - _count_common_suffix(lead, joint) :]
+    joint = joint[: len(joint) - len(before)]
+    n = _count_common(joint, end)
+    behind, separator, tail = joint[:n], joint[n:], end[n:]
+    odd = _try(write, _make_answer([{"zq": _ODD}])) or ""
+    is_quoted = json.dumps(_ODD) in odd and between.endswith('"') and behind.startswith('"')
+    is_shown = is_quoted or between + _ODD + behind in odd
+    if not behind.strip() or "zq" in behind or not tail.strip() or not is_shown:
+        return None
+    around: dict[tuple[str, str], set[str]] = {}
+    words: list[str] = []
+    for kind, (value, pattern) in _VALUES.items():
+        found = split({"zq": value}, pattern)
+        if found and found[0] == lead and found[3].endswith(tail):
+            texts = (found[1], found[3].removesuffix(tail))
+            if is_quoted and kind == "string":
+                texts = (between[:-1], behind[1:])
+            around.setdefault(texts, set()).add(kind)
+            words.append(found[2])
+    return Pairs(
+        _fix(before),
+        _fix(separator),
+        tuple(
+            Around(frozenset(kinds), _fix(texts[0]), _fix(texts[1]))
+            for texts, kinds in sorted(around.items(), key=lambda item: -len(item[0][0]))
+        ),
+        (
+            "True" if "True" in words else "true",
+            "False" if "True" in words else "false",
+            "None" if "None" in words else "null",
+        ),
+        is_quoted,
+    )
+
+
+def _write_around(write: Write) -> tuple[str, str]:
+    """What the template writes of an answer of text, and up to where an answer begins."""
+    plain = _try(write, _make_answer((), _TEXT)) or ""
+    return plain, _try(write, None) or ""
+
+
+def _cut_answer(text: str, plain: str, begun: str) -> str:
+    """Cut calls out of a text that the template wrote."""
+    start = max(_count_common(text, plain), len(begun) if text.startswith(begun) else 0)
+    return text[start : len(text) - _count_common_end(text, plain)]
 
 
 def _try(write: Write, answer: dict[str, Any] | None) -> str | None:
@@ -64,40 +153,44 @@ def _try(write: Write, answer: dict[str, Any] | None) -> str | None:
         return None
 
 
-def _make_answer(n_calls: int, content: str = "", *, as_text: bool = False) -> dict[str, Any]:
-    """Make an assistant's message with the first `n_calls` of the calls."""
+def _make_answer(
+    arguments: Sequence[dict[str, Any]], content: str = "", *, as_text: bool = False
+) -> dict[str, Any]:
+    """Make an assistant's message with a call for each of `arguments`."""
     calls = [
         {
             "id": id_,
             "type": "function",
-            "function": {"name": name, "arguments": json.dumps(arguments) if as_text else arguments},
+            "function": {"name": name, "arguments": json.dumps(given) if as_text else given},
         }
-        for id_, name, arguments in zip(_IDS, _NAMES, _ARGUMENTS, strict=True)
+        for id_, name, given in zip(_IDS, _NAMES, arguments, strict=False)
     ]
     answer: dict[str, Any] = {"role": "assistant", "content": content}
-    return answer | {"tool_calls": calls[:n_calls]} if n_calls else answer
+    return answer | {"tool_calls": calls} if calls else answer
 
 
-def _find_parts(text: str, plain: str, begun: str, n_calls: int) -> list[str] | None:
-    """Find the texts around the names and the arguments of `n_calls` calls; None where not all are there.
-
-    Args:
-        text: what the template writes of the calls.
-        plain: the same with an answer of text instead.
-        begun: the same without the answer.
-        n_calls: how many calls to find.
-    """
-    start = max(_count_common(text, plain), len(begun) if text.startswith(begun) else 0)
-    answer = text[start : len(text) - _count_common_end(text, plain)]
+def _find_parts(answer: str, arguments: Sequence[dict[str, Any]], find: _Find) -> list[str] | None:
+    """Find the texts around the names and the arguments of calls; None where not all are there."""
     parts, at = [], 0
-    for name, arguments in zip(_NAMES[:n_calls], _ARGUMENTS, strict=False):
+    for name, given in zip(_NAMES, arguments, strict=False):
         found = answer.find(name, at)
-        place = _find_object(answer, arguments, found + len(name)) if found >= 0 else None
+        place = find(answer, given, found + len(name)) if found >= 0 else None
         if place is None:
             return None
         parts += [answer[at:found], answer[found + len(name) : place[0]]]
         at = place[1]
     return [*parts, answer[at:]] if parts[0].strip() else None
+
+
+def _find_pair(pairs: Pairs, text: str, arguments: dict[str, Any], start: int) -> tuple[int, int] | None:
+    """Find where the one of `arguments`, a string, begins and ends behind `start`."""
+    ((key, value),) = arguments.items()
+    around = next(around for around in pairs.around if "string" in around.kinds)
+    written = json.dumps(value) if pairs.is_quoted else value
+    before, inner, behind = map(spell_fixed, (pairs.before, around.before, around.behind))
+    wanted = f"{before}{key}{inner}{written}{behind}"
+    found = text.find(wanted, start)
+    return (found, found + len(wanted)) if found >= 0 else None
 
 
 def _find_object(text: str, value: Any, start: int) -> tuple[int, int] | None:
@@ -159,6 +252,15 @@ def _count_common(a: str, b: str) -> int:
     n = _count_equal(a, b)
     for text in (a, b):
         n = next((tag.start() for tag in TAG.finditer(text) if tag.start() < n < tag.end()), n)
+    return n
+
+
+def _count_common_suffix(a: str, b: str) -> int:
+    """Count the characters with which both end, without a part of a marker."""
+    n = _count_equal(a[::-1], b[::-1])
+    for text in (a, b):
+        start = len(text) - n
+        n = next((len(text) - tag.end() for tag in TAG.finditer(text) if tag.start() < start < tag.end()), n)
     return n
 
 

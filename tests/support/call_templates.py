@@ -77,10 +77,64 @@ LLAMA = """\
 {% endif %}"""
 """Bare JSON, one call alone."""
 
-MARKUP = write_chatml(
-    _each(
-        "<tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments | items %}<parameter={{ k }}>\n"
-        "{{ v if v is string else v | tojson }}\n</parameter>\n{% endfor %}</function>\n</tool_call>"
-    )
+
+def _each_pair(text: str, between: str = "") -> str:
+    """Write `text` for every argument `k`, whose value is `v`."""
+    joint = "{% if not loop.last %}" + between + "{% endif %}" if between else ""
+    return "{% for k, v in f.arguments | items %}" + text + joint + "{% endfor %}"
+
+
+_PLAIN = "{{ v if v is string else v | tojson }}"
+
+PAIR_TEMPLATES = {
+    "parameters": write_chatml(
+        _each(
+            "{{ '\\n' }}<tool_call>\n<function={{ f.name }}>\n"
+            + _each_pair("<parameter={{ k }}>\n" + _PLAIN + "\n</parameter>\n")
+            + "</function>\n</tool_call>"
+        )
+    ),
+    "keys and values": write_chatml(
+        _each(
+            "<tool_call>{{ f.name }}\n"
+            + _each_pair("<arg_key>{{ k }}</arg_key>\n<arg_value>" + _PLAIN + "</arg_value>\n")
+            + "</tool_call>"
+        )
+    ),
+    "typed": write_chatml(
+        "<calls>\n"
+        + _each(
+            '<invoke name="{{ f.name }}">\n'
+            + _each_pair(
+                '<parameter name="{{ k }}" string="{{ (v is string) | tojson }}">' + _PLAIN + "</parameter>\n"
+            )
+            + "</invoke>\n"
+        )
+        + "</calls>"
+    ),
+    "python": write_chatml(
+        "<|calls|>["
+        + _each(
+            "{{ f.name }}("
+            + _each_pair(
+                "{{ k }}={% if v is string %}'{{ v }}'{% elif v is boolean or v is none %}{{ v }}"
+                "{% else %}{{ v | tojson }}{% endif %}",
+                ", ",
+            )
+            + ")",
+            ", ",
+        )
+        + "]<|/calls|>"
+    ),
+    "quoted python": write_chatml(
+        "<|calls|>["
+        + _each("{{ f.name }}(" + _each_pair("{{ k }}={{ v | tojson }}", ", ") + ")", ", ")
+        + "]<|/calls|>"
+    ),
+}
+"""Calls whose arguments are written one by one."""
+
+NESTED = write_chatml(
+    _each("<call={{ f.name }}>" + _each_pair("<{{ k }}>" + _PLAIN + "</{{ k }}>") + "</call>")
 )
-"""Calls whose arguments are no JSON object."""
+"""Calls whose arguments are written in a form that is not known: a name on both sides."""

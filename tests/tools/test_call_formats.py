@@ -3,27 +3,31 @@
 import functools
 import json
 import random
+import re
 from dataclasses import replace
 
 import jsonschema
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from m7b.calls import split_calls
+from m7b.errors import UsageError
 from m7b.generation import CallDelta, FinishReason, SamplingParams, Step, TextDelta, ToolCall
 from m7b.offer import Offer
 from m7b.stream import stream_events
 from m7b.templates import JinjaTemplate
 from m7b.tokenizer import TokenizerJson, load_tokenizer
-from tests.support.call_templates import CALL_TEMPLATES, LLAMA, MARKUP
+from tests.support.call_templates import CALL_TEMPLATES, LLAMA, NESTED, PAIR_TEMPLATES
 from tests.support.fine_tunes import write_tokenizer
 
 TAGS = [
     "<tool_call>", "</tool_call>", "<tool_calls>", "</tool_calls>", "<|tool_call|>", "<|/tool_call|>",
     "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|calls|>", "<|/calls|>", "<|call|>", "<|args|>", "<|end|>",
-    "<|tools|>", "<|/tools|>",
+    "<|tools|>", "<|/tools|>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</parameter>",
 ]  # fmt: skip
-FORMS = {**CALL_TEMPLATES, "llama": LLAMA}
+FORMS = {**CALL_TEMPLATES, **PAIR_TEMPLATES, "llama": LLAMA}
 
 
 def tool(name, **properties):
@@ -75,10 +79,10 @@ def parts_of(tmp_path_factory):
     return make
 
 
-def transformers_text(form, messages, *, prompts=False):
+def transformers_text(form, messages, *, tools=None, prompts=False):
     """What transformers makes of a conversation."""
     (text,), _ = render_jinja_template(
-        [messages], tools=TOOLS, chat_template=FORMS[form], add_generation_prompt=prompts
+        [messages], tools=tools or TOOLS, chat_template=FORMS[form], add_generation_prompt=prompts
     )
     return text
 
@@ -136,7 +140,9 @@ def hear(tokenizer, offer, ids):
     call_text = "".join(event.text for event in events if isinstance(event, CallDelta))
     parts = [part for event in events if isinstance(event, CallDelta) for part in event.parts]
     assert join(parts) == (list(events[-1].calls) if offer.is_constrained else [])
-    assert not parts or read(events[-1].calls) == read(split_calls(call_text, form=offer.form)[0])
+    assert not parts or read(events[-1].calls) == read(
+        split_calls(call_text, form=offer.syntax(tokenizer).form)[0]
+    )
     return text, call_text, events[-1]
 
 
@@ -233,7 +239,7 @@ def test_choices_are_kept(form, kind, parts_of):
 
 def test_a_form_that_is_not_known_is_none(parts_of):
     tokenizer, _, _ = parts_of("text", "hermes")
-    assert JinjaTemplate(MARKUP, tokenizer, "").call_format is None
+    assert JinjaTemplate(NESTED, tokenizer, "").call_format is None
     assert (
         JinjaTemplate(
             "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}", tokenizer, ""
@@ -270,3 +276,126 @@ def test_unconstrained_calls_are_read_with_what_stands_around(text, parts_of):
         assert read(finished.calls) == [("get", {"city": "Oslo"})]
         if "<" in text:
             assert finished.beside.split() == (before + behind).split()
+
+
+WRITTEN: dict = {
+    "text": {"type": "string"},
+    "note": {"type": ["string", "null"], "minLength": 2},
+    "code": {"type": "string", "pattern": r"^[a-z\n'\"]+(?!x)\d{2}$"},
+    "size": {"anyOf": [{"type": "number", "maximum": 99.5}, {"type": "string"}]},
+    "flag": {"enum": [True, None, "so", 3, "true", "3"]},
+    "list": {"type": "array", "items": {"type": "string", "maxLength": 4}, "maxItems": 2},
+}
+MIXED = [tool("write", **WRITTEN)]
+MIXED_PARAMETERS = MIXED[0]["function"]["parameters"]
+MIXED_PARAMETERS |= {
+    "required": ["text"],
+    "additionalProperties": {"type": ["boolean", "string"], "maxLength": 5},
+    "maxProperties": 8,
+}
+SHORT = [tool("write", **{key: {"maxLength": 6} | schema for key, schema in WRITTEN.items()})]
+SHORT[0]["function"]["parameters"]["required"] = ["note"]
+SHORT[0]["function"]["parameters"]["properties"]["size"] = {"type": ["integer", "string"], "maxLength": 5}
+LETTERS = st.characters(exclude_categories=["Cc", "Cs"]) | st.sampled_from("\n\t\"'<>/{}[]\\ ")
+PLAIN_TEXT = st.text(LETTERS, max_size=12)
+NUMBER = st.integers(-(10**6), 99) | st.sampled_from([0.5, -2.25])
+ARGUMENTS = st.fixed_dictionaries(
+    {"text": PLAIN_TEXT | st.sampled_from(["71", "true", "null", '"a"', "[1]", "\n", " a \n\n", "{}"])},
+    optional={
+        "note": st.none() | PLAIN_TEXT.filter(lambda text: len(text) > 1 and text not in ("null", "None")),
+        "code": st.from_regex(r"[a-z\n\"]+[0-9]{2}", fullmatch=True),
+        "size": NUMBER | PLAIN_TEXT.filter(lambda text: not re.match(r"-?\d", text)),
+        "flag": st.sampled_from([True, None, "so", 3]),
+        "list": st.lists(st.text(st.characters(categories=["L"]), max_size=4), max_size=2),
+        "other_one": st.booleans() | st.sampled_from(["x y", "1", ""]),
+    },
+)
+
+
+@functools.cache
+def start_of(form, parts_of):
+    """What every answer begins with: the parts, the constraint, and the text of the prompt."""
+    tokenizer, template, ends = parts_of("special", form)
+    offer = Offer(MIXED, "any", form=template.call_format)
+    constraint = offer.constraint(tokenizer, vocab_size=tokenizer.vocab_size, stop_ids=ends)
+    prompt = transformers_text(form, [USER], tools=MIXED, prompts=True)
+    return tokenizer, offer, constraint, ends, prompt
+
+
+@pytest.mark.parametrize("form", PAIR_TEMPLATES)
+@settings(max_examples=40, deadline=None)
+@given(arguments=ARGUMENTS)
+def test_arguments_that_transformers_writes_one_by_one_are_allowed_and_read(form, arguments, parts_of):
+    """Strings stand as they are: what they hold must neither end them nor make them a number."""
+    if form == "python":  # whose strings have no escapes
+        assume(not any("'" in value for value in arguments.values() if isinstance(value, str)))
+    arguments = {key: arguments[key] for key in [*WRITTEN, "other_one"] if key in arguments}
+    tokenizer, offer, constraint, ends, prompt = start_of(form, parts_of)
+    matcher = constraint.start_matcher()
+    whole = transformers_text(form, [USER, answer([("write", arguments)])], tools=MIXED)
+    written = whole.removeprefix(prompt)
+    ids = encode(tokenizer, written[: written.rindex("<|im_end|>")])
+    for n, token in enumerate(ids):
+        assert token in allowed(matcher, tokenizer.vocab_size), tokenizer.decode(ids[:n])
+        matcher.accept(token)
+    assert ends & set(allowed(matcher, tokenizer.vocab_size))
+    _, _, finished = hear(tokenizer, offer, ids)
+    assert read(finished.calls) == [("write", arguments)]
+
+
+@pytest.mark.parametrize("form", PAIR_TEMPLATES)
+def test_drawn_arguments_that_stand_one_by_one_are_valid(form, parts_of):
+    tokenizer, template, ends = parts_of("text", form)
+    offer = Offer(SHORT, "write", form=template.call_format)
+    constraint = offer.constraint(tokenizer, vocab_size=tokenizer.vocab_size, stop_ids=ends)
+    generator = random.Random(form)
+    prompt = encode(tokenizer, transformers_text(form, [USER], tools=SHORT, prompts=True))
+    seen = set()
+    for _ in range(25):
+        ids = draw(constraint.start_matcher(), tokenizer, ends, generator)
+        _, _, finished = hear(tokenizer, offer, ids)
+        calls = read(finished.calls)
+        for _, arguments in calls:
+            jsonschema.validate(arguments, SHORT[0]["function"]["parameters"])
+            seen |= {(key, type(value)) for key, value in arguments.items()}
+        written = encode(tokenizer, transformers_text(form, [USER, answer(calls)], tools=SHORT))
+        assert written[: len(prompt) + len(ids)] == [*prompt, *ids]
+    assert {("note", str), ("list", list), ("flag", bool)} <= seen
+
+
+def test_a_string_ends_where_the_template_ends_it(parts_of):
+    """A string that holds the end of a value would be read as a shorter one."""
+    tokenizer, _, constraint, _, _ = start_of("keys and values", parts_of)
+    matcher = constraint.start_matcher()
+    begun = "<tool_call>write\n<arg_key>text</arg_key>\n<arg_value>a"
+    for token in [*encode(tokenizer, begun), *tokenizer.encode("</arg_value", bos=False, inside=True)]:
+        assert token in allowed(matcher, tokenizer.vocab_size)
+        matcher.accept(token)
+    (angle,) = tokenizer.encode(">", bos=False, inside=True)
+    assert angle not in allowed(matcher, tokenizer.vocab_size)
+
+
+MESSY_PAIRS = {
+    "no newlines": "<tool_call><function=get><parameter=city>Oslo</parameter><parameter=days>3</parameter>"
+    "</function></tool_call>",
+    "another order": "<tool_call>\n<function=get>\n<parameter=days>\n3\n</parameter>\n<parameter=city>\n"
+    "Oslo\n</parameter>\n</function>\n</tool_call>",
+    "JSON": '<tool_call>\n{"name": "get", "arguments": {"city": "Oslo", "days": 3}}\n</tool_call>',
+}
+
+
+@pytest.mark.parametrize("text", MESSY_PAIRS.values(), ids=MESSY_PAIRS)
+def test_unconstrained_arguments_are_read_one_by_one(text, parts_of):
+    tokenizer, template, _ = parts_of("text", "parameters")
+    offer = Offer(TOOLS, is_constrained=False, form=template.call_format)
+    _, _, finished = hear(tokenizer, offer, encode(tokenizer, f"Let me see.\n{text}\nDone."))
+    assert read(finished.calls) == [("get", {"city": "Oslo", "days": 3})]
+
+
+def test_a_type_that_the_template_writes_in_no_known_form_is_named(parts_of):
+    tokenizer, template, ends = parts_of("text", "typed")
+    pairs = template.call_format.pairs
+    poor = replace(pairs, around=tuple(around for around in pairs.around if "string" in around.kinds))
+    offer = Offer([tool("count", n={"type": "integer"})], form=replace(template.call_format, pairs=poor))
+    with pytest.raises(UsageError, match=r"the tool count: .*type that the chat template writes in no form"):
+        offer.constraint(tokenizer, vocab_size=tokenizer.vocab_size, stop_ids=ends)

@@ -20,7 +20,7 @@ from m7b.stream import CallSyntax, stream_events
 from m7b.templates import MistralTemplate
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer, official_file
 from m7b.variants import TokenizerVersion
-from tests.support.call_templates import MARKUP
+from tests.support.call_templates import NESTED
 from tests.support.calls import build_calls_schema
 from tests.support.checkpoints import mistral, write_hf, write_v3
 from tests.support.fake_chat import Characters
@@ -691,7 +691,7 @@ def test_text_that_looks_like_calls_is_printed_once():
 
 
 def test_a_form_of_calls_that_is_not_known_is_told(tmp_path, tool_file):
-    folder = write_fine_tune(tmp_path, MARKUP, special=["<|im_start|>"])
+    folder = write_fine_tune(tmp_path, NESTED, special=["<|im_start|>"])
     ran = complete(
         folder, "Hi", "--tools", tool_file, "--tool-choice", "weather", "--json", "-n", 300, "--seed", 1
     )
