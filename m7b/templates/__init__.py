@@ -14,7 +14,7 @@ from m7b.templates.base import Template, Tools, shows_tools
 from m7b.templates.jinja import JinjaTemplate, is_mistral
 from m7b.templates.mistral import MistralTemplate
 from m7b.templates.named import TemplatePair
-from m7b.templates.openai import find_reasoning
+from m7b.templates.openai import find_left_out
 from m7b.text_input import decode_text
 from m7b.tokenizer import MistralTokenizer, Tokenizer
 from m7b.variants import TokenizerVersion
@@ -61,8 +61,8 @@ def choose_template(
 
 
 def list_left_out(template: Template, messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """List the places of what `template` leaves out of messages: what a model has thought."""
-    return [*find_reasoning(messages)] if isinstance(template, MistralTemplate) else []
+    """List the places of what `template` leaves out of messages: thoughts, and text beside calls."""
+    return [*find_left_out(messages)] if isinstance(template, MistralTemplate) else []
 
 
 def find_call_format(template: Template) -> CallFormat | None:

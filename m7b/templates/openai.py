@@ -58,13 +58,16 @@ def read_tools(tools: Any) -> list[dict[str, Any]] | None:
     return [_read_tool(tool, f"tools[{at}]") for at, tool in enumerate(tools)]
 
 
-def find_reasoning(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Find the places of what a model has thought, which Mistral's templates leave out."""
+def find_left_out(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Find the places of what Mistral's templates leave out: thoughts, and text beside calls."""
     for at, message in enumerate(messages):
         if isinstance(message, Mapping) and message.get("role") == "assistant":
             yield from (f"messages[{at}].{name}" for name in _REASONING if message.get(name))
             content = message.get("content")
             parts = content if isinstance(content, list) else []
+            if (message.get("tool_calls") or message.get("function_call")) and _has_text(content):
+                yield f"messages[{at}].content"
+                continue
             yield from (f"messages[{at}].content[{n}]" for n, part in enumerate(parts) if _is_thought(part))
 
 
@@ -127,7 +130,7 @@ def _read_message(message: Any, place: str, ids: _CallIds) -> dict[str, Any]:
 
 
 def _read_answer(message: Mapping[str, Any], place: str, ids: _CallIds) -> dict[str, Any]:
-    """Read a message of the assistant: text, which may be a refusal, or calls."""
+    """Read a message of the assistant: calls, which have no place for text up to v3, or text or a refusal."""
     calls = _read_calls(message, place, ids)
     content = message.get("content")
     if content is None and isinstance(refusal := message.get("refusal"), str):
@@ -135,13 +138,6 @@ def _read_answer(message: Mapping[str, Any], place: str, ids: _CallIds) -> dict[
     if content is not None:
         content = _read_content(content, f"{place}.content", is_answer=True)
     texts = [content] if isinstance(content, str) else [part["text"] for part in content or ()]
-    if calls and any(text.strip() for text in texts):
-        _refuse(
-            f"{place}.content",
-            "stands beside tool_calls, and Mistral's template shows one of the two",
-            hint="leave the content out",
-            kind="InvalidAssistantMessageException",
-        )
     if not calls and not any(texts):
         _refuse(
             place,
@@ -224,6 +220,12 @@ def _read_tool(tool: Any, place: str) -> dict[str, Any]:
     known = ("name", "description", "parameters", "strict")
     given = {name: function[name] for name in known if function.get(name) is not None}
     return {"type": "function", "function": {"description": "", "parameters": {}} | given}
+
+
+def _has_text(content: Any) -> bool:
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = (part.get("text") for part in parts if isinstance(part, Mapping))
+    return any(isinstance(text, str) and text.strip() for text in texts)
 
 
 def _is_thought(part: Any) -> bool:

@@ -16,7 +16,7 @@ from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenize
 
 from m7b.errors import InvalidConversation
 from m7b.templates import MistralTemplate
-from m7b.templates.openai import find_reasoning
+from m7b.templates.openai import find_left_out
 from m7b.tokenizer import OfficialVocabulary, load_tokenizer, official_file
 from m7b.variants import TokenizerVersion
 from tests.support.openai_messages import TOOLS, conversations
@@ -110,19 +110,31 @@ def test_any_ids_are_nine_letters_that_tell_calls_apart(ids):
          [USER, SAID | {"content": "no"}, USER]),
         ([USER, called("abcdefghi", content=" \n"), result("abcdefghi")],
          [USER, called("abcdefghi"), result("abcdefghi")]),
+        ([USER, called("abcdefghi", content="Let me look."), result("abcdefghi")],
+         [USER, called("abcdefghi"), result("abcdefghi")]),
         ([USER, SAID | {"reasoning_content": "hm"}, USER], [USER, SAID, USER]),
         ([USER, SAID | {"content": [THOUGHT, TEXT]}, USER], [USER, SAID, USER]),
         ([USER, SAID | {"audio": {"id": "x"}, "x": None}, USER], [USER, SAID, USER]),
     ],
-    ids=["function_call", "refusal", "refusal part", "spaces beside calls", "reasoning", "thinking", "audio"],
+    ids=["function_call", "refusal", "refusal part", "spaces beside calls", "text beside calls", "reasoning",
+         "thinking", "audio"],
 )  # fmt: skip
 def test_what_mistral_common_refuses_and_the_template_can_show_is_shown(given, meant):
     assert template().encode(given) == by_mistral_common(meant)
 
 
+def test_text_beside_calls_that_is_left_out_is_found():
+    """OpenAI's clients send such messages back, and the whole conversation was refused."""
+    for content in ("Let me look.", [TEXT]):
+        assert [*find_left_out([USER, called("a", content=content)])] == ["messages[1].content"]
+    old = {"role": "assistant", "content": "b", "function_call": {"name": "f", "arguments": "{}"}}
+    assert [*find_left_out([old])] == ["messages[0].content"]
+    assert not [*find_left_out([USER, SAID, called("a", content=" \n")])]
+
+
 def test_reasoning_that_is_left_out_is_found():
     answers = [SAID | {"reasoning_content": "hm"}, SAID | {"reasoning": ""}, SAID | {"content": [THOUGHT]}]
-    assert [*find_reasoning([USER, *answers])] == ["messages[1].reasoning_content", "messages[3].content[0]"]
+    assert [*find_left_out([USER, *answers])] == ["messages[1].reasoning_content", "messages[3].content[0]"]
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "x:y"}}
@@ -134,7 +146,6 @@ BAD = {
     "part of no type": ([USER | {"content": [{"text": "a"}]}], "messages[0].content[0]"),
     "no content": ([USER | {"content": None}], "messages[0].content"),
     "empty answer": ([USER, SAID | {"content": ""}, USER], "messages[1]"),
-    "text beside calls": ([USER, called("a", content="b"), result("a")], "messages[1].content"),
     "custom call": ([USER, called() | {"tool_calls": [CUSTOM]}], "messages[1].tool_calls[0].type"),
     "call without id": ([USER, called("")], "messages[1].tool_calls[0].id"),
     "arguments a list": (

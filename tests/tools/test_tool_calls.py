@@ -647,7 +647,7 @@ def test_reasoning_that_is_left_out_is_told_once(tiny):
         "m7b: reasoning is left out of 2 requests: the template has no place for it\n",
     )
     ran = complete(tiny, "-n", 2, stdin=json.dumps(messages).encode())
-    told = "m7b: messages[1].reasoning_content is left out: the template has no place for reasoning\n"
+    told = "m7b: messages[1].reasoning_content is left out: the template has no place for it\n"
     assert (ran.code, ran.err) == (0, told)
 
 

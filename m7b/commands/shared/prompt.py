@@ -55,7 +55,7 @@ def tell_left_out(places: Sequence[str]) -> None:
     """Tell on stderr which places of a conversation its template leaves out."""
     if places:
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-        note(f"{places[0]}{more} is left out: the template has no place for reasoning")
+        note(f"{places[0]}{more} is left out: the template has no place for it")
 
 
 def _list_sources(prompt: str | None, files: Sequence[Path]) -> list[Path | str]:
