@@ -4,6 +4,7 @@ Nothing here asks, prints or fetches. Errors are those of `m7b.errors`, as the c
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from m7b.models import LoadEvent, Model, ModelChoice, load_model
 from m7b.offer import AUTO, check_template
 from m7b.session import CHAT_SAMPLING, OnFull, Session, SessionEvent
 from m7b.templates import Tools
-from m7b.tools import Toolbox
+from m7b.tools import Toolbox, keep_enforceable, parse_tools
 
 __all__ = [
     "AnyJson",
@@ -146,12 +147,18 @@ def chat(
         **sampling: the fields of `SamplingParams`.
 
     Raises:
-        UsageError: the model cannot chat, or its template has no place for tools.
+        UsageError: the model cannot chat, its template has no place for tools, or calls of any tool, or of
+            the one that must be called, cannot be kept valid. Other such tools are left out with a warning.
     """
     template = model.chat_template
     offered = [tool.as_json() for tool in tools.tools] if isinstance(tools, Toolbox) else tools
     if offered:
         check_template(template)
+    if offered and constrains_calls:
+        checked = [tool.as_json() for tool in parse_tools(offered, "tools")]
+        offered, left_out = keep_enforceable(checked, demanded=tool_choice)
+        for line in left_out:
+            warnings.warn(line, stacklevel=2)
     session = Session(
         model,
         _build_sampling(CHAT_SAMPLING, sampling),

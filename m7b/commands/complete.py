@@ -27,7 +27,7 @@ from m7b.commands.shared.options import (
 from m7b.commands.shared.progress import BatchStatus, PromptStatus
 from m7b.commands.shared.prompt import read_parts, read_prompt, tell_left_out
 from m7b.commands.shared.scaling import RayOptions, answer_by_ray
-from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions, leave_out_tools
+from m7b.commands.shared.tool_options import ConstrainOption, ToolOptions, note_left_out_tools
 from m7b.completions import (
     ChatPrompt,
     CompletionRequest,
@@ -162,13 +162,15 @@ def complete(
         tell_unasked(asked, "a file of requests")
         _refuse_prompt(has_prompt=bool(prompt is not None or file))
         how = {"is_chat": chat, "parallel": parallel, "chat_template": chat_template}
-        answer_by_ray(scale, jsonl, output, choice, engine, leave_out_tools(request), resume=resume, **how)
+        answer_by_ray(
+            scale, jsonl, output, choice, engine, note_left_out_tools(request), resume=resume, **how
+        )
         return
     batch = _open_batch(jsonl, output, resume=resume, has_prompt=bool(prompt is not None or file))
     if batch is None:
         read = _read_conversation if chat else _read_prompt
         request = read(request, prompt, file or [], keep_newline=keep_newline)
-    request = leave_out_tools(request)
+    request = note_left_out_tools(request)
 
     def load() -> Model:
         return load_model(choice, engine, chat_template=chat_template)
@@ -209,7 +211,9 @@ def _answer_batch(
             batch.run_together(together.answer)
         finally:
             if n := together.n_shortened:
-                note(f"reasoning is left out of {n} requests: the template has no place for it")
+                note(f"parts of {n} requests are left out: the template has no place for them")
+            if n := together.n_without_tools:
+                note(f"tools of {n} requests are left out: `left_out` in their answers says why")
 
 
 def _open_batch(

@@ -13,7 +13,7 @@ from m7b.completions.answer import (
     token_text,
 )
 from m7b.completions.batch import RequestFile, find_mismatch, read_answers
-from m7b.completions.completion import Choice, Completion
+from m7b.completions.completion import Choice, Completion, leave_out_tools
 from m7b.completions.feed import LineFeed
 from m7b.completions.line import is_error, parse_object
 from m7b.completions.local import LocalAnswer
@@ -50,6 +50,7 @@ __all__ = [
     "format_answers",
     "is_conversation",
     "is_error",
+    "leave_out_tools",
     "parse_chat_prompt",
     "parse_object",
     "parse_request",

@@ -27,7 +27,7 @@ def answer_request(
 
 
 def format_answer(completion: Completion) -> dict[str, Any]:
-    """The finished `completion` as OpenAI writes it, with our `token_ids` and `timings`."""
+    """The finished `completion` as OpenAI writes it, with our `token_ids`, `timings` and `left_out`."""
     return format_answers([completion])
 
 
@@ -40,6 +40,7 @@ def format_answers(completions: Sequence[Completion]) -> dict[str, Any]:
     kind, prefix = (
         ("text_completion", "cmpl") if request.conversation is None else ("chat.completion", "chatcmpl")
     )
+    left_out = [line for each in completions for line in each.left_out_tools]
     return {
         "id": f"{prefix}-{uuid.uuid4().hex}" if request.id is None else request.id,
         "object": kind,
@@ -48,7 +49,7 @@ def format_answers(completions: Sequence[Completion]) -> dict[str, Any]:
         "choices": [choice | {"index": index} for index, choice in enumerate(choices)],
         "usage": count_usage(completions),
         "timings": _timings(usages, completion.model.load_s),
-    }
+    } | ({"left_out": left_out} if left_out else {})
 
 
 def count_usage(completions: Sequence[Completion]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import assert_never
+from typing import Any, assert_never
 
 from m7b.call_format import MISTRAL
 from m7b.completions.request import CompletionRequest
@@ -25,7 +25,7 @@ from m7b.stream import EventStream
 from m7b.templates import find_call_format, list_left_out
 from m7b.templates.openai import read_tools
 from m7b.tokenizer import encode_special
-from m7b.tools import check_tool, parse_tools
+from m7b.tools import keep_enforceable, parse_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,7 @@ class Completion:
         ids: the prompt.
         continues: whether the answer's text carries on from the prompt's.
         left_out: the places of what the template leaves out of the conversation.
+        left_out_tools: a line about each tool that is not offered, because its calls cannot be kept valid.
         prompt_logprobs: of all ids of the prompt but the first, where they are wanted.
 
     Raises:
@@ -107,6 +108,7 @@ class Completion:
 
     def __init__(self, model: Model, request: CompletionRequest) -> None:
         self.model = model
+        request, self.left_out_tools = leave_out_tools(request)
         self.request = request
         self.left_out: list[str] = []
         if request.conversation is None:
@@ -232,15 +234,36 @@ def _decode(model: Model, prompt: str | tuple[int, ...]) -> str:
     return prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
 
 
-def _offer(model: Model, request: CompletionRequest) -> Offer | None:
-    """The tools of the conversation, checked as strictly as those of files."""
+def leave_out_tools(request: CompletionRequest) -> tuple[CompletionRequest, list[str]]:
+    """Leave out the tools whose calls cannot be kept valid; returns a line about each of them, too.
+
+    Raises:
+        UsageError: none is left of those that may be called, or not the one that must be; or one is no tool.
+    """
+    chat = request.conversation
+    if chat is None or not chat.tools or not request.constrains_calls or request.grammar is not None:
+        return request, []
+    kept, left_out = keep_enforceable(_check_tools(request), demanded=request.tool_choice)
+    if not left_out:
+        return request, []
+    names = {tool["function"]["name"] for tool in kept}
+    tools = [tool for tool in read_tools(chat.tools) or [] if tool["function"]["name"] in names]
+    return replace(request, conversation=replace(chat, tools=tools)), left_out
+
+
+def _check_tools(request: CompletionRequest) -> list[dict[str, Any]]:
+    """The tools that may be called, checked as strictly as those of files."""
     tools = request.conversation.tools if request.conversation else None
-    if not tools:
-        return None
-    checked = [tool.as_json() for tool in parse_tools(read_tools(tools), "tools")]
+    checked = [tool.as_json() for tool in parse_tools(read_tools(tools) or [], "tools")]
     if request.allowed_tools is not None:
         checked = [tool for tool in checked if tool["function"]["name"] in request.allowed_tools]
-    for tool in checked if request.constrains_calls else ():
-        check_tool(tool)
+    return checked
+
+
+def _offer(model: Model, request: CompletionRequest) -> Offer | None:
+    """The tools of the conversation that may be called, None where it has none."""
+    if not request.conversation or not request.conversation.tools:
+        return None
+    checked = _check_tools(request)
     form = find_call_format(model.chat_template) or MISTRAL
     return Offer(checked, request.tool_choice, request.constrains_calls, request.is_parallel, form)

@@ -36,6 +36,7 @@ class Together:
 
     Attributes:
         n_shortened: how many requests say what the template leaves out.
+        n_without_tools: how many requests have tools that are not offered.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Together:
         self._model, self._defaults, self._is_chat = model, defaults, is_chat
         self._parallel, self._report = parallel, report
         self._begun: deque[_Answering] = deque()  # in the order of their lines
-        self.n_shortened = 0
+        self.n_shortened = self.n_without_tools = 0
 
     def answer(self, lines: LineFeed) -> Iterator[dict[str, Any]]:
         """The answers to `lines`, in order; an M7bError becomes the answer of its line.
@@ -84,6 +85,7 @@ class Together:
                 return
             self._begun.append(_Answering(self._model, line, self._defaults, is_chat=self._is_chat))
             self.n_shortened += self._begun[-1].is_shortened
+            self.n_without_tools += self._begun[-1].lacks_tools
 
     def _count_running(self) -> int:
         return sum(each.n_sequences for each in self._begun)
@@ -123,6 +125,11 @@ class _Answering:
     def is_shortened(self) -> bool:
         """Whether the template leaves out some of it."""
         return bool(self._completion and self._completion.left_out)
+
+    @property
+    def lacks_tools(self) -> bool:
+        """Whether some of its tools are not offered."""
+        return bool(self._completion and self._completion.left_out_tools)
 
     def gather(self) -> None:
         """Take what has come; the answer, where that is all."""

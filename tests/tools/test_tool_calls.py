@@ -644,7 +644,7 @@ def test_reasoning_that_is_left_out_is_told_once(tiny):
     ran = complete(tiny, "--jsonl", "-", "--parallel", 2, "-n", 2, stdin=lines(asked, asked))
     assert (ran.code, ran.err) == (
         0,
-        "m7b: reasoning is left out of 2 requests: the template has no place for it\n",
+        "m7b: parts of 2 requests are left out: the template has no place for them\n",
     )
     ran = complete(tiny, "-n", 2, stdin=json.dumps(messages).encode())
     told = "m7b: messages[1].reasoning_content is left out: the template has no place for it\n"

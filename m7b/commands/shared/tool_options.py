@@ -1,16 +1,16 @@
 """The options of tools, and the toolbox that they fill."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from m7b.completions import CompletionRequest
+from m7b.completions import CompletionRequest, leave_out_tools
 from m7b.errors import UsageError
 from m7b.offer import AUTO, NONE
 from m7b.render import note
-from m7b.tools import Toolbox, keep_enforceable, parse_tools
+from m7b.tools import Toolbox
 
 ToolsOption = Annotated[
     list[Path] | None,
@@ -88,17 +88,9 @@ class ToolOptions:
             return [tool.as_json() for tool in toolbox.tools]
 
 
-def leave_out_tools(request: CompletionRequest) -> CompletionRequest:
-    """Leave out the tools whose calls cannot be kept valid, with a note about each.
-
-    Raises:
-        UsageError: none is left, or the one that must be called is left out.
-    """
-    chat = request.conversation
-    if chat is None or not chat.tools or not request.constrains_calls:
-        return request
-    tools = [tool.as_json() for tool in parse_tools(chat.tools, "tools")]
-    kept, left_out = keep_enforceable(tools, demanded=request.tool_choice)
+def note_left_out_tools(request: CompletionRequest) -> CompletionRequest:
+    """Leave out the tools whose calls cannot be kept valid, with a note about each; see `leave_out_tools`."""
+    request, left_out = leave_out_tools(request)
     for line in left_out:
         note(line)
-    return replace(request, conversation=replace(chat, tools=kept))
+    return request
