@@ -362,7 +362,7 @@ def test_gguf_tensors_that_share_bytes_are_refused(tmp_path):
     assert_refused(file, "begins at byte", "inside another tensor")
 
 
-@pytest.mark.parametrize("key", ["moe", "quantization", "yarn", "lora", "vision_encoder"])
+@pytest.mark.parametrize("key", ["moe", "quantization", "yarn", "llama_4_scaling", "lora", "vision_encoder"])
 def test_native_models_with_another_forward_pass_are_refused(tmp_path, key):
     folder = write_native(MODEL, tmp_path / "model", **{key: {"any": 1}})
     assert_refused(folder, "params.json", key, kind=UnsupportedCheckpoint)

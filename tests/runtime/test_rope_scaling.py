@@ -22,6 +22,7 @@ from tests.support.checkpoints import (
     read,
     write_gguf,
     write_hf,
+    write_native,
 )
 from tests.support.tiny import call
 
@@ -65,6 +66,43 @@ def test_logits_equal_those_of_transformers(name, theta, window, tmp_path):
     model = scaled(SCALINGS[name], window, theta, max_position_embeddings=64)
     ours = logits(engine(write_hf(model, tmp_path), prefill_chunk=7, ctx_size=64), IDS)
     torch.testing.assert_close(ours, oracle_logits(model, IDS), rtol=0, atol=1e-5)
+
+
+NATIVE = {"factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+    ("native", "converted"),
+    [
+        ({}, {}),
+        ({"beta": 5.0, "alpha": 0.5}, {"beta_fast": 5.0, "beta_slow": 0.5}),
+        ({"apply_scale": False}, {"mscale": 1.0, "mscale_all_dim": 1.0}),
+        ({"apply_scale": True, "alpha": 1, "beta": 32}, {}),
+    ],
+    ids=str,
+)
+def test_yarn_of_mistrals_own_format_runs_as_the_converted_config_does(native, converted, tmp_path):
+    """params.json with `yarn` was refused."""
+    model = scaled(YARN | NATIVE | converted, max_position_embeddings=64)
+    folder = write_native(model, tmp_path, yarn=NATIVE | native, **HEAD)
+    ours = logits(engine(folder, prefill_chunk=7, ctx_size=64), IDS)
+    torch.testing.assert_close(ours, oracle_logits(model, IDS), rtol=0, atol=1e-5)
+    assert open_checkpoint(folder).config.max_seq_len == 64
+
+
+@pytest.mark.parametrize(
+    ("yarn", "kind", "match"),
+    [
+        (True, UnsupportedCheckpoint, "yarn has True"),
+        (NATIVE | {"mscale": 2}, UnsupportedCheckpoint, "yarn has mscale"),
+        ({"factor": 4.0}, DamagedCheckpoint, r"yarn\.original_max_position_embeddings"),
+        (NATIVE | {"factor": "x"}, DamagedCheckpoint, r"yarn\.factor"),
+    ],
+    ids=str,
+)
+def test_yarn_of_mistrals_own_format_that_is_not_known_is_named(yarn, kind, match, tmp_path):
+    with pytest.raises(kind, match=match):
+        open_checkpoint(write_native(mistral(), tmp_path, yarn=yarn))
 
 
 @pytest.mark.parametrize("name", ["linear", "yarn", "llama3"])

@@ -15,11 +15,13 @@ from m7b.runtime.checkpoints.fields import (
     read_json,
 )
 from m7b.runtime.checkpoints.folder import stop_ids, tokenizer_source
+from m7b.runtime.checkpoints.scaling import read_native_scaling
 from m7b.runtime.model.config import ModelConfig
 from m7b.runtime.model.rope import canonical_rows
+from m7b.runtime.model.scaling import YarnScaling
 
 _WEIGHTS = ("consolidated.safetensors", "consolidated.00.pth")
-_MAX_SEQ_LEN = 32768  # params.json does not say; every release takes this many
+_MAX_SEQ_LEN = 32768  # releases of this model say nothing, and take this many
 _EOS = 2
 
 
@@ -64,13 +66,14 @@ def _config(fields: Fields, *, tied: bool) -> ModelConfig:
             f"{fields.file.parent}: output.weight is missing and params.json does not tie it",
             hint="fetch the checkpoint again",
         )
-    for key in ("moe", "quantization", "yarn", "lora", "vision_encoder"):
+    for key in ("moe", "quantization", "llama_4_scaling", "lora", "vision_encoder"):
         if fields.raw(key) is not None:
             raise UnsupportedCheckpoint(f"{fields.file}: has {key}", hint="m7b does not run such models")
     dim = fields.integer("dim", MAX_DIM)
     n_heads = fields.integer("n_heads", MAX_DIM)
     n_kv_heads = fields.integer("n_kv_heads", MAX_DIM)
     window = _window(fields)
+    scaling = read_native_scaling(fields)
     return ModelConfig(
         dim=dim,
         n_layers=fields.integer("n_layers", MAX_LAYERS),
@@ -83,9 +86,17 @@ def _config(fields: Fields, *, tied: bool) -> ModelConfig:
         # Where the file is silent: the first release, with a window, had 1e4; all since have 1e6.
         rope_theta=fields.number("rope_theta", 1e12, default=1e6 if window is None else 1e4),
         sliding_window=window,
-        max_seq_len=_MAX_SEQ_LEN,
+        max_seq_len=_max_seq_len(fields, scaling),
         tied_embeddings=tied,
+        rope_scaling=scaling,
     )
+
+
+def _max_seq_len(fields: Fields, scaling: YarnScaling | None) -> int:
+    """What the file says, which is rare; else what it is stretched to."""
+    stretched = int(scaling.factor * scaling.original_context) if scaling else _MAX_SEQ_LEN
+    longest = fields.optional_integer("max_position_embeddings", MAX_POSITIONS)
+    return min(stretched, MAX_POSITIONS) if longest is None else longest
 
 
 def _window(fields: Fields) -> int | None:

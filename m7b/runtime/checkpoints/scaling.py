@@ -84,6 +84,33 @@ def read_scaling(fields: Fields) -> RopeScaling | None:
     )
 
 
+def read_native_scaling(fields: Fields) -> YarnScaling | None:
+    """Read the `yarn` of a params.json, None where there is none.
+
+    `beta` and `alpha` are YaRN's bounds of turns; cosines and sines are scaled where `apply_scale` says so.
+
+    Raises:
+        DamagedCheckpoint: a number is missing or out of range.
+        UnsupportedCheckpoint: it is no object, or has a field that m7b does not know.
+    """
+    value = fields.raw("yarn")
+    if value is None:
+        return None
+    known = {"factor", "original_max_position_embeddings", "beta", "alpha", "apply_scale"}
+    unknown = sorted(value.keys() - known) if isinstance(value, dict) else [str(value)[:60]]
+    if unknown:
+        raise UnsupportedCheckpoint(f"{fields.file}: yarn has {unknown[0]}", hint="m7b does not know it")
+    yarn = Fields(fields.file, value, "yarn")
+    factor = yarn.number("factor", _MAX_FACTOR)
+    return YarnScaling(
+        factor=factor,
+        original_context=yarn.integer("original_max_position_embeddings", MAX_POSITIONS),
+        attention_factor=attention_factor(factor) if yarn.flag("apply_scale", True) else 1.0,
+        beta_fast=yarn.number("beta", _MAX_FACTOR, default=32.0),
+        beta_slow=yarn.number("alpha", _MAX_FACTOR, default=1.0),
+    )
+
+
 def read_gguf_scaling(fields: Fields, architecture: str) -> RopeScaling | None:
     """Read the scaling that a GGUF file asks for, as llama.cpp does; None where it changes nothing.
 
