@@ -11,7 +11,7 @@ from m7b.errors import InvalidConversation
 from m7b.templates.base import Tools
 from m7b.templates.calls import derive_call_format
 from m7b.templates.jinja_messages import join_parts, read_message
-from m7b.tokenizer import Tokenizer
+from m7b.tokenizer import Tokenizer, match_controls, name_control
 
 if TYPE_CHECKING:
     from m7b.templates.sandbox import Program
@@ -49,7 +49,7 @@ class JinjaTemplate:
         # A guard needs two characters to stand between.
         names = [name for name in tokenizer.controls if len(name) > 1]
         beginnings = {name[:end] for name in names for end in range(1, len(name))}
-        self._control = re.compile(_match_any(names))
+        self._control = match_controls(tokenizer)
         self._begins = re.compile(rf"(?={_match_any(names)}|{_match_any(beginnings)}\s*\Z).", re.DOTALL)
 
     @property
@@ -77,7 +77,7 @@ class JinjaTemplate:
             shaped = [self._shape_content(dict(message)) for message in talk]
             _, *behind = re.split("(?i)A1", self._try(shaped))
             if behind and (end := self._control.match(behind[-1].lstrip())):
-                ends.add(self._tokenizer.controls[end[0]])
+                ends.add(self._tokenizer.controls[name_control(self._tokenizer, end[0])])
         return frozenset(ends)
 
     def encode(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None = None) -> list[int]:
@@ -160,7 +160,7 @@ class JinjaTemplate:
         at = 0
         for found in self._control.finditer(text):
             ids += self._encode_segment(text[at : found.start()], guard, at)
-            ids.append(self._tokenizer.controls[found[0]])
+            ids.append(self._tokenizer.controls[name_control(self._tokenizer, found[0])])
             at = found.end()
         return ids + self._encode_segment(text[at:], guard, at)
 

@@ -6,6 +6,7 @@ Text never becomes a control id, whatever it spells: only templates place those.
 from m7b.tokenizer.added import from_sentencepiece
 from m7b.tokenizer.base import (
     AddedPiece,
+    Edges,
     GGUFVocabulary,
     InnerSpace,
     OfficialVocabulary,
@@ -15,6 +16,8 @@ from m7b.tokenizer.base import (
     TokenizerSource,
     encode_special,
     list_controls,
+    match_controls,
+    name_control,
 )
 from m7b.tokenizer.ends import find_end_ids, select_ends
 from m7b.tokenizer.fast import from_json
@@ -26,6 +29,7 @@ from m7b.tokenizer.to_gguf import to_gguf
 __all__ = [
     "OFFICIAL_SHA256",
     "AddedPiece",
+    "Edges",
     "GGUFVocabulary",
     "InnerSpace",
     "MistralTokenizer",
@@ -38,6 +42,8 @@ __all__ = [
     "find_end_ids",
     "list_controls",
     "load_tokenizer",
+    "match_controls",
+    "name_control",
     "official_file",
     "save_tokenizer",
     "select_ends",

@@ -25,7 +25,9 @@ def from_sentencepiece(source: SentencePieceFile, reserved: str) -> MistralToken
         file = Path(folder) / "tokenizer.model"
         file.write_bytes(build_model(source, reserved))
         n = len(source.added)
-        return MistralTokenizer(file, f"{description} and {n} added tokens", inner_space=source.inner_space)
+        edges = {each.piece: each.edges for each in source.added}
+        description = f"{description} and {n} added tokens"
+        return MistralTokenizer(file, description, inner_space=source.inner_space, edges=edges)
 
 
 def build_model(source: SentencePieceFile, reserved: str = "") -> bytes:

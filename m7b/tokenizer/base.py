@@ -11,6 +11,20 @@ from m7b.errors import DamagedCheckpoint, UsageError
 from m7b.variants import TokenizerVersion
 
 
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """How a control token is found in a text: with the spaces on a side of it; as a word of its own."""
+
+    takes_left: bool = False
+    takes_right: bool = False
+    is_word: bool = False
+
+    def write_pattern(self, name: str) -> str:
+        """Write the pattern of a token's name."""
+        inner = rf"(?<!\w){re.escape(name)}(?!\w)" if self.is_word else re.escape(name)
+        return (r"\s*" if self.takes_left else "") + inner + (r"\s*" if self.takes_right else "")
+
+
 class Tokenizer(Protocol):
     """The protocol of all tokenizers."""
 
@@ -42,6 +56,11 @@ class Tokenizer(Protocol):
     @property
     def controls(self) -> Mapping[str, int]:
         """The control ids by their names."""
+        ...
+
+    @property
+    def edges(self) -> Mapping[str, Edges]:
+        """How control tokens are found, by their names; those that stand as they are may be missing."""
         ...
 
     def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
@@ -84,6 +103,7 @@ class AddedPiece:
     piece: str
     token: int | None
     is_control: bool
+    edges: Edges = Edges()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +186,9 @@ def encode_special(tokenizer: Tokenizer, text: str, *, bos: bool) -> list[int]:
     """
     ids: list[int] = []
     at = 0
-    for found in _match_controls(tokenizer).finditer(text):
+    for found in match_controls(tokenizer).finditer(text):
         ids += _encode_between(tokenizer, text[at : found.start()], is_first=at == 0)
-        ids.append(tokenizer.controls[found[0]])
+        ids.append(tokenizer.controls[name_control(tokenizer, found[0])])
         at = found.end()
     ids += _encode_between(tokenizer, text[at:], is_first=at == 0)
     has_bos = not bos or tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id]
@@ -177,12 +197,22 @@ def encode_special(tokenizer: Tokenizer, text: str, *, bos: bool) -> list[int]:
 
 def list_controls(tokenizer: Tokenizer, text: str) -> list[str]:
     """List the names of control tokens that `text` spells, each once."""
-    return list(dict.fromkeys(_match_controls(tokenizer).findall(text)))
+    found = match_controls(tokenizer).findall(text)
+    return list(dict.fromkeys(name_control(tokenizer, match) for match in found))
 
 
-def _match_controls(tokenizer: Tokenizer) -> re.Pattern[str]:
+def match_controls(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """Build the pattern of control tokens in a text, with the spaces that they take."""
     names = sorted((name for name in tokenizer.controls if len(name) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, names)) or "(?!)")
+    plain = Edges()
+    return re.compile(
+        "|".join(tokenizer.edges.get(name, plain).write_pattern(name) for name in names) or "(?!)"
+    )
+
+
+def name_control(tokenizer: Tokenizer, found: str) -> str:
+    """The name of the control token that `match_controls` found, perhaps with spaces."""
+    return found if found in tokenizer.controls else found.strip()
 
 
 def _encode_between(tokenizer: Tokenizer, text: str, *, is_first: bool) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from m7b.errors import DamagedCheckpoint, UsageError
-from m7b.tokenizer.base import TokenizerJson, check_unicode, is_reserved, name_missing_piece
+from m7b.tokenizer.base import Edges, TokenizerJson, check_unicode, is_reserved, name_missing_piece
 from m7b.tokenizer.ends import select_ends
 
 
@@ -24,6 +24,11 @@ class FastTokenizer:
         self._adds_bos = adds_bos
         added = model.get_added_tokens_decoder()
         self._controls = {entry.content: token for token, entry in added.items() if entry.special}
+        self._edges = {
+            entry.content: Edges(entry.lstrip, entry.rstrip, entry.single_word)
+            for entry in added.values()
+            if entry.special
+        }
         self._control = frozenset(self._controls.values())
 
     @property
@@ -55,6 +60,11 @@ class FastTokenizer:
     def controls(self) -> Mapping[str, int]:
         """The control ids by their names."""
         return self._controls
+
+    @property
+    def edges(self) -> Mapping[str, Edges]:
+        """How control tokens are found, by their names."""
+        return self._edges
 
     def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
         """Encode `text`, with `bos` behind `bos_id`; `inside` says that the text follows a control id."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from m7b.errors import DamagedCheckpoint
-from m7b.tokenizer.base import InnerSpace, check_unicode, name_missing_piece
+from m7b.tokenizer.base import Edges, InnerSpace, check_unicode, name_missing_piece
 from m7b.variants import TokenizerVersion
 
 _OFFICIAL_FILES = {
@@ -39,6 +39,7 @@ class MistralTokenizer:
         *,
         adds_bos: bool = True,
         inner_space: InnerSpace = InnerSpace.ALWAYS,
+        edges: Mapping[str, Edges] | None = None,
     ) -> None:
         from mistral_common.tokens.tokenizers import base, sentencepiece
 
@@ -50,6 +51,7 @@ class MistralTokenizer:
         self._description = description
         self._adds_bos = adds_bos
         self._inner_space = inner_space
+        self._edges = edges or {}
         self._content = b"" if inner_space is InnerSpace.ALWAYS else path.read_bytes()
         self._controls = {self._model.id_to_piece(token): token for token in self._model.special_ids}
 
@@ -87,6 +89,11 @@ class MistralTokenizer:
     def controls(self) -> Mapping[str, int]:
         """The control ids by their names."""
         return self._controls
+
+    @property
+    def edges(self) -> Mapping[str, Edges]:
+        """How control tokens are found, by their names."""
+        return self._edges
 
     def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
         """Encode `text`, with `bos` behind `bos_id`; a space goes in front, `inside` where it is wanted."""

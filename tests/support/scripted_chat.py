@@ -46,6 +46,10 @@ class Bytes:
     def controls(self) -> dict[str, int]:
         return {"[TOOL_CALLS]": CALL_ID}
 
+    @property
+    def edges(self) -> dict[str, Any]:
+        return {}
+
     def encode(self, text: str, *, bos: bool, inside: bool = False) -> list[int]:
         return [_FIRST_BYTE + byte for byte in text.encode()]
 

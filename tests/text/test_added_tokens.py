@@ -4,11 +4,13 @@ import functools
 import json
 import shutil
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
 from m7b.errors import DamagedCheckpoint, UnsupportedCheckpoint
@@ -19,6 +21,7 @@ from m7b.templates import JinjaTemplate
 from m7b.tokenizer import load_tokenizer, official_file, save_tokenizer, to_gguf
 from m7b.variants import TokenizerVersion
 from tests.support.checkpoints import mistral, write_hf
+from tests.support.tuned import write_tokenizer
 
 ADDED = {"<|im_end|>": 32000, "<|im_start|>": 32001}
 
@@ -179,3 +182,46 @@ def test_pad_beyond_the_rows_of_a_tokenizer_json_is_harmless(tmp_path):
 def test_tokenizer_whose_words_lie_beyond_the_rows_is_refused(tmp_path):
     with pytest.raises(UnsupportedCheckpoint, match="32000 ids, the model 31000"):
         read_tokenizer(write_checkpoint(tmp_path, 31000))
+
+
+# ---- how added tokens are found --------------------------------------------------------------------------
+
+EDGES = [
+    dict(zip(("lstrip", "rstrip", "single_word"), flags, strict=True))
+    for flags in product((False, True), repeat=3)
+]
+EDGE_PARTS = st.lists(
+    st.sampled_from(["<t>", "<t>", " ", "\n", "a", "é", "_", "1.", "</s>", "<"]), max_size=7
+)
+
+
+@functools.cache
+def edged(kind, edges, is_special):
+    """transformers' tokenizer and ours of a folder with one added token that is found as `edges` say."""
+    folder = Path(tempfile.mkdtemp())
+    if kind == "tokenizer.model":
+        decoder = {"32000": entry("<t>", special=is_special) | EDGES[edges]}
+        write_layout(folder, {"tokenizer_config.json": {"added_tokens_decoder": decoder}})
+    else:
+        write_tokenizer(folder, [], tokenizer_class="PreTrainedTokenizerFast", add_bos_token=None)
+        model = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        add = model.add_special_tokens if is_special else model.add_tokens
+        add([AddedToken("<t>", normalized=False, special=is_special, **EDGES[edges])])
+        model.save(str(folder / "tokenizer.json"))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    return theirs, load_tokenizer(tokenizer_source(folder, len(theirs)), "<t></s>" if is_special else "</s>")
+
+
+@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize("edges", range(8), ids=[str([*e.values()]) for e in EDGES])
+@pytest.mark.parametrize(
+    ("kind", "is_special"), [("tokenizer.json", True), ("tokenizer.json", False), ("tokenizer.model", True)]
+)
+@given(parts=EDGE_PARTS)
+def test_added_tokens_take_spaces_and_words_as_those_of_transformers(kind, is_special, edges, parts):
+    """A template's control token left the spaces around it, whatever its flags said."""
+    text = "<s>" + "".join(parts)
+    assume("  " not in text)  # transformers merges these in another order than SentencePiece does
+    theirs, tokenizer = edged(kind, edges, is_special)
+    ours = JinjaTemplate("{{ text }}".replace("text", json.dumps(text)), tokenizer, "</s>")
+    assert ours.encode([{"role": "user", "content": "u"}]) == theirs.encode(text, add_special_tokens=False)

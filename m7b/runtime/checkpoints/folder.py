@@ -11,6 +11,7 @@ from m7b.runtime.checkpoints.fields import read_json
 from m7b.tokenizer import (
     OFFICIAL_SHA256,
     AddedPiece,
+    Edges,
     InnerSpace,
     OfficialVocabulary,
     SentencePieceFile,
@@ -120,7 +121,8 @@ def _added_pieces(folder: Path, special: set[str]) -> tuple[AddedPiece, ...]:
         piece = _content(entry)
         if piece is not None and token.isdecimal() and len(token) < 12:
             is_control = bool(entry.get("special")) or piece in special
-            pieces[piece] = AddedPiece(piece, int(token), is_control)
+            flags = (bool(entry.get(name)) for name in ("lstrip", "rstrip", "single_word"))
+            pieces[piece] = AddedPiece(piece, int(token), is_control, Edges(*flags))
     if bad := [piece for piece, token in ids.items() if type(token) is not int or not piece]:
         raise DamagedCheckpoint(f"{file}: {bad[0]!r} has no id")
     nameless = sorted(special - pieces.keys() - {""})
