@@ -10,9 +10,15 @@ from rich.text import Text
 _STEP = 16  # lines after which the context is cut, if that changes nothing
 _KEPT = 8
 _MOST = 192
+_READABLE = {
+    "yellow": "red",
+    "green": "magenta",
+    "cyan": "blue",
+    "white": "default",
+}  # on white, and what is not
 _ON_LIGHT = ANSISyntaxTheme(
-    {  # yellow on white cannot be read
-        kind: Style(color="red") if style.color and style.color.name == "yellow" else style
+    {
+        kind: style + Style(color=_READABLE.get(style.color.name) if style.color else None)
         for kind, style in ANSI_LIGHT.items()
     }
 )

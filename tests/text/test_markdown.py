@@ -799,6 +799,40 @@ def colours(text):
     ]
 
 
+# The sixteen colours of xterm and of kitty, as RGB.
+PALETTES = {
+    "xterm": "000000 cd0000 00cd00 cdcd00 0000ee cd00cd 00cdcd e5e5e5"
+    " 7f7f7f ff0000 00ff00 ffff00 5c5cff ff00ff 00ffff ffffff",
+    "kitty": "000000 cc0403 19cb00 cecb00 0d73cc cb1ed1 0dcdcd dddddd"
+    " 767676 f2201f 23fd00 fffd00 1a8fff fd28ff 14ffff ffffff",
+}
+SAMPLES = [
+    *PYTHON, "class A(int):", "    @b", "    def c(self): return print(1, True)  # d", "+ a", "- b",
+    "#include <a.h>",
+    "int main() { return 'a'; }",
+    'for a in $b; do echo "$c"; done', '{"a": [1, null]}', "<a href='b'>&amp;</a>",
+]  # fmt: skip
+
+
+def contrast_on_white(colour):
+    """The contrast of a colour in hexadecimal RGB on white, as WCAG 2.2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+
+
+@pytest.mark.parametrize("palette", PALETTES)
+@pytest.mark.parametrize("language", ["python", "c", "bash", "diff", "json", "html"])
+def test_all_colours_of_code_can_be_read_on_white(palette, language):
+    """Names of functions were green and `print` cyan: 2.0 to 2.2, where WCAG wants 3 of large text."""
+    highlighter = Highlighter(language, is_light=True)
+    parts = [part for line in SAMPLES for part in highlighter.highlight(line).render(Console())]
+    used = {part.style.color for part in parts if part.style}
+    numbers = {colour.number for colour in used if colour and colour.number is not None}
+    assert numbers
+    assert all(contrast_on_white(PALETTES[palette].split()[number]) >= 3 for number in numbers)
+
+
 @settings(quick, max_examples=50)
 @given(lines=st.lists(st.sampled_from(PYTHON), min_size=1, max_size=100))
 def test_lines_of_code_have_the_colours_of_the_whole(lines):
