@@ -87,6 +87,11 @@ def oracle(layout):
     return AutoTokenizer.from_pretrained(folder_of(layout))
 
 
+@functools.cache
+def our_tokenizer(layout, n_rows):
+    return load_tokenizer(tokenizer_source(folder_of(layout), n_rows), "".join(MARKS))
+
+
 MARKS = [*ADDED, "<tool>", "[PAD]", "<s>", "</s>", "[INST]", "[/INST]"]
 # No two spaces in a row: there transformers merges pieces in another order than SentencePiece does.
 PARTS = st.sampled_from([*MARKS, "user", " Hi", "\n", "é", "你好", "x-1", "<"])
@@ -100,7 +105,7 @@ def test_template_text_becomes_the_ids_of_transformers(layout, parts):
     text = "<s>" + "".join(parts)
     theirs = oracle(layout)
     rows = max(theirs.get_vocab().values()) + 1
-    tokenizer = load_tokenizer(tokenizer_source(folder_of(layout), rows), "".join(MARKS))
+    tokenizer = our_tokenizer(layout, rows)
     ours = JinjaTemplate("{{ text }}".replace("text", json.dumps(text)), tokenizer, "</s>")
     assert ours.encode([{"role": "user", "content": "u"}]) == theirs.encode(text, add_special_tokens=False)
     assert tokenizer.eos_id == theirs.eos_token_id
