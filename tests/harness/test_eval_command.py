@@ -83,13 +83,13 @@ def test_mmlu_is_all_its_subjects_and_the_other_choices_run_too(home, tmp_path):
     assert prompt.count("Answer:") == 6, "five examples and the question"
 
 
-def test_a_run_goes_on_behind_kill_9(questions, demo_home, tmp_path):
+def test_a_run_goes_on_behind_kill_9(questions, home, tmp_path, capsys):
     """Nothing that was answered is asked again, and the result is that of a run in one piece."""
-    line = [sys.executable, "-m", "m7b", "eval", "triviaqa", "--data", str(questions), "--limit", "5"]
-    env = os.environ | {"M7B_HOME": str(demo_home), "HF_DATASETS_OFFLINE": "1"}
+    line = ["eval", "triviaqa", "--data", str(questions), "--limit", "5"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*line, "-o", str(whole)], env=env, check=True, capture_output=True)
-    running = subprocess.Popen([*line, "-o", str(killed)], env=env, stdout=subprocess.DEVNULL)
+    assert main([*line, "-o", str(whole)]) == ExitCode.OK
+    command = [sys.executable, "-m", "m7b", *line, "-o", str(killed)]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     answers = killed / "answers.jsonl"
     while not (answers.exists() and len(answers.read_bytes().splitlines()) > 2):
         assert running.poll() is None, "it ended before it could be killed"
@@ -98,10 +98,10 @@ def test_a_run_goes_on_behind_kill_9(questions, demo_home, tmp_path):
     running.wait()
     kept = answers.read_text()
     kept = kept[: kept.rindex("\n") + 1]
-    again = subprocess.run([*line, "-o", str(killed)], env=env, capture_output=True, text=True, check=False)
-    assert again.returncode == ExitCode.USAGE
-    assert "--resume" in again.stderr
-    subprocess.run([*line, "-o", str(killed), "--resume"], env=env, check=True, capture_output=True)
+    capsys.readouterr()
+    assert main([*line, "-o", str(killed)]) == ExitCode.USAGE
+    assert "--resume" in capsys.readouterr().err
+    assert main([*line, "-o", str(killed), "--resume"]) == ExitCode.OK
     assert answers.read_text().startswith(kept)
     assert sorted(answers.read_text().splitlines()) == sorted(
         (whole / "answers.jsonl").read_text().splitlines()
