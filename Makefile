@@ -29,6 +29,7 @@ clients: $(VENV)/.installed-dev
 soak: $(VENV)/.installed-dev
 	M7B_SOAK_S=1800 $(BIN)/python -m pytest -s -o timeout=2400 tests/server/test_soak.py
 
+check: export M7B_TEST_LONG = 1
 check: format lint types architecture test docs
 
 format: $(VENV)/.installed-dev

@@ -17,7 +17,7 @@ import pytest
 from m7b.hub.layouts import choose_files
 from tests.support.checkpoints import mistral, write_hf
 from tests.support.hub_server import serving_hub
-from tests.support.kills import N_KILLS
+from tests.support.lengths import N_KILLS
 
 REPO = "org/tiny"
 BITS = random.Random(0)

@@ -21,7 +21,7 @@ from m7b.errors import CheckpointNotFound, DamagedCheckpoint, M7bError, OutOfRes
 from m7b.hub.progress import Retries
 from m7b.hub.transfer import answers, http
 from tests.support.http_server import Answer, serving
-from tests.support.kills import N_KILLS
+from tests.support.lengths import N_KILLS
 
 ROOT = Path(__file__).parent.parent.parent
 DATA = random.Random(7).randbytes((1 << 20) + 4321)

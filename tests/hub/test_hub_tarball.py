@@ -22,7 +22,7 @@ from m7b.hub.sources.originals import RELEASES
 from m7b.hub.transfer import members, tarball
 from m7b.variants import VARIANTS
 from tests.support.http_server import Answer, serving
-from tests.support.kills import N_KILLS
+from tests.support.lengths import N_KILLS
 from tests.support.memory import peak_of
 
 ROOT = Path(__file__).parent.parent.parent

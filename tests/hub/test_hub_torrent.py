@@ -29,7 +29,7 @@ from m7b.hub import sources
 from m7b.hub.progress import FileProgress
 from m7b.hub.sources.originals import TorrentSource
 from m7b.hub.transfer.torrent import MAGNET, Network, describe, fetch
-from tests.support.kills import N_KILLS
+from tests.support.lengths import N_KILLS
 from tests.support.swarm import Liar, Seeder, Tracker, bencode, info_hash, make_torrent, wait_until
 from tests.support.tiny import call
 
