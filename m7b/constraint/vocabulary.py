@@ -67,9 +67,10 @@ class Vocabulary:
         tokens = list_token_bytes(tokenizer)[:vocab_size]
         self.strips_space = strips_space(tokenizer, tokens)
         # SentencePiece never writes <0x41> for the A that it has a piece for, nor takes <0x20> for its space.
-        pieces = {text for token, text in enumerate(tokens) if not _BYTE.fullmatch(tokenizer.piece(token))}
-        for token, text in enumerate(tokens):
-            if text in pieces and _BYTE.fullmatch(tokenizer.piece(token)):
+        byte_ids = {token for token in range(len(tokens)) if _BYTE.fullmatch(tokenizer.piece(token))}
+        pieces = {text for token, text in enumerate(tokens) if token not in byte_ids}
+        for token in byte_ids:
+            if tokens[token] in pieces:
                 tokens[token] = b""
         tokens += [b""] * (vocab_size - len(tokens))
         self.space_id = tokens.index(b" ") if b" " in tokens else None
@@ -91,7 +92,7 @@ class Vocabulary:
         )
 
 
-@lru_cache(maxsize=4)  # decoding every id takes half a second
+@lru_cache(maxsize=4)  # decoding every id takes a quarter of a second
 def build_vocabulary(
     tokenizer: Tokenizer,
     vocab_size: int,

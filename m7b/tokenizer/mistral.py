@@ -53,7 +53,10 @@ class MistralTokenizer:
         self._inner_space = inner_space
         self._edges = edges or {}
         self._content = b"" if inner_space is InnerSpace.ALWAYS else path.read_bytes()
-        self._controls = {self._model.id_to_piece(token): token for token in self._model.special_ids}
+        # Asked for every id of a vocabulary, so kept: mistral-common asks SentencePiece anew each time.
+        self._vocab_size = self._model.n_words
+        self._control_ids = self._model.special_ids
+        self._controls = {self._model.id_to_piece(token): token for token in self._control_ids}
 
     @property
     def backend(self) -> Any:
@@ -68,7 +71,7 @@ class MistralTokenizer:
     @property
     def vocab_size(self) -> int:
         """The number of ids."""
-        return self._model.n_words
+        return self._vocab_size
 
     @property
     def bos_id(self) -> int | None:
@@ -134,4 +137,4 @@ class MistralTokenizer:
 
     def is_control(self, token: int) -> bool:
         """Whether the id stands for no text."""
-        return token >= self.vocab_size or self._model.is_special(token)
+        return token >= self._vocab_size or token in self._control_ids
