@@ -24,6 +24,21 @@ _FILES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _FOLDERS = "SSL_CERT_DIR"
 
 
+def is_web_address(text: str) -> bool:
+    """Whether `text` is an address of HTTP or HTTPS: with a host that can be looked up, and no odd port."""
+    try:
+        parts = urlsplit(text)
+        return (
+            parts.scheme in _PORTS
+            and bool((parts.hostname or "").encode("idna"))
+            and parts.port != 0
+            and text.isprintable()
+            and " " not in text
+        )
+    except ValueError:
+        return False
+
+
 def find_proxy(url: str) -> str | None:
     """Find the address of the proxy for `url`, None where there is none; for `all://.` that of all traffic.
 

@@ -21,6 +21,7 @@ from m7b.commands.shared.options import (
 from m7b.errors import SomeFailed, UsageError
 from m7b.generation import EngineOptions
 from m7b.models import Model, ModelChoice
+from m7b.network import is_web_address
 from m7b.render import Output, Status, note
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def eval(
     names = check_tasks(tasks or [], manager, allows_code=allow_code, has_judge=bool(judge))
     if not allow_code and "paper" in (tasks or ["paper"]):
         note("humaneval and mbpp run programs that the model writes and are left out; --allow-code lets them")
+    if judge and not is_web_address(judge):
+        raise UsageError(f"--judge {judge!r} is no address", hint="it looks like http://localhost:8000/v1")
     rater = mt_bench.Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY", "")) if judge else None
     loaded = load_model(ModelChoice(variant, model), engine, chat_template=chat_template)
     about = _describe(loaded, engine, chat)

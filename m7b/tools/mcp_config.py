@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from m7b.errors import UsageError
+from m7b.network import is_web_address
 from m7b.tools.json_file import read_json
 
 _VARIABLE = re.compile(r"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -120,12 +121,7 @@ def _read_url(where: str, entry: Mapping[str, Any]) -> str:
     if not isinstance(url, str) or not url:
         raise UsageError(f"{where} has no url")
     url = _expand(where, url).strip()
-    try:
-        parts = urlsplit(url)
-        is_sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_sound = False
-    if not is_sound or not url.isprintable() or " " in url:
+    if not is_web_address(url):
         raise UsageError(f"{where}: its url is none", hint="it looks like https://HOST/mcp")
     return url
 

