@@ -53,6 +53,23 @@ def find_proxy(url: str) -> str | None:
     return _read_proxy(f"{kind}_proxy", proxies[kind]) if kind else None
 
 
+def check_endpoint(endpoint: str | None = None) -> None:
+    """See that the hub's address is one; None takes that of HF_ENDPOINT.
+
+    huggingface_hub, and what imports it, cannot be imported where its port is none.
+
+    Raises:
+        UsageError: it is none.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT") if endpoint is None else endpoint
+    if endpoint is not None and not is_web_address(endpoint):
+        meant = f"https://{endpoint.rpartition('://')[2]}"
+        raise UsageError(
+            f"HF_ENDPOINT is {endpoint!r}, which is no address",
+            hint=f"it looks like {meant if is_web_address(meant) else 'https://huggingface.co'}",
+        )
+
+
 def check_way(url: str) -> None:
     """See that the variables on the way to `url` make sense.
 

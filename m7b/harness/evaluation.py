@@ -21,6 +21,7 @@ from m7b.harness import mt_bench
 from m7b.harness.data import local_data
 from m7b.harness.model import HarnessModel
 from m7b.harness.paper import BY_NAME, PaperTask
+from m7b.network import check_endpoint
 
 _PERCENT = {"acc", "acc_norm", "exact_match", "f1", "em", "pass@1"}
 _N_BOOTSTRAPS = 1000
@@ -85,7 +86,12 @@ Outcome = Figure | Failure
 
 @cache
 def open_tasks() -> Any:
-    """All tasks that lm-eval knows; it takes seconds to read what they are."""
+    """All tasks that lm-eval knows; it takes seconds to read what they are.
+
+    Raises:
+        UsageError: the hub's address is none.
+    """
+    check_endpoint()
     from lm_eval.tasks import TaskManager
 
     with _quiet():

@@ -9,6 +9,7 @@ from m7b.errors import OutOfResources
 from m7b.hub import locks, shelf
 from m7b.hub.shelf import CheckpointRecord
 from m7b.hub.sources.huggingface import PART_SUFFIX, cache_folder, lock_file
+from m7b.network import check_endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ def _plan_cache_removal(record: CheckpointRecord, what: str) -> Removal:
 
     huggingface_hub counts the bytes that only this revision uses.
     """
+    check_endpoint()
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import constants
 
 from m7b import hub
-from m7b.errors import CheckpointNotFound, UsageError
+from m7b.errors import CheckpointNotFound, ExitCode, UsageError
 from m7b.hub import sources
 from m7b.hub.shelf import File
 from m7b.hub.sources import pypi
@@ -403,6 +403,17 @@ def test_what_is_no_listing_is_told_at_once(body, monkeypatch):
 def test_an_endpoint_that_is_no_address_is_told_at_once(endpoint, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     assert_refused(call("download", REPO, "-y"), 2, "HF_ENDPOINT", endpoint, "https://")
+
+
+@pytest.mark.parametrize("command", ["download org/x -y", "eval piqa --variant demo"])
+def test_a_port_that_is_none_is_told_though_the_hubs_library_cannot_be_imported(command):
+    """In a process of its own, since here the library is imported long ago."""
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:x"}
+    done = subprocess.run(
+        [sys.executable, "-m", "m7b", *command.split()], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr.startswith("m7b: HF_ENDPOINT is 'http://127.0.0.1:x', which is no address")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import requests
 from m7b.errors import UsageError
 from m7b.hub.transfer.answers import read_body, refuse_gatekeeper, request_once
 from m7b.hub.transfer.session import Session
-from m7b.network import is_web_address
+from m7b.network import check_endpoint
 
 
 def connect() -> None:
@@ -17,15 +17,12 @@ def connect() -> None:
     Raises:
         UsageError: its endpoint or its token cannot be sent.
     """
-    from huggingface_hub import constants, get_token, set_client_factory
+    from huggingface_hub import constants
+
+    check_endpoint(constants.ENDPOINT)
+    from huggingface_hub import get_token, set_client_factory
     from huggingface_hub.utils._http import hf_request_event_hook
 
-    if not is_web_address(constants.ENDPOINT):
-        meant = f"https://{constants.ENDPOINT.rpartition('://')[2]}"
-        raise UsageError(
-            f"HF_ENDPOINT is {constants.ENDPOINT!r}, which is no address",
-            hint=f"it looks like {meant if is_web_address(meant) else 'https://huggingface.co'}",
-        )
     token = get_token() or ""
     if bad := next((at for at, letter in enumerate(token, start=1) if not "!" <= letter <= "~"), 0):
         raise UsageError(

@@ -52,11 +52,11 @@ class HubSource:
             UsageError: this is no hub id, or the pattern fits no weight file, or several GGUF files.
             DamagedCheckpoint: the hub's listing makes no sense.
         """
-        from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
-
         from m7b.hub.sources.client import connect
 
         connect()
+        from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+
         del name  # the cache has names of its own
         listing = yield from self._retry(
             lambda: HfApi().model_info(
