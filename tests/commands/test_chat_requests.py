@@ -336,7 +336,7 @@ def test_chat_batch_answers_messages_and_prompts(chat):
         (4, "UsageError"),
         (5, "UsageError"),
         (6, "InvalidMessageStructureException"),
-        (7, "ValidationError"),
+        (7, "UsageError"),
         (8, "UsageError"),
     ]
 
