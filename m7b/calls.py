@@ -47,12 +47,11 @@ def split_calls(
 ) -> tuple[tuple[ToolCall, ...], str]:
     """Parse the calls in `text`, and what stands behind them. The ids of calls are new.
 
-    What stands around them is that of `form`, with any spaces; those of strings that stand as they are count.
-    Where it is not, calls are JSON objects or
-    lists of them: a marker, a fence or prose before the first is skipped, and so is prose behind it; a marker
-    behind it begins more. `arguments` may be called `parameters`, and be JSON in a string, or null. With
-    `lenient` it reads Python's quotes as well. NaN, 1e400 and lone surrogates are no strict JSON, and so no
-    call; of keys that come twice the last counts.
+    What stands around them is that of `form`, with any spaces; spaces in strings without quotes are kept.
+    Where it is not, calls are JSON objects or lists of them: a marker, a fence or prose before the first
+    is skipped, and so is prose behind it; a marker behind it begins more. `arguments` may be called
+    `parameters`, and be JSON in a string, or null. With `lenient` it reads Python's quotes as well. NaN,
+    1e400 and lone surrogates are no strict JSON, and so no call; of keys that come twice the last counts.
     """
     found, end = _parse_format(text, form)
     if found:

@@ -272,9 +272,7 @@ def _native_name(name: str) -> str:
         "model.norm": "norm",
         "lm_head": "output",
     }
-    for source, target in names.items():
-        name = name.replace(source, target)
-    return name.removeprefix("model.")
+    return _rename(name, names).removeprefix("model.")
 
 
 def _gguf_name(name: str) -> str:
@@ -292,6 +290,11 @@ def _gguf_name(name: str) -> str:
     }
     if name == "norm.weight":
         return "output_norm.weight"
+    return _rename(name, names)
+
+
+def _rename(name: str, names: dict[str, str]) -> str:
+    """Replace the parts of a tensor's name, in order."""
     for source, target in names.items():
         name = name.replace(source, target)
     return name

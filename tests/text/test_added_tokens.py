@@ -201,7 +201,7 @@ EDGE_PARTS = st.lists(
 
 
 @functools.cache
-def edged(kind, edges, is_special):
+def write_with_edges(kind, edges, is_special):
     """transformers' tokenizer and ours of a folder with one added token that is found as `edges` say."""
     folder = Path(tempfile.mkdtemp())
     if kind == "tokenizer.model":
@@ -227,6 +227,6 @@ def test_added_tokens_take_spaces_and_words_as_those_of_transformers(kind, is_sp
     """A template's control token left the spaces around it, whatever its flags said."""
     text = "<s>" + "".join(parts)
     assume("  " not in text)  # transformers merges these in another order than SentencePiece does
-    theirs, tokenizer = edged(kind, edges, is_special)
+    theirs, tokenizer = write_with_edges(kind, edges, is_special)
     ours = JinjaTemplate("{{ text }}".replace("text", json.dumps(text)), tokenizer, "</s>")
     assert ours.encode([{"role": "user", "content": "u"}]) == theirs.encode(text, add_special_tokens=False)

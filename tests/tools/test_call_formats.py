@@ -313,7 +313,7 @@ ARGUMENTS = st.fixed_dictionaries(
 
 
 @functools.cache
-def start_of(form, parts_of):
+def start_answer(form, parts_of):
     """What every answer begins with: the parts, the constraint, and the text of the prompt."""
     tokenizer, template, ends = parts_of("special", form)
     offer = Offer(MIXED, "any", form=template.call_format)
@@ -330,7 +330,7 @@ def test_arguments_that_transformers_writes_one_by_one_are_allowed_and_read(form
     if form == "python":  # whose strings have no escapes
         assume(not any("'" in value for value in arguments.values() if isinstance(value, str)))
     arguments = {key: arguments[key] for key in [*WRITTEN, "other_one"] if key in arguments}
-    tokenizer, offer, constraint, ends, prompt = start_of(form, parts_of)
+    tokenizer, offer, constraint, ends, prompt = start_answer(form, parts_of)
     matcher = constraint.start_matcher()
     whole = transformers_text(form, [USER, answer([("write", arguments)])], tools=MIXED)
     written = whole.removeprefix(prompt)
@@ -365,7 +365,7 @@ def test_drawn_arguments_that_stand_one_by_one_are_valid(form, parts_of):
 
 def test_a_string_ends_where_the_template_ends_it(parts_of):
     """A string that holds the end of a value would be read as a shorter one."""
-    tokenizer, _, constraint, _, _ = start_of("keys and values", parts_of)
+    tokenizer, _, constraint, _, _ = start_answer("keys and values", parts_of)
     matcher = constraint.start_matcher()
     begun = "<tool_call>write\n<arg_key>text</arg_key>\n<arg_value>a"
     for token in [*encode(tokenizer, begun), *tokenizer.encode("</arg_value", bos=False, inside=True)]:
