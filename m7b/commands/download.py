@@ -32,8 +32,8 @@ def download(
     reference: Annotated[
         str | None,
         typer.Argument(
-            metavar="[HUB_ID]",
-            help="A repository such as mistralai/Mistral-7B-v0.1, a magnet or a .torrent file.",
+            metavar="[NAME]",
+            help="A variant, a repository such as mistralai/Mistral-7B-v0.1, a magnet or a .torrent file.",
             show_default=False,
         ),
     ] = None,

@@ -24,6 +24,7 @@ from m7b.hub.sources.pypi import PypiSource
 from m7b.hub.transfer import http
 from m7b.models import ModelChoice
 from m7b.repl import SlashCompleter
+from m7b.variants import VARIANTS
 from tests.support.checkpoints import mistral, write_gguf, write_hf, write_native, write_v3
 from tests.support.http_server import Answer, serving
 from tests.support.tiny import assert_refused, call
@@ -305,6 +306,11 @@ _GGUF = DownloadFormat.GGUF
 )
 def test_an_address_is_understood_as_people_paste_it(address, source):
     assert sources.choose_source(Wish(reference=address)) == ("org/x", source)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_name_of_a_variant_means_it_without_the_option(name):
+    assert sources.choose_source(Wish(reference=name)) == sources.choose_source(Wish(variant=name))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import glob
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from m7b.errors import UsageError
@@ -24,6 +25,8 @@ def choose_source(wish: Wish) -> tuple[str, Source]:
     Raises:
         UsageError: the wish contradicts itself, or there is no such source for it.
     """
+    if wish.reference in VARIANTS and wish.variant is None:
+        wish = replace(wish, variant=wish.reference, reference=None)
     if (wish.variant is None) == (wish.reference is None) and not _is_path(wish.source):
         raise UsageError(
             "both --variant and a hub id are given" if wish.variant else "nothing to download is named",
