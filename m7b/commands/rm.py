@@ -38,7 +38,7 @@ def rm(
     """
     from m7b.hub.removal import plan_removal
 
-    removals = [plan_removal(record) for record in hub.shelf.require_records(name, format)]
+    removals = [plan_removal(record) for record in hub.require(name, format)]
     _confirm([one.text for one in removals], yes)
     for one in removals:
         one.execute()

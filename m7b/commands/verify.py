@@ -35,7 +35,7 @@ def verify(
     """
     from m7b.hub.sources import recreate_source
 
-    records = hub.shelf.require_records(name) if name else hub.shelf.list_records()
+    records = hub.require(name) if name else hub.shelf.list_records()
     output, found = Output(), []
     for record in records:
         damaged = _check(record)

@@ -8,9 +8,9 @@ they are imported only where they are used.
 import os
 from pathlib import Path
 
-from m7b.errors import CheckpointNotFound
+from m7b.errors import CheckpointNotFound, UsageError
 from m7b.hub import shelf
-from m7b.hub.addresses import parse_address
+from m7b.hub.addresses import HubAddress, expand_address, parse_address
 from m7b.hub.download import MADE, check_disk, describe_made, fetch, repair, verify
 from m7b.hub.layouts import DownloadFormat
 from m7b.hub.plan import DownloadPlan, Source, Wish
@@ -31,6 +31,7 @@ __all__ = [
     "describe_made",
     "fetch",
     "find",
+    "find_all",
     "find_path",
     "find_present",
     "is_offline",
@@ -39,24 +40,46 @@ __all__ = [
     "parse_address",
     "refuse_offline",
     "repair",
+    "require",
     "shelf",
     "verify",
 ]
 
 
-def find(name: str) -> CheckpointRecord | None:
-    """Find the record of the latest checkpoint called `name`, None where there is none.
+def find_all(name: str, format: str | None = None) -> list[CheckpointRecord]:
+    """Find the records of the checkpoints called `name`, the latest first.
 
     `name` may be an address on a hub; where it says which file is meant, no other counts.
 
     Raises:
         UsageError: it is an address of something else than a model.
     """
-    records = shelf.find_records(name)
+    records = shelf.find_records(name, format)
     if not records and (address := parse_address(name)):
-        found = shelf.find_records(address.repo_id)
+        found = shelf.find_records(address.repo_id, format)
         records = [one for one in found if any(address.fits(file.name) for file in one.files)]
-    return next(iter(records), None)
+    return records
+
+
+def find(name: str) -> CheckpointRecord | None:
+    """Find the record of the latest checkpoint called `name`, as `find_all` does, if any."""
+    return next(iter(find_all(name)), None)
+
+
+def require(name: str, format: str | None = None) -> list[CheckpointRecord]:
+    """Find the records of `name`, as `find_all` does, at least one.
+
+    Raises:
+        UsageError: there is none; the hint lists the names that exist.
+    """
+    found = find_all(name, format)
+    if not found:
+        known = ", ".join(shelf.list_names())
+        raise UsageError(
+            f"{name} is not on this machine" + (f" as {format}" if format else ""),
+            hint=f"there are {known}" if known else "nothing was downloaded yet: see m7b download --help",
+        )
+    return found
 
 
 def find_path(name: str) -> Path | None:
@@ -80,8 +103,11 @@ def locate(name: str) -> Path:
 
 def find_present(name: str, wish: Wish) -> CheckpointRecord | None:
     """Find the record that fulfils `wish` already. Files that m7b quantized from a download do not count."""
+    wish = expand_address(wish)
+    wanted = HubAddress(name, wish.revision, wish.include)
     records = [one for one in shelf.find_records(name, wish.format) if one.source != MADE]
-    return next((one for one in records if wish.revision in (None, one.revision)), None)
+    records = [one for one in records if any(wanted.fits(file.name) for file in one.files)]
+    return next((one for one in records if wanted.revision in (None, one.revision)), None)
 
 
 def make_not_found_error(name: str) -> CheckpointNotFound:

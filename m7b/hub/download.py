@@ -55,9 +55,9 @@ def fetch(
     started = time.time()
     with shelf.lock(key) as waiting:
         yield from waiting
-        meanwhile = next(iter(shelf.find_records(name, plan.format)), None)
-        if meanwhile and meanwhile.fetched > started:
-            return meanwhile
+        for meanwhile in shelf.find_records(name, plan.format):
+            if meanwhile.fetched > started and meanwhile.path == str(plan.path):
+                return meanwhile
         try:
             if plan.is_ours:
                 plan.work.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Remove checkpoints, and what downloads left behind. A `Removal` says first what it would free."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,10 @@ def _plan_cache_removal(record: CheckpointRecord, what: str) -> Removal:
 
     records = shelf.list_records()
     others = [one for one in records if one.revision == record.revision and one.key != record.key]
+    if others:
+        return _plan_files_removal(record, others, what)
     try:
-        strategy = None if others else scan_cache_dir().delete_revisions(record.revision)
+        strategy = scan_cache_dir().delete_revisions(record.revision)
     except CacheNotFound:
         strategy = None
     n_bytes = strategy.expected_freed_size if strategy else 0
@@ -72,8 +75,29 @@ def _plan_cache_removal(record: CheckpointRecord, what: str) -> Removal:
         if strategy:
             strategy.execute()
 
+    return Removal(_describe_cache_removal(record, what, n_bytes), n_bytes, execute)
+
+
+def _plan_files_removal(record: CheckpointRecord, others: list[CheckpointRecord], what: str) -> Removal:
+    """Plan to delete those files that neither `others` of the same revision have, nor another revision."""
+    kept = {file.name for one in others for file in one.files}
+    folder = Path(record.folder)
+    entries = [folder / file.name for file in record.files if file.name not in kept]
+    n_links = Counter(path.resolve() for path in folder.parent.rglob("*") if path.is_file())
+    unshared = [entry.resolve() for entry in entries if n_links[entry.resolve()] == 1]
+    n_bytes = sum(blob.stat().st_size for blob in unshared)
+
+    def execute() -> None:
+        shelf.remove(record)
+        for path in (*entries, *unshared):
+            path.unlink(missing_ok=True)
+
+    return Removal(_describe_cache_removal(record, what, n_bytes), n_bytes, execute)
+
+
+def _describe_cache_removal(record: CheckpointRecord, what: str, n_bytes: int) -> str:
     where = f"in the Hugging Face cache ({record.folder})"
-    return Removal(f"{what}: {n_bytes / 1e6:,.1f} MB {where}; what others share stays", n_bytes, execute)
+    return f"{what}: {n_bytes / 1e6:,.1f} MB {where}; what others share stays"
 
 
 def find_leftovers() -> list[Removal]:

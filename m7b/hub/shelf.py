@@ -5,6 +5,7 @@ checkpoint, so an interrupted download is never loaded. Knows names, files and c
 is inside.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from m7b.errors import OutOfResources, UsageError
+from m7b.errors import OutOfResources
 from m7b.hub import locks
 from m7b.hub.progress import FileProgress
 from m7b.paths import NoHome, checkpoints_folder
@@ -59,8 +60,14 @@ class CheckpointRecord:
 
     @property
     def key(self) -> str:
-        """The name of its folder, and of its own file without `.json`."""
-        return make_key(self.name, self.format)
+        """The name of its folder, and of its own file without `.json`.
+
+        A repository can hold several GGUF files: each one that was fetched has a record.
+        """
+        if (self.source, self.format) != ("hub", "gguf"):
+            return make_key(self.name, self.format)
+        file = os.path.relpath(self.path, self.folder)
+        return make_key(f"{self.name}@{hashlib.sha256(file.encode()).hexdigest()[:8]}", self.format)
 
 
 def make_key(name: str, format: str) -> str:
@@ -87,22 +94,6 @@ def list_names() -> list[str]:
 def find_records(name: str, format: str | None = None) -> list[CheckpointRecord]:
     """Find the records of one name, the latest first."""
     return [record for record in list_records() if record.name == name and format in (None, record.format)]
-
-
-def require_records(name: str, format: str | None = None) -> list[CheckpointRecord]:
-    """Find the records of `name`, at least one.
-
-    Raises:
-        UsageError: there is none; the hint lists the names that exist.
-    """
-    found = find_records(name, format)
-    if not found:
-        known = ", ".join(list_names())
-        raise UsageError(
-            f"{name} is not on this machine" + (f" as {format}" if format else ""),
-            hint=f"there are {known}" if known else "nothing was downloaded yet: see m7b download --help",
-        )
-    return found
 
 
 def read_last_use(record: CheckpointRecord) -> float | None:

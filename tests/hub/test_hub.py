@@ -311,6 +311,30 @@ def test_of_several_gguf_files_one_has_to_be_chosen(home):
     assert records(home)[0]["path"].endswith("a.Q8_0.gguf")
 
 
+def test_several_gguf_files_of_a_repository_stand_side_by_side(home):
+    """Found: the second was "here already" and never came; its address told to fetch what was here."""
+    files = {"a.Q4_0.gguf": b"GGUF4", "a.Q8_0.gguf": b"GGUF8", "a.Q6_K.gguf": b"GGUF6"}
+    with serving_hub(REPO, files) as hub:
+        assert m7b(home, hub, "download", f"hf.co/{REPO}:Q4_0").returncode == 0
+        assert m7b(home, hub, "download", f"{REPO}:Q8_0").returncode == 0
+        assert m7b(home, hub, "download", REPO, "--include", "*Q6_K*").returncode == 0
+        hub.requests.clear()
+        again = m7b(home, hub, "download", f"{REPO}:Q4_0")
+        assert not hub.requests
+    assert "is here already" in again.stderr
+    assert again.stderr.strip().endswith("a.Q4_0.gguf")
+    assert [Path(one["path"]).name for one in records(home)] == ["a.Q6_K.gguf", "a.Q8_0.gguf", "a.Q4_0.gguf"]
+    assert m7b(home, None, "verify", f"{REPO}:Q8_0").stdout.count("sound") == 1
+    gone = m7b(home, None, "rm", f"hf.co/{REPO}:Q8_0", "-y")
+    assert gone.returncode == 0, gone.stderr
+    assert sorted(blob.read_bytes() for blob in blobs(home)) == [b"GGUF4", b"GGUF6"]
+    assert m7b(home, None, "rm", f"{REPO}:Q8_0", "-y").returncode == 2
+    assert m7b(home, None, "verify", REPO).stdout.count("sound") == 2
+    assert m7b(home, None, "rm", REPO, "-y").returncode == 0
+    assert not records(home)
+    assert not blobs(home)
+
+
 SPLIT = {f"Q4/a.Q4_0-0000{n}-of-00003.gguf": b"GGUF%d" % n for n in (1, 2, 3)}
 
 
