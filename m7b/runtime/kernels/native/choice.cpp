@@ -58,7 +58,7 @@ template <int FEATURES> bool has_arm() { return (arm_features() & FEATURES) == F
 #endif
 
 struct Set {
-    const Kernels &(*kernels)();
+    const Kernels &(*kernels)(); // to be called where it is there: it may use its instructions
     bool (*is_there)();
 };
 
@@ -101,7 +101,7 @@ const Kernels &kernels() {
 
 bool use(const char *name) {
     for (const Set &set : SETS)
-        if (!std::strcmp(name, set.kernels().name) && set.is_there()) return chosen = &set.kernels(), true;
+        if (set.is_there() && !std::strcmp(name, set.kernels().name)) return chosen = &set.kernels(), true;
     return false;
 }
 
