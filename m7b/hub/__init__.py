@@ -10,9 +10,9 @@ from pathlib import Path
 
 from m7b.errors import CheckpointNotFound, UsageError
 from m7b.hub import shelf
-from m7b.hub.addresses import HubAddress, expand_address, parse_address
+from m7b.hub.addresses import expand_address, parse_address
 from m7b.hub.download import MADE, check_disk, describe_made, fetch, repair, verify
-from m7b.hub.layouts import DownloadFormat
+from m7b.hub.layouts import DownloadFormat, fits
 from m7b.hub.plan import DownloadPlan, Source, Wish
 from m7b.hub.progress import FileProgress, Retries
 from m7b.hub.shelf import CheckpointRecord, File
@@ -57,7 +57,7 @@ def find_all(name: str, format: str | None = None) -> list[CheckpointRecord]:
     records = shelf.find_records(name, format)
     if not records and (address := parse_address(name)):
         found = shelf.find_records(address.repo_id, format)
-        records = [one for one in found if any(address.fits(file.name) for file in one.files)]
+        records = [one for one in found if any(fits(file.name, address.include) for file in one.files)]
     return records
 
 
@@ -104,10 +104,9 @@ def locate(name: str) -> Path:
 def find_present(name: str, wish: Wish) -> CheckpointRecord | None:
     """Find the record that fulfils `wish` already. Files that m7b quantized from a download do not count."""
     wish = expand_address(wish)
-    wanted = HubAddress(name, wish.revision, wish.include)
     records = [one for one in shelf.find_records(name, wish.format) if one.source != MADE]
-    records = [one for one in records if any(wanted.fits(file.name) for file in one.files)]
-    return next((one for one in records if wanted.revision in (None, one.revision)), None)
+    records = [one for one in records if any(fits(file.name, wish.include) for file in one.files)]
+    return next((one for one in records if wish.revision in (None, one.revision)), None)
 
 
 def make_not_found_error(name: str) -> CheckpointNotFound:

@@ -4,7 +4,6 @@ import glob
 import os
 import re
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from urllib.parse import unquote
 
 from m7b.errors import UsageError
@@ -28,10 +27,6 @@ class HubAddress:
     repo_id: str
     revision: str | None = None
     include: str | None = None
-
-    def fits(self, path: str) -> bool:
-        """Whether the file `path` of the repository can be one that is meant."""
-        return self.include is None or fnmatchcase(path.lower(), self.include.lower())
 
 
 def parse_address(text: str) -> HubAddress | None:

@@ -73,6 +73,11 @@ def choose_files(
     )
 
 
+def fits(name: str, include: str | None) -> bool:
+    """Whether a file's `name` fits the pattern `include`, in small letters or capitals; None takes all."""
+    return include is None or fnmatchcase(name.lower(), include.lower())
+
+
 def detect_format(names: Sequence[str]) -> str | None:
     """Return the format of the weights among the files `names`, None where there are none."""
     return next((one for one in DownloadFormat if find_weights(names, one)), None)
@@ -117,7 +122,7 @@ def _match_names(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
 
 
 def _filter_included(found: list[str], repo_id: str, include: str) -> list[str]:
-    fitting = [name for name in found if fnmatchcase(name.lower(), include.lower())]
+    fitting = [name for name in found if fits(name, include)]
     if not fitting:
         raise UsageError(
             f"--include {include} fits none of the weights of {repo_id}",
