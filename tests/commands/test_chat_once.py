@@ -125,7 +125,7 @@ def test_sigint_ends_with_130_and_keeps_what_was_answered(home, n_times):
             assert process.stdout.read(8) == b"partial "
             for _ in range(n_times):
                 process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=300)
         finally:
             process.kill()
     assert (process.returncode, out.strip(), err) == (130, b"", b"")

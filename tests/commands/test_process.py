@@ -40,7 +40,7 @@ def run(*arguments, stdin=b"", env=None, **settings):
     """One process from start to end; stdout and stderr are pipes unless told otherwise."""
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
     return subprocess.run(
-        [*PROGRAM, *arguments], input=stdin, env=os.environ | (env or {}), timeout=120, **settings
+        [*PROGRAM, *arguments], input=stdin, env=os.environ | (env or {}), timeout=300, **settings
     )
 
 
@@ -103,7 +103,7 @@ def test_a_reader_that_leaves_ends_the_program_quietly_with_141(tiny):
     with running(*ENDLESS, "-m", tiny) as process:
         assert len(process.stdout.read(1)) == 1
         process.stdout.close()
-        assert process.wait(timeout=60) == 141
+        assert process.wait(timeout=300) == 141
         assert process.stderr.read() == b""
 
 
@@ -144,7 +144,7 @@ def test_a_full_disk_is_an_error_in_one_line(arguments):
 def test_a_closed_stream_is_no_bug(closed, arguments, code, tiny):
     model = ["-m", tiny, "-n", "1"] if arguments[0] == "complete" else []
     line = ["sh", "-c", f'exec "$@" {closed}', "sh", *PROGRAM, *arguments, *model]
-    done = subprocess.run(line, capture_output=True, timeout=60)
+    done = subprocess.run(line, capture_output=True, timeout=300)
     assert done.returncode == code, done.stderr.decode()
     assert b"Traceback" not in done.stdout + done.stderr
 
@@ -152,7 +152,7 @@ def test_a_closed_stream_is_no_bug(closed, arguments, code, tiny):
 def test_text_arrives_while_it_is_made_and_ctrl_c_keeps_it(tiny):
     with running(*ENDLESS, "-m", tiny) as process:
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         assert (process.returncode, err) == (130, b"")
         assert out.decode().strip()
 

@@ -515,7 +515,7 @@ def test_show_completion_prints_the_script_of_the_shell_around(name, shell):
 def test_the_answer_to_a_shell_is_right_whatever_the_settings(name, request_of, home):
     config(home, "temprature = 1")
     env = os.environ | {"_M7B_COMPLETE": f"complete_{name}"} | request_of("m7b config s")
-    done = subprocess.run([sys.executable, "-m", "m7b"], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "m7b"], env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert "show" in done.stdout
     assert "edit" not in done.stdout

@@ -157,7 +157,7 @@ def test_kills_at_any_moment_cost_no_piece_that_is_whole_on_the_disk(swarm: Swar
         assert seeder.uploaded - sent <= TOTAL - whole
         whole, sent = count_whole(home), seeder.uploaded
     seeder.handle.set_upload_limit(0)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert tree(home) == FILES
     assert whole > 0
@@ -438,7 +438,7 @@ def test_disk_that_fills_up_is_out_of_resources(swarm: Swarm, tmp_path: Path) ->
         [sys.executable, "-c", limit + SCRIPT, str(swarm.file), str(tmp_path / "home")],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=300,
     )
     assert "OutOfResources: cannot write" in done.stderr
     assert "File too large" in done.stderr

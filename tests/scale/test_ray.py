@@ -141,7 +141,7 @@ def test_rows_of_an_actor_that_was_killed_are_answered_once_as_by_one_process(cl
         time.sleep(0.05)
     victim = cluster.find_actors()[0]
     victim.kill()
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate(timeout=600)
     assert (run.returncode, out) == (7, ""), err
     assert "m7b: 3 of 39 lines failed; each has its error in the output\n" in err
     assert not victim.is_running()
@@ -152,7 +152,7 @@ def test_rows_of_an_actor_that_was_killed_are_answered_once_as_by_one_process(cl
 def test_what_does_not_fit_the_cluster_is_refused(start, tmp_path):
     (tmp_path / "requests.jsonl").write_bytes(lines(*OURS))
     run = start(tmp_path / "requests.jsonl", tmp_path / "answers", "--actors", 3)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=600)
     assert_refused(Ran(run.returncode, out, err), 5, "room for 2", "--actors")
 
 
@@ -173,7 +173,7 @@ def test_the_python_of_the_page_runs(cluster, demo_home, tmp_path):
         env=cluster.environment | {"RAY_ADDRESS": cluster.address, "M7B_HOME": str(demo_home)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     table = parquet.read_table(tmp_path / "answers").to_pydict()

@@ -123,7 +123,7 @@ def test_llm(url, tmp_path):
         "Hello",
     ]
     whole, streamed = (
-        subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=120)
+        subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=300)
         for more in ([], ["--no-stream"])
     )
     assert whole.returncode == 0, whole.stderr
@@ -160,7 +160,7 @@ def test_openai_for_node(url, tmp_path):
     script = tmp_path / "try.mjs"
     script.write_text(SCRIPT)
     command = ["node", str(script), f"{url}/v1", json.dumps(TOOL)]
-    told = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout)
     assert told["text"] == told["whole"] != ""
     assert told["told"] == told["output"] != ""
     check_call(told["call"]["name"], json.loads(told["call"]["arguments"]))

@@ -208,7 +208,19 @@ def test_logprobs_stream_with_their_text(endpoint, fields, served, model):
         assert len(told) > 1 or fields["max_tokens"] == 0
         for name, expected in choice["logprobs"].items():
             if isinstance(expected, list):
-                assert [entry for part in told for entry in part[name]] == expected
+                assert_alike([entry for part in told for entry in part[name]], expected)
+
+
+def assert_alike(found, expected):
+    """Compare JSON; of dense weights, sums over more than eight tokens differ in their last bits."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        assert_alike([*found.values()], [*expected.values()])
+    elif isinstance(expected, list):
+        for one, other in zip(found, expected, strict=True):
+            assert_alike(one, other)
+    else:
+        assert found == (pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else expected)
 
 
 def test_structured_output_is_parsed_by_the_client(client, model):
@@ -571,5 +583,5 @@ def test_what_cannot_be_served_is_refused_at_once(options, code, reason, tiny):
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path):
     command = [sys.executable, "-m", "m7b", "serve", "-m", str(tmp_path), "--port", "0"]
-    ran = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120)
+    ran = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=300)
     assert (ran.returncode, "Traceback" in ran.stderr) == (3, False), ran.stderr

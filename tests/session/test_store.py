@@ -619,7 +619,7 @@ def test_a_journal_left_by_a_kill_is_rolled_back(file, tmp_path, monkeypatch):
 def test_processes_that_save_at_once_do_not_disturb_each_other(chat, file):
     processes = [chat(file, name, 4) for name in "abc"]
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert [process.returncode for process in processes] == [0, 0, 0]
     with Store(file) as store:
         conversations = store.list_conversations()
