@@ -3,10 +3,11 @@
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -138,9 +139,9 @@ def serve(
 
     access = Access(_read_keys(api_key or []), _list_hosts(host, uds), tuple(allow_origin or ()))
     _check_open(host, uds, access, no_auth=no_auth)
-    place = _find_place(choice, engine, chat_template, background=background)
     is_public = not background or is_flag(ctx, "host") or is_flag(ctx, "port")
     public = uds or ((host, port) if is_public else None)
+    place = _find_place(choice, engine, chat_template, public, background=background)
     try:
         _serve(
             _Places(public, place, is_quiet=background),
@@ -209,12 +210,18 @@ def _serve(
 
 
 def _find_place(
-    choice: ModelChoice, engine: EngineOptions, chat_template: str | None, *, background: bool
+    choice: ModelChoice,
+    engine: EngineOptions,
+    chat_template: str | None,
+    public: tuple[str, int] | Path | None,
+    *,
+    background: bool,
 ) -> WarmPlace | None:
     """The place where commands look for the server; in the background it is another process from here on.
 
     Raises:
         CheckpointNotFound: the model is not on this machine, and the server is to be in the background.
+        UsageError: it is served in the background already, and not as it is to be.
     """
     from m7b.warm.folder import find_record
     from m7b.warm.identity import identify
@@ -228,6 +235,10 @@ def _find_place(
             raise UsageError(
                 f"{running.name} is served already, perhaps with other adapters",
                 hint="m7b serve --stop ends that",
+            )
+        if public and (running := find_record(identity)) and not _is_among(public, running.addresses):
+            raise UsageError(
+                f"{running.name} is served already, at {running.where}", hint="m7b serve --stop ends that"
             )
         return start_in_background(identity)
     return claim_place(identify(choice, plain, chat_template)) if choice.is_installed else None
@@ -249,12 +260,26 @@ def _read_keys(given: list[str]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _is_loopback(host: str) -> bool:
+def _is_among(public: tuple[str, int] | Path, addresses: Sequence[str]) -> bool:
+    """Whether one of `addresses` is a place where a server is to listen; port 0 is any."""
+    if isinstance(public, Path):
+        return f"unix:{public}" in addresses
+    host, port = public
+    found = [urlsplit(address) for address in addresses if address.startswith("http")]
+    return any(one.hostname in _resolve(host) and port in (0, one.port) for one in found)
+
+
+def _resolve(host: str) -> set[str]:
+    """The addresses of a host, none where nobody knows it."""
     try:
-        addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+        return {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
     except OSError:
-        return False
-    return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)
+        return set()
+
+
+def _is_loopback(host: str) -> bool:
+    addresses = _resolve(host)
+    return bool(addresses) and all(ipaddress.ip_address(address).is_loopback for address in addresses)
 
 
 def _list_hosts(host: str, uds: Path | None) -> frozenset[str] | None:

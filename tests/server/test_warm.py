@@ -58,7 +58,7 @@ class Home:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
     def command(self, *words):
@@ -176,7 +176,7 @@ def test_a_warm_command_imports_no_torch(served, model):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.stdout.splitlines()[-1] == "False", done.stderr
 
@@ -218,6 +218,20 @@ def test_a_second_start_tells_of_the_first(home, model):
     assert (again.returncode, again.stderr) == (0, "")
     assert f"served already: unix:{home.run_folder}" in again.stdout
     assert f"(pid {pid})" in again.stdout
+
+
+def test_a_second_start_elsewhere_is_refused(home, model):
+    """Found: it told of the first, and nobody listened where it was to be."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    assert home.run("serve", "--background", "-m", model, "--port", port).returncode == 0
+    again = home.run("serve", "--background", "-m", model, "--port", port)
+    assert (again.returncode, again.stderr) == (0, "")
+    for elsewhere in (("--port", port - 1), ("--host", "127.0.0.2", "--port", port), ("--uds", "other.sock")):
+        refused = home.run("serve", "--background", "-m", model, *elsewhere)
+        assert refused.returncode == 2
+        assert f"served already, at http://127.0.0.1:{port}" in refused.stderr
+        assert "--stop" in refused.stderr
 
 
 def test_starts_at_once_make_one_server(home, model):
@@ -326,7 +340,7 @@ def test_a_server_that_dies_ends_the_command_with_one_line(home, model):
     pid = home.start(model)
     process = start_long(home, model)
     os.kill(pid, signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     told = [line for line in err.decode().splitlines() if "answers" not in line]
     assert (process.returncode, len(told)) == (9, 1)
     assert "ended in the middle of the answer" in told[0]
@@ -336,7 +350,7 @@ def test_an_interrupt_frees_the_server(home, model):
     home.start(model, "--parallel", 1)
     process = start_long(home, model)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err.count(b"\n")) == (130, 1)
     started = time.monotonic()
     assert "answers" in home.run("complete", "-m", model, "Hi", "-n", 1, "-v").stderr
@@ -349,7 +363,7 @@ def test_stop_ends_answers_within_its_grace(home, model):
     started = time.monotonic()
     assert home.run("serve", "--stop", "--grace", 0).returncode == 0
     assert time.monotonic() - started < 20
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode in (0, 9)
 
 
