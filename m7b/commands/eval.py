@@ -175,7 +175,8 @@ def _tabulate_paper() -> Table:
 
 
 def _describe(model: Model, engine: EngineOptions, chat: bool) -> dict[str, Any]:
-    """What answers depend on: they are taken over only where it is the same."""
+    """What answers depend on: they are taken over only where it is the same; any CPU will do."""
+    counts = ("checkpoint", "quantization", "adapter", "format of keys and values", "device")
     return {
         "model": model.name,
         "parameters": model.n_params,
@@ -185,4 +186,5 @@ def _describe(model: Model, engine: EngineOptions, chat: bool) -> dict[str, Any]
         "window": model.window,
         "ctx_size": model.ctx_size,
         "chat": model.chat_template.description if chat else None,
+        **{label: model.fingerprint.get(label) for label in counts},
     }

@@ -46,8 +46,9 @@ def fingerprint_adapters(adapters: Sequence[OpenAdapter]) -> dict[str, str]:
 
 
 def _describe(adapter: OpenAdapter) -> str:
-    parts = adapter.adapter.parts.values()
-    return f"{adapter.label} {digest(list_states(part.up.file for part in parts))}"
+    parts = adapter.adapter.parts
+    scales = sorted((name, part.scale) for name, part in parts.items())
+    return f"{adapter.label} {digest([list_states(part.up.file for part in parts.values()), scales])}"
 
 
 def list_states(files: Iterable[Path]) -> list[tuple[str, int, int]]:
