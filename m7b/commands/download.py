@@ -101,7 +101,7 @@ def download(
         typer.echo(MAGNET)
         return
     if made and format is DownloadFormat.GGUF:
-        include, made = include or f"*{made}*", None
+        include, made = include or f"*{made}[-.]*", None
     wish = Wish(released and released.value, reference, source, format, revision, include, copy)
     name, chosen = choose_source(wish)
     if ratio and not isinstance(chosen, TorrentSource):

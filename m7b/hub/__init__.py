@@ -11,7 +11,7 @@ from pathlib import Path
 from m7b.errors import CheckpointNotFound, UsageError
 from m7b.hub import shelf
 from m7b.hub.addresses import expand_address, parse_address
-from m7b.hub.download import MADE, check_disk, describe_made, fetch, repair, verify
+from m7b.hub.download import check_disk, describe_made, fetch, repair, verify
 from m7b.hub.layouts import DownloadFormat, fits
 from m7b.hub.plan import DownloadPlan, Source, Wish
 from m7b.hub.progress import FileProgress, Retries
@@ -49,7 +49,7 @@ __all__ = [
 def find_all(name: str, format: str | None = None) -> list[CheckpointRecord]:
     """Find the records of the checkpoints called `name`, the latest first.
 
-    `name` may be an address on a hub; where it says which file is meant, no other counts.
+    `name` may be an address on a hub; where it says which file or revision is meant, no other counts.
 
     Raises:
         UsageError: it is an address of something else than a model.
@@ -57,6 +57,7 @@ def find_all(name: str, format: str | None = None) -> list[CheckpointRecord]:
     records = shelf.find_records(name, format)
     if not records and (address := parse_address(name)):
         found = shelf.find_records(address.repo_id, format)
+        found = [one for one in found if one.is_revision(address.revision)]
         records = [one for one in found if any(fits(file.name, address.include) for file in one.files)]
     return records
 
@@ -101,12 +102,29 @@ def locate(name: str) -> Path:
     return Path(record.path)
 
 
-def find_present(name: str, wish: Wish) -> CheckpointRecord | None:
-    """Find the record that fulfils `wish` already. Files that m7b quantized from a download do not count."""
+def find_present(name: str, source: Source, wish: Wish) -> CheckpointRecord | None:
+    """Find the record that fulfils `wish` already. Files that m7b quantized from a download do not count.
+
+    Where the wish says which source it is, nothing from elsewhere counts.
+
+    Raises:
+        UsageError: another path is known by the name that this one would get.
+    """
     wish = expand_address(wish)
-    records = [one for one in shelf.find_records(name, wish.format) if one.source != MADE]
+    named = [one for one in shelf.find_records(name) if one.source != shelf.MADE]
+    records = [one for one in named if wish.format in (None, one.format) and one.is_revision(wish.revision)]
     records = [one for one in records if any(fits(file.name, wish.include) for file in one.files)]
-    return next((one for one in records if wish.revision in (None, one.revision)), None)
+    if wish.source is not None:
+        records = [one for one in records if (one.source, one.origin) == (source.kind, source.origin)]
+    if wish.copies:
+        records = [one for one in records if one.is_ours]
+    is_nameless = (wish.variant or wish.reference) is None
+    if is_nameless and any(one.origin != source.origin for one in named):
+        raise UsageError(
+            f"{name} is the name of {named[0].origin} already",
+            hint=f"give this one another: m7b download NAME --source {source.origin}",
+        )
+    return next(iter(records), None)
 
 
 def make_not_found_error(name: str) -> CheckpointNotFound:

@@ -14,10 +14,7 @@ from m7b.errors import OutOfResources, UsageError
 from m7b.hub import checksums, shelf
 from m7b.hub.plan import DownloadPlan, Source
 from m7b.hub.progress import FileProgress, Retries, map_progress, report_file
-from m7b.hub.shelf import CheckpointRecord, File
-
-MADE = "quantize"
-"""The `source` in the record of a file that `m7b quantize` made from a download."""
+from m7b.hub.shelf import MADE, CheckpointRecord, File
 
 _MARGIN = 64 << 20  # bytes for records, locks and other small files
 
@@ -119,7 +116,7 @@ def repair(record: CheckpointRecord, source: Source) -> Generator[FileProgress, 
             f"{record.name} lies in {record.folder}, and nobody else has it",
             hint="bring its files back by other means, or remove it with m7b rm",
         )
-    plan = yield from source.plan(record.name, Retries())
+    plan = replace((yield from source.plan(record.name, Retries())), requested=record.requested)
     if source.kind == "torrent":  # libtorrent compares the pieces and fetches those that differ
         os.replace(record.folder, plan.work)
     return (yield from fetch(record.name, source, plan))
@@ -138,6 +135,7 @@ def _make_record(name: str, kind: str, plan: DownloadPlan) -> CheckpointRecord:
         is_ours=plan.is_ours,
         fetched=time.time(),
         verified=time.time(),
+        requested=plan.requested,
     )
 
 

@@ -30,7 +30,8 @@ class DownloadPlan:
 
     The files end in `folder`; `path` is what will be loaded, the folder or one file in it. Where the folder
     `is_ours`, the download puts it together in `work` and renames that to `folder` when it is whole. The
-    download needs `n_disk` bytes of disk more than the files have.
+    download needs `n_disk` bytes of disk more than the files have. `requested` is the branch, tag or commit
+    that was asked for.
     """
 
     format: str
@@ -42,6 +43,7 @@ class DownloadPlan:
     n_here: int = 0
     n_disk: int = 0
     is_ours: bool = False
+    requested: str = ""
 
     @property
     def total(self) -> int:
@@ -69,6 +71,10 @@ class Source(Protocol):
     @property
     def kind(self) -> str:
         """hub, cdn, torrent, pypi or path."""
+
+    @property
+    def origin(self) -> str:
+        """What it fetches: a hub id, an address, the name of a wheel or a path, as records have it."""
 
     def plan(self, name: str, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
         """Plan the download of a checkpoint that will be called `name`."""

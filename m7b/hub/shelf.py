@@ -8,6 +8,7 @@ is inside.
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from m7b.errors import OutOfResources
 from m7b.hub import locks
 from m7b.hub.progress import FileProgress
 from m7b.paths import NoHome, checkpoints_folder
+
+MADE = "quantize"
+"""The `source` in the record of a file that `m7b quantize` made from a download."""
 
 _RECORD_BYTES = 1 << 22  # a record is read whole; a checkpoint has a dozen files
 
@@ -37,8 +41,9 @@ class CheckpointRecord:
     """A whole checkpoint. `path` is what is loaded; `files` lie in `folder`.
 
     `format` is hf, native, gguf or, of an adapter, peft. `origin` is what `source` fetched: a hub id, an
-    address or a path. `is_ours` says that the folder goes with the record; a folder that others share, or
-    that the user brought, stays. Times are seconds since 1970.
+    address or a path. `revision` is its commit, `requested` the branch, tag or commit that was asked for.
+    `is_ours` says that the folder goes with the record; a folder that others share, or that the user
+    brought, stays. Times are seconds since 1970.
     """
 
     name: str
@@ -52,27 +57,38 @@ class CheckpointRecord:
     is_ours: bool
     fetched: float
     verified: float
+    requested: str = ""
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    def is_revision(self, revision: str | None) -> bool:
+        """Whether `revision` is what was asked for or the beginning of the commit; None is any."""
+        is_commit = revision is not None and re.fullmatch("[0-9a-f]{7,40}", revision) is not None
+        return revision in (None, self.requested) or (is_commit and self.revision.startswith(str(revision)))
+
     @property
     def key(self) -> str:
         """The name of its folder, and of its own file without `.json`.
 
-        A repository can hold several GGUF files: each one that was fetched has a record.
+        Each of several GGUF files, which a repository holds or m7b has made, has a record.
         """
-        if (self.source, self.format) != ("hub", "gguf"):
+        if self.format != "gguf" or self.source not in ("hub", MADE):
             return make_key(self.name, self.format)
-        file = os.path.relpath(self.path, self.folder)
-        return make_key(f"{self.name}@{hashlib.sha256(file.encode()).hexdigest()[:8]}", self.format)
+        file = Path(self.path).relative_to(self.folder)
+        if self.source == MADE:
+            return make_key(self.name, self.format, file.stem)
+        return make_key(self.name, self.format, hashlib.sha256(file.as_posix().encode()).hexdigest()[:8])
 
 
-def make_key(name: str, format: str) -> str:
-    """Make the name of the folder and the record of a checkpoint: `instruct-v0.3.hf`, `org--name.gguf`."""
-    return f"{name.replace('/', '--')}.{format}"
+def make_key(name: str, format: str, file: str = "") -> str:
+    """Make the name of the folder and the record of a checkpoint: `instruct-v0.3.hf`, `org--x@q4_0.gguf`.
+
+    `file` tells one of several apart.
+    """
+    return f"{name.replace('/', '--')}{f'@{file}' if file else ''}.{format}"
 
 
 def list_records() -> list[CheckpointRecord]:

@@ -78,6 +78,9 @@ class ModelChoice:
         """
         if name := self.shelf_name:
             path, record = hub.locate(name), hub.find(name)
+            address = hub.parse_address(name)
+            if address and address.include and hub.find(found_again := f"{address.repo_id}:{path.stem}"):
+                return found_again, path  # and not by the name of all files of the repository
             return record.name if record else name, path
         assert self.path is not None
         return name_whole(self.path.resolve().name), self.path

@@ -52,7 +52,7 @@ def command(home, hub, *arguments):
 
 def m7b(home, hub, *arguments):
     words, environ = command(home, hub, *arguments)
-    return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=300, check=False)
 
 
 def start(home, hub, *arguments):
@@ -335,6 +335,21 @@ def test_several_gguf_files_of_a_repository_stand_side_by_side(home):
     assert not blobs(home)
 
 
+def test_an_address_of_another_revision_is_not_what_is_here(home):
+    """Found: `verify`, `rm` and `-m` took the revision that was here."""
+    with serving_hub(REPO, SMALL) as hub:
+        assert m7b(home, hub, "download", REPO, "--revision", "main").returncode == 0
+        hub.requests.clear()
+        for revision in ("main", hub.commit, hub.commit[:12]):
+            again = m7b(home, hub, "download", REPO, "--revision", revision)
+            assert "is here already" in again.stderr, again.stderr
+            assert m7b(home, None, "verify", f"https://hf.co/{REPO}/tree/{revision}").returncode == 0
+        assert not hub.requests
+    for revision in ("v2", "f" * 40, hub.commit[:6]):
+        assert m7b(home, None, "rm", f"https://hf.co/{REPO}/tree/{revision}", "-y").returncode == 2
+    assert fetched(home) == SMALL
+
+
 SPLIT = {f"Q4/a.Q4_0-0000{n}-of-00003.gguf": b"GGUF%d" % n for n in (1, 2, 3)}
 
 
@@ -431,7 +446,7 @@ def test_interrupted_it_says_nothing_and_goes_on_later(home):
         while not hub.sent["model.safetensors"]:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 130
         assert "Traceback" not in errors
         hub.rate = None
@@ -569,7 +584,7 @@ def test_on_a_terminal_it_shows_the_plan_and_asks(home):
             words, environ = command(home, hub, "complete", "-m", REPO, "Hello")
             if answer == "y":
                 words = [*words[:3], "download", REPO]
-            child = pexpect.spawn(words[0], words[1:], env=environ, encoding="utf-8", timeout=30)
+            child = pexpect.spawn(words[0], words[1:], env=environ, encoding="utf-8", timeout=300)
             child.expect("model.safetensors")
             child.expect("free in")
             child.expect(r"\[Y/n\]")

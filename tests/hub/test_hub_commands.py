@@ -356,13 +356,35 @@ def test_fewer_bits_are_made_of_what_was_fetched_and_not_of_fewer_bits(tmp_path,
     for quant in ("q4_0", "q8_0"):
         ran = call("download", "org/x", "--source", folder, "--quant", quant)
         assert ran.code == 0, ran.err
-        assert [one.path for one in hub.shelf.find_records("org/x", "gguf")] == [
-            str(home / "checkpoints" / "org--x.gguf" / f"{quant}.gguf")
-        ]
+        path = home / "checkpoints" / f"org--x@{quant}.gguf" / f"{quant}.gguf"
+        assert hub.find_path("org/x") == path
         assert hub.shelf.find_records("org/x", "gguf")[0].origin == str(folder)
         assert call("verify", "org/x").code == 0
         again = call("download", "org/x", "--source", folder, "--quant", quant)
         assert f"is here already in {quant}" in again.err
+    assert "is here already in q4_0" in call("download", "org/x", "--source", folder, "--quant", "q4_0").err
+    assert hub.find_path("org/x").name == "q4_0.gguf"  # the one that was wanted last
+    name, path = ModelChoice(path=Path("hf.co/org/x:q8_0")).locate()
+    assert path.name == "q8_0.gguf"
+    assert hub.find_path(name) == path  # where a conversation goes on with it
+
+
+def test_a_path_is_not_taken_for_another_of_the_same_name(tmp_path):
+    """Found: the second was "here already", and the first one ran."""
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir()
+        write_gguf(mistral(), tmp_path / side / "tiny.gguf")
+    assert call("download", "--source", tmp_path / "a" / "tiny.gguf").code == 0
+    assert_refused(
+        call("download", "--source", tmp_path / "b" / "tiny.gguf"), 2, str(tmp_path / "a"), "download NAME"
+    )
+    assert call("download", "other", "--source", tmp_path / "b" / "tiny.gguf").code == 0
+    assert hub.find_path("tiny") == tmp_path / "a" / "tiny.gguf"
+    assert hub.find_path("other") == tmp_path / "b" / "tiny.gguf"
+    assert "here already" in call("download", "--source", tmp_path / "a" / "tiny.gguf").err
+    copied = call("download", "--source", tmp_path / "a" / "tiny.gguf", "--copy")
+    assert copied.code == 0, copied.err
+    assert hub.find_path("tiny") != tmp_path / "a" / "tiny.gguf"
 
 
 def test_settings_say_what_runs_and_not_what_is_fetched(tmp_path, monkeypatch):

@@ -114,7 +114,7 @@ def fetch(
     Raises:
         CheckpointNotFound: it is not there, or the user does not want it after all.
     """
-    present = hub.find_present(name, wish)
+    present = hub.find_present(name, source, wish)
     if present:
         note(f"{name} is here already: {present.path}")
         return present

@@ -1,6 +1,7 @@
 """Writing a checkpoint in fewer bits: its progress on a terminal, and one beside what was downloaded."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,10 +52,12 @@ def quantize_record(record: hub.CheckpointRecord, to: QuantizeTarget) -> None:
             f"{record.name} has come as a GGUF file",
             hint="--include chooses another; m7b quantize rounds it again",
         )
-    path = checkpoints_folder() / hub.shelf.make_key(record.name, "gguf") / f"{to}.gguf"
-    if any(one.path == str(path) for one in hub.shelf.find_records(record.name)):
-        note(f"{record.name} is here already in {to}: {path}")
-        return
+    path = checkpoints_folder() / hub.shelf.make_key(record.name, "gguf", to) / f"{to}.gguf"
+    for made in hub.shelf.find_records(record.name):
+        if (made.path, made.origin, made.revision) == (str(path), record.path, record.revision):
+            note(f"{record.name} is here already in {to}: {path}")
+            hub.shelf.put(replace(made, fetched=time.time()))
+            return
     checkpoint = open_checkpoint(Path(record.path))
     path.parent.mkdir(parents=True, exist_ok=True)
     status = Status()

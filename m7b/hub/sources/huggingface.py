@@ -44,6 +44,11 @@ class HubSource:
     include: str | None = None
     kind: str = "hub"
 
+    @property
+    def origin(self) -> str:
+        """The hub id."""
+        return self.repo_id
+
     def plan(self, name: str, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
         """Plan the download of exactly one layout of the weights.
 
@@ -76,12 +81,13 @@ class HubSource:
         folder = self._repo_folder() / "snapshots" / commit
         return DownloadPlan(
             format=format,
-            origin=self.repo_id,
+            origin=self.origin,
             revision=commit,
             files=files,
             folder=folder,
             path=folder / names[0] if format == "gguf" else folder,
             n_here=sum(map(self._count_here, files)),
+            requested=self.revision or "",
         )
 
     def fetch(self, plan: DownloadPlan, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:

@@ -30,6 +30,11 @@ class PathSource:
     copies: bool = False
     kind: str = "path"
 
+    @property
+    def origin(self) -> str:
+        """The path, without links."""
+        return str(self.place.resolve())
+
     def plan(self, name: str, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
         """Plan which files to use, to copy or to unpack.
 
@@ -55,7 +60,7 @@ class PathSource:
         found = tuple(File(file.name, file.stat().st_size, "") for file in files)
         return DownloadPlan(
             format=format,
-            origin=str(place),
+            origin=self.origin,
             revision="",
             files=found,
             folder=folder,

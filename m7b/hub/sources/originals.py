@@ -53,6 +53,11 @@ class TarSource:
     release: Release
     kind: str = "cdn"
 
+    @property
+    def origin(self) -> str:
+        """The address of the tar."""
+        return self.release.url
+
     def plan(self, name: str, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
         """Plan the download of the tar; which files it holds shows when it is here."""
         url = self.release.url
@@ -79,6 +84,11 @@ class TorrentSource:
     uri: str = torrent.MAGNET
     network: Network = INTERNET
     kind: str = "torrent"
+
+    @property
+    def origin(self) -> str:
+        """The link, or the path of the file."""
+        return self.uri
 
     @property
     def name(self) -> str:

