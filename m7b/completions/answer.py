@@ -10,7 +10,7 @@ from m7b.completions.request import CompletionRequest
 from m7b.detokenizer import IncrementalDecoder
 from m7b.generation import Finished, GenerationEvent, TokenLogprob, Usage
 from m7b.models import Model
-from m7b.tokenizer import Tokenizer
+from m7b.tokenizer import TokenBytes, Tokenizer
 
 
 def answer_request(
@@ -104,6 +104,7 @@ class LogprobWriter:
     def __init__(self, completion: Completion) -> None:
         request = completion.request
         self._tokenizer = completion.model.tokenizer
+        self._bytes = TokenBytes(self._tokenizer)
         self._is_wanted = request.params.logprobs is not None
         self._is_chat = request.conversation is not None
         self._tells_end = request.echo
@@ -150,7 +151,8 @@ class LogprobWriter:
 
     def _name(self, token: int, logprob: float) -> dict[str, Any]:
         text = token_text(self._tokenizer, token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
+        of_text = self._bytes.read(token) or text.encode()  # a control token has its name
+        return {"token": text, "logprob": logprob, "bytes": list(of_text)}
 
 
 def _by_text(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, float]:

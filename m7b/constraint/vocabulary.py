@@ -4,36 +4,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from m7b.tokenizer import Tokenizer
-
-_UNDECODABLE = "\ufffd"
-_BYTE = re.compile("<0x([0-9A-F]{2})>")
+from m7b.tokenizer import TokenBytes, Tokenizer, read_byte_piece
 
 
 def list_token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """List the bytes that each id adds to a text in which it is not the first; none for control ids.
-
-    Each id is decoded after a letter. Where it is only a part of a character, its piece names the bytes:
-    `<0xE2>` in SentencePiece vocabularies, letters that stand for bytes in GPT-2's alphabet.
-    """
-    anchor = tokenizer.encode("a", bos=False)
-    start = len(tokenizer.decode(anchor))
-    alphabet = _build_byte_alphabet()
-
-    def find_bytes(token: int) -> bytes:
-        if tokenizer.is_control(token):
-            return b""
-        text = tokenizer.decode([*anchor, token])[start:]
-        if _UNDECODABLE not in text:
-            return text.encode()
-        piece = tokenizer.piece(token)
-        if byte := _BYTE.fullmatch(piece):
-            return bytes([int(byte[1], 16)])
-        if alphabet.keys() >= set(piece):
-            return bytes(alphabet[letter] for letter in piece)
-        return text.encode()
-
-    return [find_bytes(token) for token in range(tokenizer.vocab_size)]
+    """List the bytes that each id adds to a text in which it is not the first; none for control ids."""
+    token_bytes = TokenBytes(tokenizer)
+    return [token_bytes.read(token) for token in range(tokenizer.vocab_size)]
 
 
 def strips_space(tokenizer: Tokenizer, tokens: Sequence[bytes]) -> bool:
@@ -67,7 +44,9 @@ class Vocabulary:
         tokens = list_token_bytes(tokenizer)[:vocab_size]
         self.strips_space = strips_space(tokenizer, tokens)
         # SentencePiece never writes <0x41> for the A that it has a piece for, nor takes <0x20> for its space.
-        byte_ids = {token for token in range(len(tokens)) if _BYTE.fullmatch(tokenizer.piece(token))}
+        byte_ids = {
+            token for token in range(len(tokens)) if read_byte_piece(tokenizer.piece(token)) is not None
+        }
         pieces = {text for token, text in enumerate(tokens) if token not in byte_ids}
         for token in byte_ids:
             if tokens[token] in pieces:
@@ -151,13 +130,6 @@ def _make_encoder(
         return found if exact else list(encode_greedily(text.encode()))
 
     return encode
-
-
-def _build_byte_alphabet() -> dict[str, int]:
-    """Build GPT-2's letters for bytes: visible Latin-1 stands for itself, other bytes count from U+0100."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _make_bits(ids: Iterable[int]) -> int:

@@ -25,6 +25,7 @@ from m7b.tokenizer.gguf import from_gguf
 from m7b.tokenizer.mistral import OFFICIAL_SHA256, MistralTokenizer, official_file
 from m7b.tokenizer.save import save_tokenizer
 from m7b.tokenizer.to_gguf import to_gguf
+from m7b.tokenizer.token_bytes import TokenBytes, read_byte_piece
 
 __all__ = [
     "OFFICIAL_SHA256",
@@ -35,6 +36,7 @@ __all__ = [
     "MistralTokenizer",
     "OfficialVocabulary",
     "SentencePieceFile",
+    "TokenBytes",
     "Tokenizer",
     "TokenizerJson",
     "TokenizerSource",
@@ -45,6 +47,7 @@ __all__ = [
     "match_controls",
     "name_control",
     "official_file",
+    "read_byte_piece",
     "save_tokenizer",
     "select_ends",
     "to_gguf",

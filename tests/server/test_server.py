@@ -211,6 +211,23 @@ def test_logprobs_stream_with_their_text(endpoint, fields, served, model):
                 assert_alike([entry for part in told for entry in part[name]], expected)
 
 
+def test_the_bytes_of_tokens_make_the_text(served, model):
+    """Found: those of a part of a character were the letters of its name."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "\U0001f9a9 \xe9"}}}
+    fields = {
+        "model": model,
+        "messages": MESSAGES,
+        "response_format": form,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    choice = served.post("/v1/chat/completions", **fields, max_tokens=60).json()["choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert len(entries) > len(choice["message"]["content"])
+    told = bytes(byte for entry in entries for byte in entry["bytes"]).decode()
+    assert told.lstrip() == choice["message"]["content"]  # a text loses SentencePiece's space in front
+
+
 def assert_alike(found, expected):
     """Compare JSON; of dense weights, sums over more than eight tokens differ in their last bits."""
     if isinstance(expected, dict):
