@@ -19,6 +19,10 @@ ANYTHING: Need = frozenset()
 NOTHING: Need = frozenset({(FALSE, True)})
 
 
+class WholeNumber(int):
+    """An integer of a type that has no other numbers: it is written as 1, never as 1.0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Values:
     """Some of null, booleans, numbers and strings."""
@@ -102,6 +106,8 @@ def intersect(a: Case, b: Case) -> Case | None:
     match a, b:
         case Values(), _:
             kept = tuple(value for value in a.values if contains(b, value))
+            if isinstance(b, Numbers) and b.is_integral:
+                kept = tuple(WholeNumber(value or 0) for value in kept)
             return Values(kept) if kept else None
         case _, Values():
             return intersect(b, a)

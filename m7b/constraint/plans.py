@@ -20,6 +20,7 @@ from m7b.constraint.cases import (
     Numbers,
     Objects,
     Values,
+    WholeNumber,
     intersect,
     item_at,
 )
@@ -368,10 +369,12 @@ def make_key(value: Any) -> str:
 
 
 def spell(value: bool | int | float | str | None) -> list[str]:
-    """The JSON texts of a value: whole numbers have two."""
+    """The JSON texts of a value: whole numbers have two, but where they must be integers."""
     if not is_number(value):
         return [write_json(value)]
     assert isinstance(value, int | float)
+    if isinstance(value, WholeNumber):
+        return [str(value)]
     whole = [str(int(value)), f"{int(value)}.0"] if value == int(value) else []
     own = json.dumps(value)
     return list(dict.fromkeys([own, *whole]))

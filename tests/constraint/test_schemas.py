@@ -242,6 +242,10 @@ def test_numbers_stay_between_their_bounds(is_integral):
     [
         ({"type": "integer", "minimum": 0, "maximum": 2**64 - 1}, [0, 2**64 - 1, 2**53], [-1, 2**64]),
         ({"const": 1}, [1, 1.0], [2, True]),
+        ({"const": 1, "type": "integer"}, [1], [2, 1.0, True]),
+        ({"type": "integer", "enum": [1, 2.0]}, [1, 2], [1.0, 2.0, 3]),
+        ({"items": {"enum": [1, "a"], "type": ["string", "integer"]}, "uniqueItems": True, "type": "array"},
+         [[1, "a"], ["a"]], [[1.0], [1, 1]]),
         ({"type": "array", "maxItems": 10**12, "items": {"maxLength": 10**12}}, [["a"]], [1]),
         ({"enum": [{"a": [1, {}]}, "x"]}, [{"a": [1, {}]}, "x"], [{"a": [1]}, {"a": [1, {}], "b": 1}]),
         ({"type": "integer", "format": "uint32", "x-order": 1, "nullable": True}, [1], [None, 1.5]),
