@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from m7b.commands.config import apply_settings
-from m7b.commands.shared.lazy import COMMANDS, LazyGroup
+from m7b.commands.shared.lazy import LazyGroup
 from m7b.commands.shared.options import plain
 from m7b.errors import ExitCode, M7bError
 from m7b.render import PipeClosed, note
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(app(arguments or ["--help"], prog_name="m7b", standalone_mode=False) or 0)
     except TyperException as error:
-        note(f"{plain(error.format_message()).rstrip()}; see {_help_for(arguments)}{_dash_hint(arguments)}")
+        note(f"{plain(error.format_message()).rstrip()}; see {_help_for(error)}{_dash_hint(arguments)}")
         return ExitCode.USAGE
     except M7bError as error:
         note(f"{error}{_dash_hint(arguments) if error.exit_code == ExitCode.USAGE else ''}")
@@ -88,10 +88,14 @@ def _is_nowhere() -> bool:
     return False
 
 
-def _help_for(arguments: Sequence[str]) -> str:
-    """The command line that explains what `arguments` could be."""
-    name = next((word for word in arguments if word in COMMANDS), None)
-    return f"m7b {name} --help" if name else "m7b --help"
+def _help_for(error: TyperException) -> str:
+    """The command line that explains the command that `error` is of."""
+    names: list[str] = []
+    context = getattr(error, "ctx", None)
+    while context and context.parent:
+        names.insert(0, context.info_name)
+        context = context.parent
+    return " ".join(["m7b", *names, "--help"])
 
 
 def _dash_hint(arguments: Sequence[str]) -> str:
