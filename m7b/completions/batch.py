@@ -28,12 +28,16 @@ class RequestFile:
         resume: keep the whole lines that `target` already has and skip as many requests.
 
     Raises:
-        UsageError: `source` cannot be read, or `target` exists and `resume` is not set.
+        UsageError: `source` cannot be read, or `target` exists and `resume` is not set, or it is no file.
     """
 
     def __init__(self, source: Path, target: Path | None = None, *, resume: bool = False) -> None:
         if resume and not target:
             raise UsageError("--resume needs --output", hint="name the file to carry on with")
+        if target and target.exists() and not target.is_file():
+            raise UsageError(
+                f"{target} is no regular file", hint="name another, or leave out -o to write to stdout"
+            )
         if target and target.exists() and not resume:
             raise UsageError(
                 f"{target} exists", hint="add --resume to carry on with it, or name another file"

@@ -516,6 +516,14 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("target", ["/dev/null", "."])
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_answers_go_to_a_file_and_to_nothing_else(target, more, complete):
+    ran = complete("--jsonl", "-", "-o", target, *more, stdin=lines(*REQUESTS))
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "no regular file; name another, or leave out -o" in ran.err
+
+
 @pytest.mark.parametrize(
     "kept",
     [lines({"id": 7, "choices": []}), lines(b"nonsense"), lines(1), lines([1]), BATCH, ANSWERS],
