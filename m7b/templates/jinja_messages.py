@@ -7,19 +7,25 @@ from typing import Any
 
 from m7b.errors import InvalidConversation
 
+_SAY_SOMETHING = ("user", "system", "developer")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def read_message(message: Mapping[str, Any]) -> dict[str, Any]:
     """Read a message: no `prefix` and nothing that is null, content in text or parts, arguments in objects.
 
-    Null content is text without a character.
+    Null content of an answer or a result is text without a character.
 
     Raises:
-        InvalidConversation: it has no role, or its content is something other than text.
+        InvalidConversation: it has no role, or its content is missing or something other than text.
     """
-    if not isinstance(message.get("role"), str):
+    role = message.get("role")
+    if not isinstance(role, str):
         raise InvalidConversation("UsageError", "a message has no role")
+    if role in _SAY_SOMETHING and message.get("content") is None:
+        raise InvalidConversation(
+            "UsageError", f"a {role} message has no content; it must be text, which may be empty"
+        )
     fields = {name: value for name, value in message.items() if name != "prefix" and value is not None}
     fields["content"] = _read_content(fields.get("content", ""))
     if isinstance(calls := fields.get("tool_calls"), list):
@@ -50,7 +56,11 @@ def _read_part(part: Any) -> dict[str, Any]:
             return {"type": "text", **part}
         case {"type": "refusal", "refusal": str() as text}:
             return {"type": "text", "text": text}
-    raise InvalidConversation("UsageError", "a message holds something other than text")
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    what = kind if isinstance(kind, str) else "a part"
+    raise InvalidConversation(
+        "UsageError", f"a message holds {what} without text; this model reads text alone"
+    )
 
 
 def _read_call(call: Any) -> Any:
