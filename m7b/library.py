@@ -12,10 +12,11 @@ from typing import Any
 
 from m7b.completions import Choice, Completion, CompletionRequest, answer_request, parse_request
 from m7b.constraint import AnyJson, Grammar, JsonSchema, Lark, Regex
-from m7b.errors import M7bError
+from m7b.errors import M7bError, UsageError
 from m7b.generation import (
     EngineOptions,
     Finished,
+    FinishReason,
     GenerationEvent,
     SamplingParams,
     TextDelta,
@@ -179,7 +180,11 @@ def ask(session: Session, text: str, toolbox: Toolbox | None = None, *, limit: i
 
     With a `toolbox`, calls are made as the model asks for them, unasked, for at most `limit` rounds; without
     one, an answer that calls tools is returned as it is, with the calls in `extra["tool_calls"]`.
+
+    Raises:
+        UsageError: `max_tokens` were used up before a text began or a call ended; the turn is taken back.
     """
+    before = session.messages
     finished = _finish(session.send(text))
     for n_left in reversed(range(limit if toolbox else 0)):
         if not finished.calls:
@@ -188,8 +193,15 @@ def ask(session: Session, text: str, toolbox: Toolbox | None = None, *, limit: i
         results = [
             (call, toolbox.call(call.name, json.loads(call.arguments)).content) for call in finished.calls
         ]
+        before = session.messages
         finished = _finish(session.return_results(results, may_call=n_left > 0))
-    return session.find_last("assistant")
+    if session.messages != before:
+        return session.find_last("assistant")
+    if finished.reason is FinishReason.LENGTH:
+        raise UsageError(
+            f"{len(finished.tokens)} tokens hold no text and no whole call", hint="set max_tokens to more"
+        )
+    return Message("assistant", "")  # nothing was said, and the turn is taken back
 
 
 def score(model: Model, text: str, *, top: int = 0) -> list[TokenLogprob]:

@@ -8,6 +8,7 @@ import pytest
 import m7b
 from m7b.errors import CheckpointNotFound, UsageError
 from m7b.models import Loading
+from tests.support.checkpoints import write_v3
 from tests.support.tiny import CTX_SIZE, WINDOW, call, write_tiny
 
 PROMPT = "The capital of France is"
@@ -117,6 +118,22 @@ def test_asking_in_a_chat_gives_what_the_command_prints(model, tiny):
     answer = m7b.ask(session, "Hello!")
     assert answer.text.strip() == printed.strip()
     assert [message.role for message in session.messages] == ["system", "user", "assistant"]
+
+
+def test_nothing_said_is_not_the_answer_before(model):
+    said = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Good day."}]
+    session = m7b.chat(model, messages=said, logit_bias={2: 100.0}, max_tokens=5)
+    assert m7b.ask(session, "And now?").text == ""
+    assert len(session.messages) == 2
+
+
+def test_a_call_that_is_cut_off_is_told(tmp_path):
+    """Found: the answer before came once more, or "there is no assistant message yet"."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    model = m7b.load(write_v3(tmp_path / "v3"), chat_template="v3")
+    session = m7b.chat(model, tools=[tool], tool_choice="look", max_tokens=4)
+    with pytest.raises(UsageError, match="4 tokens hold no text and no whole call; set max_tokens to more"):
+        m7b.ask(session, "Hello!")
 
 
 def test_a_model_without_a_template_cannot_chat(tiny):

@@ -1,11 +1,15 @@
 """A tool with canned answers: what Mistral 7B is told about the weather when nobody is online."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 CELSIUS = {"Paris": 18.5, "Oslo": 7.0, "Cairo": 31.0}
 
 
-def get_weather(city: str, unit: Literal["celsius", "fahrenheit"] = "celsius") -> dict[str, str | float]:
+def get_weather(
+    city: Annotated[str, Field(max_length=40)], unit: Literal["celsius", "fahrenheit"] = "celsius"
+) -> dict[str, str | float]:
     """Get the current temperature in a city.
 
     Args:

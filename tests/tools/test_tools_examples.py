@@ -50,7 +50,11 @@ def test_the_weather_is_known_in_both_scales():
                 "parameters": {
                     "type": "object",
                     "properties": {
-                        "city": {"type": "string", "description": "the name of the city, in English."},
+                        "city": {
+                            "type": "string",
+                            "maxLength": 40,
+                            "description": "the name of the city, in English.",
+                        },
                         "unit": {
                             "type": "string",
                             "enum": ["celsius", "fahrenheit"],
