@@ -77,7 +77,7 @@ class CheckpointRecord:
         """
         if self.format != "gguf" or self.source not in ("hub", MADE):
             return make_key(self.name, self.format)
-        file = Path(self.path).relative_to(self.folder)
+        file = Path(os.path.relpath(self.path, self.folder))
         if self.source == MADE:
             return make_key(self.name, self.format, file.stem)
         return make_key(self.name, self.format, hashlib.sha256(file.as_posix().encode()).hexdigest()[:8])
