@@ -231,12 +231,13 @@ def _find_place(
     if background:
         offer_missing(choice)
         identity = identify(choice, plain, chat_template)
-        if engine.adapter and (running := find_record(identity)):
+        running = find_record(identity) if engine.adapter or public else None
+        if running and engine.adapter:
             raise UsageError(
                 f"{running.name} is served already, perhaps with other adapters",
                 hint="m7b serve --stop ends that",
             )
-        if public and (running := find_record(identity)) and not _is_among(public, running.addresses):
+        if running and public and not _is_among(public, running.addresses):
             raise UsageError(
                 f"{running.name} is served already, at {running.where}", hint="m7b serve --stop ends that"
             )
@@ -264,9 +265,9 @@ def _is_among(public: tuple[str, int] | Path, addresses: Sequence[str]) -> bool:
     """Whether one of `addresses` is a place where a server is to listen; port 0 is any."""
     if isinstance(public, Path):
         return f"unix:{public}" in addresses
-    host, port = public
+    host, port = _resolve(public[0]), public[1]
     found = [urlsplit(address) for address in addresses if address.startswith("http")]
-    return any(one.hostname in _resolve(host) and port in (0, one.port) for one in found)
+    return any(one.hostname in host and port in (0, one.port) for one in found)
 
 
 def _resolve(host: str) -> set[str]:

@@ -66,8 +66,9 @@ class CheckpointRecord:
 
     def is_revision(self, revision: str | None) -> bool:
         """Whether `revision` is what was asked for or the beginning of the commit; None is any."""
-        is_commit = revision is not None and re.fullmatch("[0-9a-f]{7,40}", revision) is not None
-        return revision in (None, self.requested) or (is_commit and self.revision.startswith(str(revision)))
+        if revision is None or revision == self.requested:
+            return True
+        return re.fullmatch("[0-9a-f]{7,40}", revision) is not None and self.revision.startswith(revision)
 
     @property
     def key(self) -> str:

@@ -1,6 +1,7 @@
 """The bytes that single ids stand for, also where they are but a part of a character."""
 
 import re
+from functools import cache
 
 from m7b.tokenizer.base import Tokenizer
 
@@ -42,6 +43,7 @@ def read_byte_piece(piece: str) -> int | None:
     return int(found[1], 16) if found else None
 
 
+@cache
 def _build_byte_alphabet() -> dict[str, int]:
     """Build GPT-2's letters for bytes: visible Latin-1 stands for itself, other bytes count from U+0100."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
